@@ -12,8 +12,16 @@ import pybind11
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import ExecError
 
 ROOT = Path(__file__).resolve().parent
+
+
+def _run(command: list[str | Path]) -> None:
+    try:
+        subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ExecError("cmake stopped with an error; its message is above") from error
 
 
 class BuildPackages(build_py):
@@ -29,9 +37,12 @@ class BuildExtension(build_ext):
     """Configure and build in build/<ABI>, which is kept, so that a second build compiles only what changed."""
 
     def build_extension(self, ext: Extension) -> None:
+        for program in ("cmake", "ninja"):
+            if shutil.which(program) is None:
+                raise ExecError(f"{program} is not in PATH, and building ckd-kernels needs it: pip install {program}")
         directory = ROOT / "build" / sysconfig.get_config_var("SOABI")
         self._start_clean_unless_ours(directory)
-        subprocess.run(
+        _run(
             [
                 "cmake",
                 *("-S", ROOT, "-B", directory, "-G", "Ninja"),
@@ -42,11 +53,10 @@ class BuildExtension(build_ext):
                 f"-DCKD_VERSION={self.distribution.get_version()}",
                 f"-DCKD_CUDA={os.environ.get('CKD_CUDA', 'AUTO')}",
                 f"-DCKD_CUDA_ARCHS={os.environ.get('CKD_CUDA_ARCHS', '')}",
-            ],
-            check=True,
+            ]
         )
         self._stamp(directory).write_text(self._identity())
-        subprocess.run(["cmake", "--build", directory], check=True)
+        _run(["cmake", "--build", directory])
 
         built = directory / Path(self.get_ext_filename(ext.name)).name
         target = Path(self.get_ext_fullpath(ext.name))

@@ -2,10 +2,10 @@
 
 set(CKD_DEFAULT_ARCHS 80 90 100 120)
 
-# Sets CKD_WITH_CUDA, CKD_NVCC_VERSION and CKD_CHOSEN_ARCHS, enables the language, and says what was chosen and why.
+# Sets CKD_WITH_CUDA and, when that is ON, CMAKE_CUDA_COMPILER and CKD_CHOSEN_ARCHS; says what was chosen and why.
+# The caller enables the language: CMake allows that at file scope only.
 function(ckd_choose_cuda)
   set(CKD_WITH_CUDA OFF PARENT_SCOPE)
-  set(CKD_NVCC_VERSION "" PARENT_SCOPE)
   set(CKD_CHOSEN_ARCHS "" PARENT_SCOPE)
 
   string(TOUPPER "${CKD_CUDA}" choice)
@@ -67,28 +67,22 @@ function(ckd_choose_cuda)
     endforeach()
   endif()
 
-  set(CMAKE_CUDA_COMPILER "${nvcc}")
-  set(CMAKE_CUDA_ARCHITECTURES "${archs}")
-  enable_language(CUDA)
   list(JOIN archs " " text)
-  message(STATUS "CUDA kernels: built (CKD_CUDA=${choice}, nvcc ${CMAKE_CUDA_COMPILER_VERSION} at ${nvcc}) for ${text}")
+  message(STATUS "CUDA kernels: built (CKD_CUDA=${choice}, ${nvcc}) for ${text}")
   set(CKD_WITH_CUDA ON PARENT_SCOPE)
-  set(CKD_NVCC_VERSION "${CMAKE_CUDA_COMPILER_VERSION}" PARENT_SCOPE)
   set(CKD_CHOSEN_ARCHS "${archs}" PARENT_SCOPE)
+  set(CMAKE_CUDA_COMPILER "${nvcc}" PARENT_SCOPE)
 endfunction()
 
 # Adds csrc/cuda/*.cu to _C.
 function(ckd_add_cuda_kernels)
-  add_library(ckd_cuda OBJECT ${CKD_CUDA_SOURCES})
-  set_target_properties(ckd_cuda PROPERTIES
-    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden
-    CUDA_ARCHITECTURES "${CKD_CHOSEN_ARCHS}" CUDA_RUNTIME_LIBRARY Static)
-  target_include_directories(ckd_cuda PRIVATE csrc/include)
-  # The first four keep the arithmetic that of the CPU: separate multiply and add, IEEE division and root, subnormals.
-  target_compile_options(ckd_cuda PRIVATE -fmad=false -prec-div=true -prec-sqrt=true -ftz=false
-    -Xcompiler=-Wall,-ffp-contract=off)
-  target_sources(_C PRIVATE $<TARGET_OBJECTS:ckd_cuda>)
-  set_target_properties(_C PROPERTIES CUDA_RUNTIME_LIBRARY Static LINKER_LANGUAGE CXX)
   find_package(CUDAToolkit REQUIRED)
+  target_sources(_C PRIVATE ${CKD_CUDA_SOURCES})
+  set_target_properties(_C PROPERTIES
+    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden
+    CUDA_ARCHITECTURES "${CKD_CHOSEN_ARCHS}" CUDA_RUNTIME_LIBRARY Static LINKER_LANGUAGE CXX)
+  # The first four keep the arithmetic that of the CPU: separate multiply and add, IEEE division and root, subnormals.
+  target_compile_options(_C PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:\
+-fmad=false;-prec-div=true;-prec-sqrt=true;-ftz=false;-Xcompiler=-Wall,-ffp-contract=off>")
   target_link_libraries(_C PRIVATE CUDA::cudart_static)
 endfunction()
