@@ -74,15 +74,13 @@ function(ckd_choose_cuda)
   set(CMAKE_CUDA_COMPILER "${nvcc}" PARENT_SCOPE)
 endfunction()
 
-# Adds csrc/cuda/*.cu to _C.
-function(ckd_add_cuda_kernels)
+# Adds csrc/cuda/*.cu to a target.
+function(ckd_add_cuda_kernels target)
   find_package(CUDAToolkit REQUIRED)
-  target_sources(_C PRIVATE ${CKD_CUDA_SOURCES})
-  set_target_properties(_C PROPERTIES
-    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden
-    CUDA_ARCHITECTURES "${CKD_CHOSEN_ARCHS}" CUDA_RUNTIME_LIBRARY Static LINKER_LANGUAGE CXX)
+  target_sources(${target} PRIVATE ${CKD_CUDA_SOURCES})
+  set_target_properties(${target} PROPERTIES
+    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
   # The first four keep the arithmetic that of the CPU: separate multiply and add, IEEE division and root, subnormals.
-  target_compile_options(_C PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:\
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:\
 -fmad=false;-prec-div=true;-prec-sqrt=true;-ftz=false;-Xcompiler=-Wall,-ffp-contract=off>")
-  target_link_libraries(_C PRIVATE CUDA::cudart_static)
 endfunction()
