@@ -1,0 +1,10 @@
+"""Fused multi-step spiking-neuron kernels for PyTorch."""
+
+from . import layers, surrogate
+from .backend import build_info, use_backend
+from .functional import LIFOutput, lif, sam
+from .neuron import Neuron
+
+__version__ = "0.1.0"
+
+__all__ = ["LIFOutput", "Neuron", "build_info", "layers", "lif", "sam", "surrogate", "use_backend"]

@@ -1,0 +1,121 @@
+"""Which backend serves a call, and what was built."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
+_MODULES = {"reference": "reference", "cpu": "native", "cuda": "native", "triton": "triton"}
+
+_override: str | None = None
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs every call inside the ``with`` block, and its backward pass, on one backend.
+
+    The choice is the process's, not the thread's.  The environment variable ``CKD_BACKEND``
+    does the same for a whole run; this overrides it.
+
+    Args:
+        name: ``"reference"`` (pure PyTorch), ``"cpu"`` (C++), ``"cuda"`` (CUDA C++), ``"triton"``,
+            or ``"auto"`` (the fastest that is there).
+
+    Raises:
+        ValueError: no such backend.  A call that the backend cannot serve raises RuntimeError.
+
+    Example:
+        >>> import ckd_kernels as ck
+        >>> with ck.use_backend("reference"):
+        ...     spikes = ck.lif(torch.ones(4, 2), ck.Neuron.paper())
+    """
+    global _override
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    before, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = before
+
+
+def requested() -> str:
+    """The backend that the innermost `use_backend` names; "auto" outside of any."""
+    return _override or "auto"
+
+
+def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The backend module that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does."""
+    if name == "auto":
+        name = os.environ.get("CKD_BACKEND") or "auto"
+        if name not in BACKENDS:
+            raise ValueError(f"CKD_BACKEND must be one of {', '.join(BACKENDS)}; got {name!r}")
+    if name == "auto":
+        name = _choose(device.type)
+    module = _load(name)
+    reason = module.unavailable(name, device.type, dtype)
+    if reason is not None:
+        raise RuntimeError(
+            f"backend {name!r} cannot run {op} on {device} in {str(dtype).removeprefix('torch.')}: {reason}"
+        )
+    return module
+
+
+@functools.lru_cache(maxsize=None)
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.backends.{_MODULES[name]}")
+
+
+@functools.lru_cache(maxsize=None)
+def _choose(device_type: str) -> str:
+    """The fastest backend for a device type; warns once where that is the slow reference."""
+    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
+    reasons = []
+    for name in candidates:
+        reason = _load(name).unavailable(name, device_type, torch.float32)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    missing = "; ".join(reasons) or "no kernels exist for this device"
+    warnings.warn(
+        f"ckd_kernels runs on the slow pure-PyTorch reference for {device_type} tensors ({missing}).",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return "reference"
+
+
+def build_info() -> dict[str, Any]:
+    """What was compiled and what can run here.
+
+    Returns:
+        A dict: ``version``; ``compiled``, the build's own facts (compiler, CUDA version and
+        architectures, CPU instruction sets) or None without the compiled module; ``backends``,
+        each backend's name with ``"available"`` or the reason why it is not.
+
+    Example:
+        >>> import ckd_kernels
+        >>> ckd_kernels.build_info()["backends"]["reference"]
+        'available'
+    """
+    from . import __version__
+    from .backends import native
+
+    devices = {"reference": "cpu", "cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+    return {
+        "version": __version__,
+        "compiled": native.compiled_facts(),
+        "backends": {
+            name: _load(name).unavailable(name, device, torch.float32) or "available"
+            for name, device in devices.items()
+        },
+    }

@@ -1,0 +1,165 @@
+"""Which neuron: how it charges, fires and resets, as one immutable value.
+
+A :class:`Neuron` holds no state and no tensors; functions and layers take one as an
+argument, and two equal ones are the same neuron on every backend.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .surrogate import BY_CLASS_NAME, ATan, Sigmoid, Surrogate, Triangle
+
+CHARGES = ("decay", "leak", "leak_input", "integrate")
+RESETS = ("hard", "soft", "soft_delayed", "none")
+_PLAIN = ("charge", "decay", "tau", "threshold", "v_reset", "reset", "strict", "detach_reset")
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A multi-step spiking neuron.  With membrane potential ``v`` and input ``x[t]``:
+
+    ============== =================================== =======================================
+    charge         h[t] =                              used by
+    ============== =================================== =======================================
+    ``decay``      ``v*decay + x[t]``                  CKDSNN, snnTorch (``beta``)
+    ``leak``       ``v - (v - v_reset)/tau + x[t]``    SpikingJelly LIF, ``decay_input=False``
+    ``leak_input`` ``v + (x[t] - (v - v_reset))/tau``  SpikingJelly LIF, ``decay_input=True``
+    ``integrate``  ``v + x[t]``                        IF
+    ============== =================================== =======================================
+
+    It fires, ``s[t] = 1``, where ``h[t] >= threshold`` (``h[t] > threshold`` with ``strict``).
+
+    ================ ===========================================================================
+    reset            v after step t
+    ================ ===========================================================================
+    ``hard``         ``v_reset`` where it fired, else ``h[t]``
+    ``soft``         ``h[t] - s[t]*threshold`` (and 0 stands for v_reset in the charge)
+    ``soft_delayed`` ``h[t]``; ``threshold*s[t]`` is subtracted from ``h[t+1]`` (snnTorch)
+    ``none``         ``h[t]``
+    ================ ===========================================================================
+
+    Args:
+        charge: one of the charges above.
+        decay: factor of v a time step, in [0, 1]; only with ``charge="decay"`` (default 0.5).
+        tau: membrane time constant in time steps, > 1 for ``leak`` and >= 1 for ``leak_input``;
+            only with those (default 2.0).
+        threshold: firing threshold, finite.
+        v_reset: potential after a spike and at the start; only with ``reset="hard"`` (default 0.0).
+        reset: one of the resets above.
+        strict: fire at ``h > threshold`` instead of ``h >= threshold``.
+        detach_reset: no gradient through the reset; refused with ``reset="none"``.
+        surrogate: surrogate derivative, see :mod:`ckd_kernels.surrogate`.
+
+    Raises:
+        TypeError, ValueError: a value out of its range, or one that the charge or the reset does not use.
+
+    Example:
+        >>> from ckd_kernels import Neuron, surrogate
+        >>> Neuron(charge="leak_input", tau=2.0, surrogate=surrogate.Sigmoid(4.0)) == Neuron.spikingjelly_lif()
+        True
+    """
+
+    charge: str = "decay"
+    decay: float | None = None
+    tau: float | None = None
+    threshold: float = 1.0
+    v_reset: float | None = None
+    reset: str = "hard"
+    strict: bool = False
+    detach_reset: bool = False
+    surrogate: Surrogate = Triangle()
+    spec: str = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.charge not in CHARGES:
+            raise ValueError(f"charge must be one of {', '.join(CHARGES)}; got {self.charge!r}")
+        if self.reset not in RESETS:
+            raise ValueError(f"reset must be one of {', '.join(RESETS)}; got {self.reset!r}")
+        for name in ("strict", "detach_reset"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.surrogate, Surrogate) or type(self.surrogate) is Surrogate:
+            raise TypeError(f"surrogate must be one of ckd_kernels.surrogate, e.g. Triangle(); got {self.surrogate!r}")
+        self._settle("decay", 0.5, used=self.charge == "decay", by="charge='decay'")
+        self._settle("tau", 2.0, used=self.charge in ("leak", "leak_input"), by="charge='leak' or 'leak_input'")
+        self._settle("v_reset", 0.0, used=self.reset == "hard", by="reset='hard'")
+        self._settle("threshold", 1.0, used=True, by="")
+        if self.decay is not None and not 0.0 <= self.decay <= 1.0:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay!r}")
+        if self.charge == "leak" and not self.tau > 1.0:  # type: ignore[operator]
+            raise ValueError(f"tau must be > 1 for charge='leak', got {self.tau!r}; for no leak use charge='integrate'")
+        if self.charge == "leak_input" and not self.tau >= 1.0:  # type: ignore[operator]
+            raise ValueError(f"tau must be >= 1 for charge='leak_input', got {self.tau!r}")
+        if self.detach_reset and self.reset == "none":
+            raise ValueError("detach_reset is not used with reset='none'; leave it False")
+        # Text that determines the neuron: how it travels through torch.library's schemas.
+        object.__setattr__(self, "spec", "|".join(repr(getattr(self, name)) for name in _PLAIN + ("surrogate",)))
+
+    def _settle(self, name: str, default: float, *, used: bool, by: str) -> None:
+        value = getattr(self, name)
+        if not used:
+            if value is not None:
+                raise ValueError(f"{name}={value!r} is only used with {by}; leave it out")
+            return
+        if value is None:
+            value = default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {value!r}; learnable values are an argument of lif()")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value!r}")
+        object.__setattr__(self, name, float(value))
+
+    @staticmethod
+    @functools.lru_cache(maxsize=None)
+    def from_spec(spec: str) -> Neuron:
+        """The neuron whose ``spec`` attribute is ``spec``."""
+        *values, surrogate = spec.split("|")
+        name, alpha = surrogate.removesuffix(")").split("(alpha=")
+        plain = {field: ast.literal_eval(value) for field, value in zip(_PLAIN, values, strict=True)}
+        return Neuron(**plain, surrogate=BY_CLASS_NAME[name](float(alpha)))
+
+    @property
+    def leak_name(self) -> str | None:
+        """The parameter of the charge that may be learnt: ``"decay"``, ``"tau"`` or None."""
+        return {"decay": "decay", "leak": "tau", "leak_input": "tau"}.get(self.charge)
+
+    @property
+    def rest(self) -> float:
+        """Membrane potential before the first step, and what stands for v_reset in the charge."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    def fire_level(self, dtype: torch.dtype) -> float:
+        """The least ``h`` of ``dtype`` that fires, so that ``h >= fire_level`` is the only comparison."""
+        threshold = torch.tensor(self.threshold, dtype=dtype)
+        if self.strict:
+            threshold = torch.nextafter(threshold, torch.tensor(math.inf, dtype=dtype))
+        return threshold.item()
+
+    @classmethod
+    def paper(cls) -> Neuron:
+        """The CKDSNN paper's LIFSpike: decay 0.5, strict threshold 1, hard reset to 0, triangle."""
+        return cls(charge="decay", decay=0.5, strict=True, surrogate=Triangle(1.0))
+
+    @classmethod
+    def spikingjelly_lif(cls) -> Neuron:
+        """SpikingJelly's ``LIFNode()`` with its defaults."""
+        return cls(charge="leak_input", tau=2.0, surrogate=Sigmoid(4.0))
+
+    @classmethod
+    def spikingjelly_if(cls) -> Neuron:
+        """SpikingJelly's ``IFNode()`` with its defaults."""
+        return cls(charge="integrate", surrogate=Sigmoid(4.0))
+
+    @classmethod
+    def snntorch_leaky(cls, beta: float) -> Neuron:
+        """snnTorch's ``Leaky(beta)`` with its defaults: the subtraction is delayed by a step and detached."""
+        return cls(
+            charge="decay", decay=beta, strict=True, reset="soft_delayed", detach_reset=True, surrogate=ATan(2.0)
+        )

@@ -1,0 +1,1 @@
+"""torch.library ops: schemas, fakes and autograd, one file an op."""

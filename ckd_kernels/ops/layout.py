@@ -1,0 +1,122 @@
+"""How a tensor lies in memory, as the kernels see it.
+
+Every kernel sees ``[outer, steps, rows, channels, inner]``: what lies outside time, time,
+and what lies inside it, split at the channels where an op needs them.  A contiguous
+``[T, B, C, H, W]`` has outer 1, rows B, inner H*W; ``[B, T, C, H, W]`` has outer B, rows 1;
+channels-last memory has rows B*H*W, inner 1.  So neither axis order nor memory format is copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """Sizes as the kernels see them, and how to allocate what belongs to them."""
+
+    outer: int
+    steps: int
+    rows: int
+    channels: int
+    inner: int
+    repeated: bool  # x holds one frame, read at every time step
+    sizes: tuple[int, ...]  # of the output: x's, with all its time steps
+    order: tuple[int, ...]  # dimensions from the outermost to the innermost in memory
+    time_dim: int
+    channel_dim: int  # -1: the op does not tell channels apart
+
+    @property
+    def frame(self) -> int:
+        """Elements of one time step of one outer index."""
+        return self.rows * self.channels * self.inner
+
+    def empty(self, like: Tensor, *, dtype: torch.dtype | None = None, without: tuple[int, ...] = ()) -> Tensor:
+        """An uninitialised tensor, dense in this order, lacking the dimensions ``without``."""
+        sizes, strides = self._shape(without)
+        return torch.empty_strided(sizes, strides, dtype=dtype or like.dtype, device=like.device)
+
+    def aligned(self, t: Tensor, *, dtype: torch.dtype | None = None, without: tuple[int, ...] = ()) -> Tensor:
+        """``t`` itself where it has this order and dtype, else a copy that has."""
+        sizes, strides = self._shape(without)
+        same = all(n == 1 or a == b for n, a, b in zip(sizes, t.stride(), strides, strict=True))
+        if same and (dtype is None or t.dtype == dtype):
+            return t
+        return self.empty(t, dtype=dtype, without=without).copy_(t)
+
+    def _shape(self, without: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        sizes, strides, step = list(self.sizes), [1] * len(self.sizes), 1
+        for d in reversed(self.order):
+            if d not in without:
+                strides[d] = step
+                step = step * max(sizes[d], 1)
+        kept = [d for d in range(len(sizes)) if d not in without]
+        return [sizes[d] for d in kept], [strides[d] for d in kept]
+
+
+def _memory_order(
+    sizes: Sequence[int], strides: Sequence[int], time_dim: int, channel_dim: int
+) -> tuple[int, ...] | None:
+    """Dimensions from the outermost to the innermost in memory; None where that is not dense."""
+    order = sorted((d for d in range(len(sizes)) if sizes[d] != 1), key=lambda d: (-strides[d], d))
+    expected = 1
+    for d in reversed(order):
+        if strides[d] != expected:
+            return None
+        expected = expected * sizes[d]
+    # Dimensions of size 1 have no place of their own: they go behind those named before them.
+    for d in range(len(sizes)):
+        if sizes[d] == 1:
+            leads = d == time_dim and 0 <= channel_dim < time_dim
+            at = 0 if leads else 1 + max((order.index(e) for e in range(d)), default=-1)
+            order.insert(at, d)
+    return tuple(order)
+
+
+def _layout(
+    sizes: Sequence[int], strides: Sequence[int], time_dim: int, time_steps: int, channel_dim: int
+) -> Layout | None:
+    order = _memory_order(sizes, strides, time_dim, channel_dim)
+    if order is None:
+        return None
+    at = order.index(time_dim)
+    inside = order[at + 1 :]
+    if channel_dim < 0:
+        rows, channels, inner = 1, 1, math.prod(sizes[d] for d in inside)
+    elif channel_dim in inside:
+        c = inside.index(channel_dim)
+        rows, channels = math.prod(sizes[d] for d in inside[:c]), sizes[channel_dim]
+        inner = math.prod(sizes[d] for d in inside[c + 1 :])
+    else:
+        return None
+    outer = math.prod(sizes[d] for d in order[:at])
+    repeated = sizes[time_dim] != time_steps
+    out_sizes = tuple(time_steps if d == time_dim else n for d, n in enumerate(sizes))
+    return Layout(outer, time_steps, rows, channels, inner, repeated, out_sizes, order, time_dim, channel_dim)
+
+
+_cached_layout = functools.lru_cache(maxsize=4096)(_layout)
+
+
+def layout_of(x: Tensor, *, time_dim: int, time_steps: int, channel_dim: int) -> Layout | None:
+    """The layout of x, or None where a kernel cannot see it in place and it has to be copied.
+
+    ``x`` has ``time_steps`` time steps, or one that stands for all of them.
+    """
+    sizes, strides = tuple(x.shape), tuple(x.stride())
+    if torch.compiler.is_compiling() or not all(type(n) is int for n in (*sizes, *strides)):
+        return _layout(sizes, strides, time_dim, time_steps, channel_dim)
+    return _cached_layout(sizes, strides, time_dim, time_steps, channel_dim)
+
+
+def dense(x: Tensor, *, time_dim: int, channel_dim: int) -> Tensor:
+    """x itself where the kernels can see it in place, else a copy that they can."""
+    if layout_of(x, time_dim=time_dim, time_steps=x.shape[time_dim], channel_dim=channel_dim) is not None:
+        return x
+    # Time outermost, the rest in the order of their indices: always seen in place.
+    return x.movedim(time_dim, 0).contiguous().movedim(0, time_dim)
