@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .surrogate import BY_CLASS_NAME, ATan, Sigmoid, Surrogate, Triangle
+from .surrogate import BY_NAME, ATan, Sigmoid, Surrogate, Triangle
 
 CHARGES = ("decay", "leak", "leak_input", "integrate")
 RESETS = ("hard", "soft", "soft_delayed", "none")
@@ -100,7 +100,8 @@ class Neuron:
         if self.detach_reset and self.reset == "none":
             raise ValueError("detach_reset is not used with reset='none'; leave it False")
         # Text that determines the neuron: how it travels through torch.library's schemas.
-        object.__setattr__(self, "spec", "|".join(repr(getattr(self, name)) for name in _PLAIN + ("surrogate",)))
+        values = [repr(getattr(self, name)) for name in _PLAIN]
+        object.__setattr__(self, "spec", "|".join([*values, self.surrogate.name, repr(self.surrogate.alpha)]))
 
     def _settle(self, name: str, default: float, *, used: bool, by: str) -> None:
         value = getattr(self, name)
@@ -120,10 +121,9 @@ class Neuron:
     @functools.lru_cache(maxsize=None)
     def from_spec(spec: str) -> Neuron:
         """The neuron whose ``spec`` attribute is ``spec``."""
-        *values, surrogate = spec.split("|")
-        name, alpha = surrogate.removesuffix(")").split("(alpha=")
+        *values, name, alpha = spec.split("|")
         plain = {field: ast.literal_eval(value) for field, value in zip(_PLAIN, values, strict=True)}
-        return Neuron(**plain, surrogate=BY_CLASS_NAME[name](float(alpha)))
+        return Neuron(**plain, surrogate=BY_NAME[name](float(alpha)))
 
     @property
     def leak_name(self) -> str | None:

@@ -257,4 +257,4 @@ class Erf(Surrogate):
         return (1.0 + torch.erf(self.alpha * u)) / 2.0
 
 
-BY_CLASS_NAME: dict[str, type[Surrogate]] = {cls.__name__: cls for cls in Surrogate.__subclasses__()}
+BY_NAME: dict[str, type[Surrogate]] = {cls.name: cls for cls in Surrogate.__subclasses__()}

@@ -87,14 +87,14 @@ def _layout(
     at = order.index(time_dim)
     inside = order[at + 1 :]
     if channel_dim < 0:
-        rows, channels, inner = 1, 1, math.prod(sizes[d] for d in inside)
+        rows, channels, inner = 1, 1, math.prod([sizes[d] for d in inside])
     elif channel_dim in inside:
         c = inside.index(channel_dim)
-        rows, channels = math.prod(sizes[d] for d in inside[:c]), sizes[channel_dim]
-        inner = math.prod(sizes[d] for d in inside[c + 1 :])
+        rows, channels = math.prod([sizes[d] for d in inside[:c]]), sizes[channel_dim]
+        inner = math.prod([sizes[d] for d in inside[c + 1 :]])
     else:
         return None
-    outer = math.prod(sizes[d] for d in order[:at])
+    outer = math.prod([sizes[d] for d in order[:at]])
     repeated = sizes[time_dim] != time_steps
     out_sizes = tuple(time_steps if d == time_dim else n for d, n in enumerate(sizes))
     return Layout(outer, time_steps, rows, channels, inner, repeated, out_sizes, order, time_dim, channel_dim)

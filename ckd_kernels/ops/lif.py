@@ -246,6 +246,7 @@ class LIFFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, v_init, leak, *ctx.options, return_v, return_sam, save_checkpoints = inputs
+        ctx.returned = return_v, return_sam
         _, v, sam, checkpoints = output
         ctx.save_for_backward(x, v_init, leak, checkpoints if save_checkpoints else None)
         unused = [t for t, used in ((v, return_v), (sam, return_sam), (checkpoints, False)) if not used]
@@ -255,7 +256,11 @@ class LIFFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple:
-        grad_spikes, grad_v, grad_sam, _ = grad_outputs
+        # torch.compile hands gradients even for outputs that carry none.
+        return_v, return_sam = ctx.returned
+        grad_spikes = grad_outputs[0]
+        grad_v = grad_outputs[1] if return_v else None
+        grad_sam = grad_outputs[2] if return_sam else None
         if grad_spikes is None and grad_v is None and grad_sam is None:
             return (None,) * 11
         x, v_init, leak, checkpoints = ctx.saved_tensors
