@@ -39,5 +39,6 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of ckd_kernels. Private: use the functions of ckd_kernels.";
-  m.def("build_info", &build_info, "Compile-time facts: version, compiler, CPU levels, CUDA toolkit and architectures.");
+  m.def("build_info", &build_info,
+        "Compile-time facts: version, compiler, CPU levels, CUDA toolkit and architectures.");
 }
