@@ -1,0 +1,174 @@
+"""What a distillation method is: a module from the outputs of student and teacher to named parts of the loss."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
+from ckdsnn.models.registry import nearest
+
+METHODS: dict[str, type[Method]] = {}
+
+MethodType = TypeVar("MethodType", bound="type[Method]")
+
+
+def register_method(name: str) -> Any:
+    """Class decorator that makes a method available to :func:`build_method` under ``name``."""
+
+    def add(cls: MethodType) -> MethodType:
+        if name in METHODS:
+            raise ValueError(f"a method named {name!r} is registered already")
+        METHODS[name] = cls
+        return cls
+
+    return add
+
+
+class Method(nn.Module):
+    """Base of all methods: cross-entropy with the labels, plus what a subclass adds in :meth:`distill`.
+
+    A subclass says what it needs by the attributes below, implements :meth:`distill`, and registers itself; nothing else
+    has to know of it.  Its parameters (projections, learnable scales) train with the student.
+
+    Args:
+        label_smoothing: of the cross-entropy, in [0, 1].
+
+    Attributes:
+        needs_teacher: whether there is a teacher at all.
+        sam_stages: stages whose spike activation map the student must return; build it with them.
+        teacher_map: which saliency map of the teacher, see :func:`~ckdsnn.losses.saliency_map`.
+        teacher_map_stages, teacher_feature_stages: stages of the teacher whose maps and features are needed.  Negative
+            stages count from the end.
+        teacher_mode: ``"eval"`` or ``"train"``.
+        student_options: options of the student that belong to the method's preset.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        self.label_smoothing = label_smoothing
+        self.sam_stages: tuple[int, ...] = ()
+        self.student_feature_stages: tuple[int, ...] = ()
+        self.teacher_map = "grad_cam"
+        self.teacher_map_stages: tuple[int, ...] = ()
+        self.teacher_feature_stages: tuple[int, ...] = ()
+        self.teacher_mode = "eval"
+        self.student_options: dict[str, Any] = {}
+
+    def bind(self, student: nn.Module, teacher: nn.Module | None = None) -> Method:
+        """Check that student and teacher fit the method and each other, and make the modules that depend on them.
+
+        To be called once, before the optimiser is made.
+
+        Raises:
+            ValueError: no teacher where one is needed, other classes, a stage or a map that one of them does not return.
+        """
+        for stage in self.sam_stages:
+            number = resolve_stage(stage, student.num_stages)  # type: ignore[arg-type]
+            if number not in student.sam_stages:  # type: ignore[operator]
+                raise ValueError(
+                    f"the method needs the spike activation map of stage {number}, but the student returns those of "
+                    f"{student.sam_stages}; build it with sam_stages={self.sam_stages}"
+                )
+        for stage in self.student_feature_stages:
+            resolve_stage(stage, student.num_stages)  # type: ignore[arg-type]
+        if not self.needs_teacher:
+            return self
+        if teacher is None:
+            raise ValueError(f"method {type(self).__name__} needs a teacher, got None")
+        if student.num_classes != teacher.num_classes:
+            raise ValueError(f"the student has {student.num_classes} classes but the teacher {teacher.num_classes}")
+        for stage in (*self.teacher_map_stages, *self.teacher_feature_stages):
+            resolve_stage(stage, teacher.num_stages)  # type: ignore[arg-type]
+        self.make_modules(student, teacher)
+        return self
+
+    def make_modules(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Make what depends on the two networks' channels; nothing by default."""
+
+    def forward(
+        self, student: SNNOutput, teacher: ANNOutput | None, target: Tensor, *, epoch: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Parts of the loss: scalars by name, the first one ``"ce"``; their sum is the loss.
+
+        Args:
+            student: output of the student on the batch.
+            teacher: output of the teacher on the same batch; None where ``needs_teacher`` is False.
+            target: labels, int64 [B].
+            epoch: epochs done so far, with fraction; for warm-ups.
+
+        Raises:
+            ValueError: an output that lacks what the method needs.
+        """
+        if not self.needs_teacher:
+            return {"ce": self.cross_entropy(student, target)}
+        if teacher is None:
+            raise ValueError(f"method {type(self).__name__} needs the teacher's output, got None")
+        return {"ce": self.cross_entropy(student, target), **self.distill(student, teacher, target, epoch)}
+
+    def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
+        """Cross-entropy of the mean logits."""
+        return F.cross_entropy(student.logits, target, label_smoothing=self.label_smoothing)
+
+    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+        """The parts that the teacher adds, weighted."""
+        raise NotImplementedError(f"{type(self).__name__} needs a teacher and must implement distill")
+
+
+class NoiseSource(nn.Module):
+    """A random generator whose state travels in state_dict, and with it in the checkpoint.
+
+    It lives on the CPU: the numbers are the same whatever the device, and few.
+
+    Args:
+        seed: of the generator; give every process of a distributed run another one.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
+
+
+def build_method(name: str, **options: Any) -> Method:
+    """The method registered under ``name``.
+
+    Args:
+        name: a key of ``METHODS``, e.g. ``"ckd"``.
+        options: arguments of that method, see its docstring.
+
+    Raises:
+        ValueError: unknown name, or a value that the method refuses.
+        TypeError: an option that the method does not have.
+
+    Example:
+        >>> build_method("kd", tau=2.0).needs_teacher
+        True
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}" + nearest(name, list(METHODS)))
+    known = known_options(METHODS[name])
+    for option in options:
+        if option not in known:
+            raise TypeError(f"method {name!r} has no option {option!r}" + nearest(option, known))
+    return METHODS[name](**options)
+
+
+def known_options(cls: type[Method]) -> list[str]:
+    """Names of the options of a method: its arguments, and the fields of the dataclass that its ``**options`` fill."""
+    parameters = inspect.signature(cls).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    return names + list(getattr(cls, "option_fields", ()))

@@ -1,0 +1,14 @@
+"""No distillation."""
+
+from .base import Method, register_method
+
+
+@register_method("ce")
+class CrossEntropy(Method):
+    """Cross-entropy with the labels alone: ``CE(z_st, y)``, the baseline of all baselines.
+
+    Args:
+        label_smoothing: in [0, 1].
+    """
+
+    needs_teacher = False

@@ -1,0 +1,79 @@
+"""The SAMD and the NLD term as modules, shared by the methods that are made of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ckdsnn.losses.nld import nld_loss
+from ckdsnn.losses.saliency import grad_cam_spiking, saliency_map
+from ckdsnn.losses.samd import samd_loss
+from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
+
+from .base import NoiseSource
+from .presets import NLDOptions, SAMDOptions
+
+
+class SAMDTerm(nn.Module):
+    """:func:`~ckdsnn.losses.samd_loss` of student and teacher outputs, mean over the stages."""
+
+    def __init__(self, options: SAMDOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.stages = options.stages
+        self.teacher_stages = options.stages if options.teacher_stages is None else options.teacher_stages
+        self.sam_stages = options.stages if options.student_map == "sam" else ()
+
+    def forward(self, student: SNNOutput, teacher: ANNOutput, target: Tensor) -> Tensor:
+        losses = [
+            samd_loss(
+                self._student_map(student, stage, target),
+                self._teacher_map(teacher, teacher_stage, target),
+                normalisation=self.options.normalisation,
+                scaling=self.options.scaling,
+                temperature=self.options.temperature,
+                temperature_factor=self.options.temperature_factor,
+            )
+            for stage, teacher_stage in zip(self.stages, self.teacher_stages, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _student_map(self, student: SNNOutput, stage: int, target: Tensor) -> Tensor:
+        features = pick_stage(student.features, stage, "the student's features")
+        if self.options.student_map == "grad_cam":
+            return grad_cam_spiking(student.step_logits, features, target)
+        number = next(key for key, value in student.features.items() if value is features)
+        sam = pick_stage(student.sams, number, "spike activation maps")
+        return sam * (features.shape[0] * features.shape[2]) if self.options.reduction == "sum" else sam
+
+    def _teacher_map(self, teacher: ANNOutput, stage: int, target: Tensor) -> Tensor:
+        if stage in teacher.cams:
+            return teacher.cams[stage]
+        return saliency_map(self.options.teacher_map, teacher, stage, target)
+
+
+class NLDTerm(nn.Module):
+    """:func:`~ckdsnn.losses.nld_loss` with its generator and, where it is learnt, its strength."""
+
+    def __init__(self, options: NLDOptions, seed: int) -> None:
+        super().__init__()
+        self.options = options
+        self.noise = NoiseSource(seed)
+        self.strength: float | None | nn.Parameter = options.strength
+        if options.learnable_strength:
+            self.strength = nn.Parameter(torch.tensor(0.1 if options.strength is None else options.strength))
+
+    def forward(self, student: SNNOutput, teacher: ANNOutput) -> Tensor:
+        return nld_loss(
+            student.logits,
+            teacher.logits,
+            generator=self.noise.generator,
+            temperature=self.options.temperature,
+            noise=self.options.noise,
+            strength=self.strength,
+            distribution=self.options.distribution,
+            spread=self.options.spread,
+            sigma=self.options.sigma,
+            mixing=self.options.mixing,
+            detach_statistics=self.options.detach_statistics,
+        )

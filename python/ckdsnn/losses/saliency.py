@@ -1,0 +1,158 @@
+"""Where a network looks: Grad-CAM in closed form and by autograd, and class activation maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ckdsnn.models.outputs import ANNOutput, pick_stage, resolve_stage
+
+from .divergence import full_precision
+
+TEACHER_MAPS = ("grad_cam", "class_weights")
+
+
+def _check_features(features: Tensor, target: Tensor) -> None:
+    if features.dim() != 4:
+        raise ValueError(f"features must be [B, C, H, W], got {list(features.shape)}")
+    if target.shape != features.shape[:1]:
+        raise ValueError(f"target must be [{features.shape[0]}], one class a sample, got {list(target.shape)}")
+
+
+def class_activation_map(features: Tensor, classifier_weight: Tensor, target: Tensor) -> Tensor:
+    """``relu(sum_c W[target, c] * F_c)``: the class activation map of ``target`` under a linear head.
+
+    Zhou et al.: Learning deep features for discriminative localization (2016), equation 2, with a ReLU.
+
+    Args:
+        features: F, [B, C, H, W], what global average pooling and the linear layer see.
+        classifier_weight: W, [K, C].
+        target: class of each sample, int64 [B].
+
+    Returns:
+        float32 [B, H, W] (float64 for float64).
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check_features(features, target)
+    if classifier_weight.dim() != 2 or classifier_weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"classifier_weight must be [K, {features.shape[1]}] to fit the features, got {list(classifier_weight.shape)}"
+        )
+    weights = full_precision(classifier_weight)[target]
+    return torch.einsum("bchw,bc->bhw", full_precision(features), weights).relu()
+
+
+def grad_cam_closed_form(features: Tensor, classifier_weight: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM of the last stage under global average pooling and one linear layer, without a backward pass.
+
+    There the gradient of the target's logit is ``W[target, c] / (H*W)`` at every position, hence
+    ``M = relu(sum_c W[target, c] / (H*W) * F_c)``: the class activation map divided by H*W.
+
+    Args, returns, raises:
+        as :func:`class_activation_map`.
+
+    Example:
+        >>> features = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # B 1, C 2, H 1, W 2
+        >>> grad_cam_closed_form(features, torch.tensor([[1.0, -1.0], [3.0, 1.0]]), torch.tensor([1]))
+        tensor([[[1.5000, 1.0000]]])
+    """
+    positions = features.shape[-2] * features.shape[-1]
+    return class_activation_map(features, classifier_weight, target) / positions
+
+
+def grad_cam(logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM by autograd: ``relu(sum_c w_c F_c)`` with w_c the spatial mean of dlogit[target]/dF_c.
+
+    Selvaraju et al.: Grad-CAM (2017), equations 1 and 2.  The weights are constants: gradients flow from the map to
+    ``features`` only, never through the weights (spiking neurons have no second derivative).
+
+    Args:
+        logits: [B, K], computed from ``features`` with gradients enabled.
+        features: F, [B, C, H, W], part of the graph of ``logits``.
+        target: class of each sample, int64 [B].
+
+    Returns:
+        float32 [B, H, W] (float64 for float64).
+
+    Raises:
+        ValueError: shapes that do not fit.
+        RuntimeError: ``logits`` was not computed from ``features`` with gradients enabled.
+
+    Example:
+        >>> features = torch.rand(2, 3, 4, 4, requires_grad=True)
+        >>> grad_cam(features.mean((2, 3)), features, torch.tensor([0, 2])).shape
+        torch.Size([2, 4, 4])
+    """
+    _check_features(features, target)
+    weights = _channel_weights(logits, features, target).mean((2, 3))
+    return torch.einsum("bchw,bc->bhw", full_precision(features), full_precision(weights)).relu()
+
+
+def grad_cam_spiking(step_logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM of a spiking network: that of the mean logits and of the features averaged over time.
+
+    ``M = relu(sum_c w_c mean_t F_tc)``, w_c the spatial mean of the gradient of ``mean_t logit_t[target]``, summed over
+    time (the features' average gets the sum of its terms' gradients).  Surrogate gradients stand for the
+    derivatives of the neurons between ``features`` and the logits; there are none after the last stage.
+
+    Args:
+        step_logits: [T, B, K].
+        features: [T, B, C, H, W], part of the graph of ``step_logits``.
+        target: class of each sample, int64 [B].
+
+    Returns, raises:
+        as :func:`grad_cam`.
+    """
+    if features.dim() != 5:
+        raise ValueError(f"features must be [T, B, C, H, W], got {list(features.shape)}")
+    _check_features(features[0], target)
+    weights = _channel_weights(step_logits.mean(0), features, target).sum(0).mean((2, 3))
+    return torch.einsum("bchw,bc->bhw", full_precision(features.mean(0)), full_precision(weights)).relu()
+
+
+def _channel_weights(logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
+    if not features.requires_grad or not logits.requires_grad:
+        raise RuntimeError(
+            "logits were not computed from features with gradients enabled, which Grad-CAM by autograd needs; "
+            "run the forward pass under torch.enable_grad(), or use grad_cam_closed_form"
+        )
+    with torch.enable_grad():
+        score = logits.gather(1, target[:, None]).sum()
+    return torch.autograd.grad(score, features, retain_graph=True)[0]
+
+
+def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Tensor:
+    """The teacher's saliency map at ``stage``.
+
+    Args:
+        kind: ``"grad_cam"``, Grad-CAM of the target's logit, in closed form where it holds (last stage, linear head) and
+            by autograd elsewhere; or ``"class_weights"``, the class activation map of the class that the teacher predicts, as
+            in the released code of CKDSNN (last stage and linear head only).
+        output: of the teacher, with the features of all stages; with their graph where autograd is needed.
+        stage: from 1, or negative from the end.
+        target: class of each sample, int64 [B]; not looked at by ``"class_weights"``.
+
+    Returns:
+        float32 [B, H, W].
+
+    Raises:
+        ValueError: unknown kind, a stage that does not exist, class weights that are not there.
+        RuntimeError: autograd is needed and the output has no graph.
+    """
+    if kind not in TEACHER_MAPS:
+        raise ValueError(f"teacher_map must be one of {', '.join(TEACHER_MAPS)}, got {kind!r}")
+    features = pick_stage(output.features, stage, "the teacher's features")
+    num_stages = max(output.features)
+    linear = output.classifier_weight is not None and resolve_stage(stage, num_stages) == num_stages
+    if linear and kind == "grad_cam":
+        return grad_cam_closed_form(features, output.classifier_weight, target)  # type: ignore[arg-type]
+    if linear:
+        return class_activation_map(features, output.classifier_weight, output.logits.argmax(1))  # type: ignore[arg-type]
+    if kind == "class_weights":
+        raise ValueError(
+            f"teacher_map='class_weights' needs the last stage of a teacher whose head is global average pooling and one "
+            f"linear layer; stage {stage} of this one is not: use teacher_map='grad_cam'"
+        )
+    return grad_cam(output.logits, features, target)

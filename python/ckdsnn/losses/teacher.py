@@ -1,0 +1,72 @@
+"""The frozen teacher: what a method asks of it, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ckdsnn.models.outputs import ANNOutput, pick_stage, resolve_stage
+
+from .methods.base import Method
+from .saliency import saliency_map
+
+
+class FrozenTeacher(nn.Module):
+    """A teacher that never trains: no gradient for its parameters, and its mode does not follow ``.train()``.
+
+    Args:
+        model: a network that returns :class:`ANNOutput`, with ``num_stages``, and ``classifier_weight`` where the closed
+            form of Grad-CAM holds.
+        method: what is asked for: ``method.teacher_map`` and ``method.teacher_map_stages`` (saliency maps),
+            ``method.teacher_feature_stages``, and ``method.teacher_mode``: ``"eval"``, or ``"train"`` as in the released code of
+            CKDSNN, where the teacher's BN normalises by the batch and goes on updating its running statistics.
+
+    Call:
+        images and target [B] -> :class:`ANNOutput` whose ``cams`` and ``features`` hold what the method asked for, keyed by
+        the stages as the method named them.  All tensors are detached.  In eval mode they depend on each (image, target)
+        alone, so that they may be cached.
+
+    Raises:
+        ValueError: a stage that the model does not have; a class activation map where the head is not linear.
+    """
+
+    def __init__(self, model: nn.Module, method: Method) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.map_kind = method.teacher_map
+        self.map_stages = method.teacher_map_stages
+        self.feature_stages = method.teacher_feature_stages
+        self.mode = method.teacher_mode
+        self.num_stages: int = model.num_stages  # type: ignore[assignment]
+        for stage in (*self.map_stages, *self.feature_stages):
+            resolve_stage(stage, self.num_stages)
+        self.train(False)
+
+    @property
+    def classifier_weight(self) -> Tensor | None:
+        """The model's, [K, C] or None."""
+        return self.model.classifier_weight  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Ignores ``mode``: the method decides which mode the teacher is in."""
+        super().train(self.mode == "train")
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, target: Tensor) -> ANNOutput:
+        differentiated = [stage for stage in self.map_stages if self._needs_autograd(stage)]
+        if differentiated:
+            # Gradients are needed from the first such stage on; parameters are frozen, so the graph begins there.
+            with torch.enable_grad():
+                first = min(resolve_stage(stage, self.num_stages) for stage in differentiated)
+                out = self.model(images, differentiable_from=first)
+        else:
+            out = self.model(images)
+        cams = {stage: saliency_map(self.map_kind, out, stage, target).detach() for stage in self.map_stages}
+        features = {stage: pick_stage(out.features, stage, "features").detach() for stage in self.feature_stages}
+        weight = None if out.classifier_weight is None else out.classifier_weight.detach()
+        return ANNOutput(out.logits.detach(), features, weight, cams)
+
+    def _needs_autograd(self, stage: int) -> bool:
+        is_last = resolve_stage(stage, self.num_stages) == self.num_stages
+        return self.map_kind == "grad_cam" and not (is_last and self.classifier_weight is not None)

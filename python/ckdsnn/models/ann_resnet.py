@@ -1,0 +1,117 @@
+"""Conventional residual networks: the teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .layout import RESNET19, RESNET20, RESNET20_DVS, ResNetLayout, conv3x3, projection, small_layout
+from .outputs import ANNOutput
+from .registry import register_model
+
+
+class BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN, plus the shortcut, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = projection(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.norm1(self.conv1(x)))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return torch.relu(self.norm2(self.conv2(out)) + shortcut)
+
+
+class ANNResNet(nn.Module):
+    """A residual network for small images: stem, stages of basic blocks, global average pooling, one linear layer.
+
+    Args:
+        layout: stem and stages.
+        num_classes: K.
+        in_channels: channels of the images.
+
+    Call:
+        images [B, in_channels, H, W], or frames [T, B, in_channels, H, W] that are averaged over time
+        -> :class:`ANNOutput` with the features of all stages.  With ``differentiable_from`` the features of that stage start a
+        new graph, so that Grad-CAM can differentiate by them and by later ones although all parameters are frozen.
+    """
+
+    def __init__(self, layout: ResNetLayout, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.num_stages = len(layout.widths)
+        self.stage_channels = layout.widths
+        stem: list[nn.Module] = []
+        channels = in_channels
+        for width in layout.stem:
+            stem += [conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        self.stem = nn.Sequential(*stem)
+        self.stages = nn.ModuleList()
+        for blocks, width, stride in zip(layout.blocks, layout.widths, layout.strides, strict=True):
+            first = BasicBlock(channels, width, stride)
+            self.stages.append(nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1))))
+            channels = width
+        self.classifier = nn.Linear(channels, num_classes)
+
+    @property
+    def classifier_weight(self) -> Tensor:
+        """[K, C]: class weights on the pooled features of the last stage."""
+        return self.classifier.weight
+
+    def forward(self, images: Tensor, *, differentiable_from: int | None = None) -> ANNOutput:
+        x = self.stem(static_images(images, self.in_channels))
+        features = {}
+        for number, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            if number == differentiable_from:
+                x = x.detach().requires_grad_()
+            features[number] = x
+        return ANNOutput(self.classifier(x.mean((2, 3))), features, self.classifier_weight)
+
+
+def static_images(images: Tensor, in_channels: int) -> Tensor:
+    """``images`` [B, C, H, W] as they are; frames [T, B, C, H, W] averaged over time.
+
+    Raises:
+        ValueError: another number of dimensions, or of channels than ``in_channels``.
+    """
+    if images.dim() not in (4, 5) or images.shape[-3] != in_channels:
+        raise ValueError(
+            f"images must be [B, {in_channels}, H, W] or frames [T, B, {in_channels}, H, W], got {list(images.shape)}"
+        )
+    return images if images.dim() == 4 else images.mean(0)
+
+
+@register_model("ann_resnet19")
+def ann_resnet19(num_classes: int, in_channels: int = 3, width: float = 1.0) -> ANNResNet:
+    """ResNet-19: 3, 3, 2 blocks at 128, 256, 512 channels; ``width`` multiplies all channel counts."""
+    return ANNResNet(RESNET19.scaled(width), num_classes, in_channels)
+
+
+@register_model("ann_resnet20")
+def ann_resnet20(num_classes: int, in_channels: int = 3, width: float = 1.0) -> ANNResNet:
+    """ResNet-20: 3, 3, 3 blocks at 16, 32, 64 channels; ``width`` multiplies all channel counts."""
+    return ANNResNet(RESNET20.scaled(width), num_classes, in_channels)
+
+
+@register_model("ann_resnet20_dvs")
+def ann_resnet20_dvs(num_classes: int, in_channels: int = 2, width: float = 1.0) -> ANNResNet:
+    """The ResNet-20 of CIFAR10-DVS: three stem convolutions, 2, 2, 2, 2 blocks at 64 to 512 channels."""
+    return ANNResNet(RESNET20_DVS.scaled(width), num_classes, in_channels)
+
+
+@register_model("ann_resnet_small")
+def ann_resnet_small(
+    num_classes: int, in_channels: int = 1, widths: Sequence[int] = (12, 24, 48), blocks: Sequence[int] = (1, 1, 1)
+) -> ANNResNet:
+    """A residual network small enough for a laptop CPU."""
+    return ANNResNet(small_layout(widths, blocks), num_classes, in_channels)

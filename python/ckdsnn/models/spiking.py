@@ -1,0 +1,164 @@
+"""Building blocks of spiking networks over [T, B, C, H, W] tensors: the one place where BN meets a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ckd_kernels import LIFOutput, Neuron, layers, sam
+
+from .registry import nearest
+
+NEURONS: dict[str, Callable[[], Neuron]] = {
+    "paper": Neuron.paper,
+    "spikingjelly_lif": Neuron.spikingjelly_lif,
+    "spikingjelly_if": Neuron.spikingjelly_if,
+}
+
+
+def as_neuron(neuron: Neuron | str) -> Neuron:
+    """``neuron`` itself, or the preset of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if isinstance(neuron, str):
+        if neuron not in NEURONS:
+            raise ValueError(f"unknown neuron {neuron!r}" + nearest(neuron, list(NEURONS)))
+        return NEURONS[neuron]()
+    return neuron
+
+
+def spiking_layer(neuron: Neuron) -> layers.LIF | layers.IF:
+    """The layer of ckd_kernels for ``neuron``."""
+    return layers.IF(neuron) if neuron.charge == "integrate" else layers.LIF(neuron)
+
+
+def per_step(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply ``module``, which knows nothing of time, to [T, B, ...] with time and batch taken together."""
+    out: Tensor = module(x.flatten(0, 1))
+    return out.unflatten(0, x.shape[:2])
+
+
+class NormNeuron(nn.Module):
+    """BN over time and batch, plus a residual, then a spiking neuron.
+
+    Args:
+        channels: C.
+        neuron: which neuron.
+        activation: ``"lif"``, or ``"relu"`` for a ReLU instead of the neuron (the released code of CKDSNN ends so).
+
+    Call:
+        y [T, B, C, H, W] or, with ``time_steps``, one frame [B, C, H, W] that stands for that many equal ones: it is
+        normalised once and the neuron reads it once.  Returns the activations [T, B, C, H, W] and, where ``return_sam``, their
+        mean over time and channels, float32 [B, H, W], which the kernel makes on the way (else None).
+
+    Raises:
+        ValueError: unknown activation.
+    """
+
+    def __init__(self, channels: int, neuron: Neuron, activation: str = "lif") -> None:
+        super().__init__()
+        if activation not in ("lif", "relu"):
+            raise ValueError(f"activation must be 'lif' or 'relu', got {activation!r}")
+        self.norm = nn.BatchNorm2d(channels)
+        self.activation: nn.Module = spiking_layer(neuron) if activation == "lif" else nn.ReLU()
+
+    def forward(
+        self, y: Tensor, residual: Tensor | None = None, *, time_steps: int | None = None, return_sam: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        if time_steps is None:
+            current = per_step(self.norm, y)
+        else:
+            current = self.norm(y).expand(time_steps, *y.shape)
+        if residual is not None:
+            current = current + residual
+        if isinstance(self.activation, nn.ReLU):
+            out = self.activation(current)
+            return out, sam(out) if return_sam else None
+        if not return_sam:
+            return self.activation(current), None
+        fused = cast(LIFOutput, self.activation(current, return_sam=True))
+        return fused.spikes, fused.sam
+
+
+def check_time(images: Tensor, in_channels: int, time_steps: int) -> None:
+    """Raises ValueError unless images are [B, C, H, W], or frames [T, B, C, H, W] of ``time_steps`` steps."""
+    if images.dim() not in (4, 5) or images.shape[-3] != in_channels:
+        raise ValueError(
+            f"images must be [B, {in_channels}, H, W] or frames [T, B, {in_channels}, H, W], got {list(images.shape)}"
+        )
+    if images.dim() == 5 and images.shape[0] != time_steps:
+        raise ValueError(
+            f"frames have {images.shape[0]} time steps in dimension 0 but the model has time_steps={time_steps}; "
+            "frames are [T, B, C, H, W]"
+        )
+
+
+def check_steps(time_steps: int) -> None:
+    """Raises ValueError unless ``time_steps`` >= 1."""
+    if time_steps < 1:
+        raise ValueError(f"time_steps must be >= 1, got {time_steps}")
+
+
+class SpikingStem(nn.Module):
+    """3x3 convolutions with BN and a neuron each; static images pass the first convolution once (direct encoding).
+
+    Args:
+        in_channels: channels of the images.
+        widths: output channels of the convolutions.
+        neuron: which neuron.
+        time_steps: T, for static images.
+
+    Call:
+        images [B, in_channels, H, W] or frames [T, B, in_channels, H, W] -> spikes [T, B, widths[-1], H, W].
+    """
+
+    def __init__(self, in_channels: int, widths: tuple[int, ...], neuron: Neuron, time_steps: int) -> None:
+        super().__init__()
+        self.time_steps = time_steps
+        channels = (in_channels, *widths)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False) for c_in, c_out in zip(channels, widths, strict=False)
+        )
+        self.neurons = nn.ModuleList(NormNeuron(width, neuron) for width in widths)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for conv, neuron in zip(self.convs, self.neurons, strict=True):
+            if x.dim() == 4:
+                x, _ = neuron(conv(x), time_steps=self.time_steps)
+            else:
+                x, _ = neuron(per_step(conv, x))
+        return x
+
+
+def classifier_head(channels: int, num_classes: int, head: str) -> nn.Module:
+    """Class scores from pooled features, one time step at a time.
+
+    Args:
+        head: ``"linear"``, or ``"released"`` for the released code's two linear layers with 256 units between and no
+            activation.
+
+    Raises:
+        ValueError: unknown head.
+    """
+    if head == "linear":
+        return nn.Linear(channels, num_classes)
+    if head == "released":
+        return nn.Sequential(nn.Linear(channels, 256), nn.Linear(256, num_classes))
+    raise ValueError(f"head must be 'linear' or 'released', got {head!r}")
+
+
+def pooled_step_logits(head: nn.Module, features: Tensor) -> Tensor:
+    """[T, B, K]: ``head`` on the spatial mean of features [T, B, C, H, W]."""
+    scores: Tensor = head(features.mean((3, 4)))
+    return scores
+
+
+def mean_logits(step_logits: Tensor) -> Tensor:
+    """[B, K]: mean over time of [T, B, K], in float32 at least."""
+    return step_logits.mean(0, dtype=torch.promote_types(step_logits.dtype, torch.float32))
