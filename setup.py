@@ -67,7 +67,7 @@ class BuildExtension(build_ext):
         os.replace(temporary, target)
 
     def _start_clean_unless_ours(self, directory: Path) -> None:
-        """CMake refuses a cache of another source tree or compiler, and an interrupted first run can leave half of one."""
+        """CMake refuses a cache of another tree or compiler, and an interrupted first run leaves half of one."""
         stamp = self._stamp(directory)
         if directory.exists() and not (stamp.exists() and stamp.read_text() == self._identity()):
             shutil.rmtree(directory)
