@@ -28,16 +28,18 @@ def standard_noise(like: Tensor, distribution: str, generator: torch.Generator) 
     """
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
-    where = {"generator": generator, "device": generator.device, "dtype": like.dtype}
+    noise = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
     if distribution == "gaussian":
-        noise = torch.randn(like.shape, **where)
+        noise.normal_(generator=generator)
     else:
         # Open interval: the logarithms below must stay finite.
-        u = torch.rand(like.shape, **where).clamp(torch.finfo(like.dtype).tiny, 1 - torch.finfo(like.dtype).eps)
+        limits = torch.finfo(like.dtype)
+        u = noise.uniform_(generator=generator).clamp(limits.tiny, 1 - limits.eps)
         if distribution == "uniform":
             noise = (2 * u - 1) * math.sqrt(3)
         elif distribution == "laplace":
-            noise = (u - 0.5).sign() * -torch.log1p(-2 * (u - 0.5).abs().clamp(max=0.5 - 1e-7)) / math.sqrt(2)
+            centred = u - 0.5
+            noise = -centred.sign() * torch.log1p(-2 * centred.abs() + limits.eps) / math.sqrt(2)
         else:
             noise = (-torch.log(-torch.log(u)) - _EULER_GAMMA) * (math.sqrt(6) / math.pi)
     return noise.to(like.device)
@@ -67,11 +69,11 @@ def nld_loss(
     ============== =====================================================================================
 
     ``eps = s*n`` with n of mean 0 and variance 1, and s the standard deviation of each sample's z_st over classes
-    (its variance with ``spread="variance"``; ``sigma`` with ``noise="fixed"``).  The papers add the mean of z_st to eps as
-    well: a constant over classes, which every softmax above cancels, so it is left out.
+    (its variance with ``spread="variance"``; ``sigma`` with ``noise="fixed"``).  The paper adds the mean of z_st to
+    eps as well: a constant over classes, which every softmax above cancels, so it is left out.
 
-    CKDSNN (arXiv 2511.06902), section "NLD": adaptive gaussian noise in the logits, lambda 0.1, tau 2.  Its released code
-    mixes probabilities, takes the variance for the spread, and lets gradients flow through it.
+    CKDSNN (arXiv 2511.06902), section "NLD": adaptive gaussian noise in the logits, lambda 0.1, tau 2.  Its released
+    code mixes probabilities, takes the variance for the spread, and lets gradients flow through it.
 
     Args:
         student_logits: z_st, [B, K].
@@ -106,7 +108,7 @@ def nld_loss(
 
     strength = 0.1 if strength is None else strength
     eps = standard_noise(student_logits, distribution or "gaussian", generator)
-    if noise == "fixed":
+    if sigma is not None:
         eps = eps * sigma
     else:
         basis = student_logits.detach() if detach_statistics else student_logits
@@ -128,21 +130,17 @@ def check_nld_options(
     mixing: str,
 ) -> None:
     """Raises ValueError where the options of :func:`nld_loss` are unknown, out of range or contradict each other."""
-    for name, value, known in (
+    for name, choice, known in (
         ("noise", noise, NOISES),
         ("distribution", distribution or "gaussian", DISTRIBUTIONS),
         ("spread", spread or "std", SPREADS),
         ("mixing", mixing, MIXINGS),
     ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if choice not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {choice!r}")
     if noise == "none":
-        for name, value in (
-            ("strength", strength),
-            ("distribution", distribution),
-            ("spread", spread),
-            ("sigma", sigma),
-        ):
+        unused = {"strength": strength, "distribution": distribution, "spread": spread, "sigma": sigma}
+        for name, value in unused.items():
             if value is not None:
                 raise ValueError(f"{name}={value!r} is not used with noise='none'; leave it out")
         if mixing != "logits":

@@ -38,7 +38,8 @@ def class_activation_map(features: Tensor, classifier_weight: Tensor, target: Te
     _check_features(features, target)
     if classifier_weight.dim() != 2 or classifier_weight.shape[1] != features.shape[1]:
         raise ValueError(
-            f"classifier_weight must be [K, {features.shape[1]}] to fit the features, got {list(classifier_weight.shape)}"
+            f"classifier_weight must be [K, {features.shape[1]}] to fit the features, "
+            f"got {list(classifier_weight.shape)}"
         )
     weights = full_precision(classifier_weight)[target]
     return torch.einsum("bchw,bc->bhw", full_precision(features), weights).relu()
@@ -127,9 +128,9 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
     """The teacher's saliency map at ``stage``.
 
     Args:
-        kind: ``"grad_cam"``, Grad-CAM of the target's logit, in closed form where it holds (last stage, linear head) and
-            by autograd elsewhere; or ``"class_weights"``, the class activation map of the class that the teacher predicts, as
-            in the released code of CKDSNN (last stage and linear head only).
+        kind: ``"grad_cam"``, Grad-CAM of the target's logit, in closed form where it holds (last stage, linear head)
+            and by autograd elsewhere; or ``"class_weights"``, the class activation map of the class that the teacher
+            predicts, as in the released code of CKDSNN (last stage and linear head only).
         output: of the teacher, with the features of all stages; with their graph where autograd is needed.
         stage: from 1, or negative from the end.
         target: class of each sample, int64 [B]; not looked at by ``"class_weights"``.
@@ -152,7 +153,7 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
         return class_activation_map(features, output.classifier_weight, output.logits.argmax(1))  # type: ignore[arg-type]
     if kind == "class_weights":
         raise ValueError(
-            f"teacher_map='class_weights' needs the last stage of a teacher whose head is global average pooling and one "
-            f"linear layer; stage {stage} of this one is not: use teacher_map='grad_cam'"
+            "teacher_map='class_weights' needs the last stage of a teacher whose head is global average pooling and "
+            f"one linear layer; stage {stage} of this one is not: use teacher_map='grad_cam'"
         )
     return grad_cam(output.logits, features, target)

@@ -45,8 +45,8 @@ def normalise_map(maps: Tensor, kind: str) -> Tensor:
     Args:
         maps: [B, H, W].
         kind: ``"none"``; ``"minmax"``, each sample to [0, 1]; ``"zscore"``, each sample to mean 0 and standard
-            deviation 1; ``"minmax_batch"``, the whole batch to [0, 1) with 1e-3 in the denominator, as the released code of
-            CKDSNN does.  A constant map becomes all zeros.
+            deviation 1; ``"minmax_batch"``, the whole batch to [0, 1) with 1e-3 in the denominator, as the released
+            code of CKDSNN does.  A constant map becomes all zeros.
 
     Returns:
         [B, H, W], float32 (float64 for float64).
@@ -94,8 +94,8 @@ def samd_loss(
     ============ ==========================================================================================
 
     CKDSNN (arXiv 2511.06902), section "SAMD"; ``softmax`` is the paper's choice, the others are its ablation.  The
-    paper does not say whether the maps are normalised before the softmax.  Raw means make it almost flat, raw spike sums
-    saturate it.  ``"minmax"`` a sample is the default here until a measurement on validation data decides otherwise.
+    paper does not say whether the maps are normalised before the softmax.  Raw means make it almost flat, raw spike
+    sums saturate it.  ``"minmax"`` is the default until a measurement on validation data decides otherwise.
 
     Args:
         student_map: [B, H, W], e.g. the spike activation map.

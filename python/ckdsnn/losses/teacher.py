@@ -15,16 +15,17 @@ class FrozenTeacher(nn.Module):
     """A teacher that never trains: no gradient for its parameters, and its mode does not follow ``.train()``.
 
     Args:
-        model: a network that returns :class:`ANNOutput`, with ``num_stages``, and ``classifier_weight`` where the closed
-            form of Grad-CAM holds.
+        model: a network that returns :class:`ANNOutput`, with ``num_stages``, and ``classifier_weight`` where the
+            closed form of Grad-CAM holds.
         method: what is asked for: ``method.teacher_map`` and ``method.teacher_map_stages`` (saliency maps),
-            ``method.teacher_feature_stages``, and ``method.teacher_mode``: ``"eval"``, or ``"train"`` as in the released code of
-            CKDSNN, where the teacher's BN normalises by the batch and goes on updating its running statistics.
+            ``method.teacher_feature_stages``, and ``method.teacher_mode``: ``"eval"``, or ``"train"`` as in the
+            released code of CKDSNN, where the teacher's BN normalises by the batch and goes on updating its running
+            statistics.
 
     Call:
-        images and target [B] -> :class:`ANNOutput` whose ``cams`` and ``features`` hold what the method asked for, keyed by
-        the stages as the method named them.  All tensors are detached.  In eval mode they depend on each (image, target)
-        alone, so that they may be cached.
+        images and target [B] -> :class:`ANNOutput` whose ``cams`` and ``features`` hold what the method asked for,
+        keyed by the stages as the method named them.  All tensors are detached.  In eval mode they depend on each
+        (image, target) alone, so that they may be cached.
 
     Raises:
         ValueError: a stage that the model does not have; a class activation map where the head is not linear.

@@ -39,8 +39,9 @@ class ANNResNet(nn.Module):
 
     Call:
         images [B, in_channels, H, W], or frames [T, B, in_channels, H, W] that are averaged over time
-        -> :class:`ANNOutput` with the features of all stages.  With ``differentiable_from`` the features of that stage start a
-        new graph, so that Grad-CAM can differentiate by them and by later ones although all parameters are frozen.
+        -> :class:`ANNOutput` with the features of all stages.  With ``differentiable_from`` the features of that
+        stage start a new graph, so that Grad-CAM can differentiate by them and by later ones although all parameters
+        are frozen.
     """
 
     def __init__(self, layout: ResNetLayout, num_classes: int, in_channels: int = 3) -> None:

@@ -27,7 +27,7 @@ class ResNetLayout:
     def __post_init__(self) -> None:
         if not len(self.blocks) == len(self.widths) == len(self.strides) or not self.blocks:
             raise ValueError(
-                f"blocks {self.blocks}, widths {self.widths} and strides {self.strides} must name the same number of stages"
+                f"blocks {self.blocks}, widths {self.widths} and strides {self.strides} must have the same length"
             )
         for name, values in (("blocks", self.blocks), ("widths", self.widths), ("strides", self.strides)):
             if min(values) < 1:

@@ -42,6 +42,16 @@ class SpikingBasicBlock(nn.Module):
         return pair
 
 
+class SpikingStage(nn.Sequential):
+    """Blocks one after the other; only the last one's map may be asked for."""
+
+    def forward(self, x: Tensor, *, return_sam: bool = False) -> tuple[Tensor, Tensor | None]:
+        sam: Tensor | None = None
+        for index, block in enumerate(self, start=1):
+            x, sam = block(x, return_sam=return_sam and index == len(self))
+        return x, sam
+
+
 class SNNResNet(nn.Module):
     """A spiking residual network: the layout of :class:`ANNResNet` with neurons for ReLUs, unrolled over time.
 
@@ -58,8 +68,8 @@ class SNNResNet(nn.Module):
             is then the mean of real numbers.
 
     Call:
-        images [B, in_channels, H, W], encoded directly (the first convolution runs once and its output enters at every time
-        step), or frames [T, B, in_channels, H, W] -> :class:`SNNOutput` with the features of all stages.
+        images [B, in_channels, H, W], encoded directly (the first convolution runs once and its output enters at
+        every time step), or frames [T, B, in_channels, H, W] -> :class:`SNNOutput` with the features of all stages.
 
     Raises:
         ValueError: a value out of range, a stage that does not exist, images of another shape.
@@ -96,7 +106,7 @@ class SNNResNet(nn.Module):
                 last = last_activation if is_last else "lif"
                 blocks.append(SpikingBasicBlock(channels, layout.widths[number], stride, neuron, last))
                 channels = layout.widths[number]
-            self.stages.append(nn.ModuleList(blocks))
+            self.stages.append(SpikingStage(*blocks))
         self.head = classifier_head(channels, num_classes, head)
 
     @property
@@ -109,10 +119,8 @@ class SNNResNet(nn.Module):
         x = self.stem(images)
         features: dict[int, Tensor] = {}
         sams: dict[int, Tensor] = {}
-        for number, blocks in enumerate(self.stages, start=1):
-            for block in blocks[:-1]:
-                x, _ = block(x)
-            x, sam = blocks[-1](x, return_sam=number in self.sam_stages)
+        for number, stage in enumerate(self.stages, start=1):
+            x, sam = stage(x, return_sam=number in self.sam_stages)
             features[number] = x
             if sam is not None:
                 sams[number] = sam

@@ -53,8 +53,9 @@ class NormNeuron(nn.Module):
 
     Call:
         y [T, B, C, H, W] or, with ``time_steps``, one frame [B, C, H, W] that stands for that many equal ones: it is
-        normalised once and the neuron reads it once.  Returns the activations [T, B, C, H, W] and, where ``return_sam``, their
-        mean over time and channels, float32 [B, H, W], which the kernel makes on the way (else None).
+        normalised once and the neuron reads it once.  Returns the activations [T, B, C, H, W] and, where
+        ``return_sam``, their mean over time and channels, float32 [B, H, W], which the kernel makes on the way (else
+        None).
 
     Raises:
         ValueError: unknown activation.
@@ -70,10 +71,7 @@ class NormNeuron(nn.Module):
     def forward(
         self, y: Tensor, residual: Tensor | None = None, *, time_steps: int | None = None, return_sam: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        if time_steps is None:
-            current = per_step(self.norm, y)
-        else:
-            current = self.norm(y).expand(time_steps, *y.shape)
+        current = per_step(self.norm, y) if time_steps is None else self.norm(y).expand(time_steps, *y.shape)
         if residual is not None:
             current = current + residual
         if isinstance(self.activation, nn.ReLU):

@@ -32,8 +32,8 @@ def register_method(name: str) -> Any:
 class Method(nn.Module):
     """Base of all methods: cross-entropy with the labels, plus what a subclass adds in :meth:`distill`.
 
-    A subclass says what it needs by the attributes below, implements :meth:`distill`, and registers itself; nothing else
-    has to know of it.  Its parameters (projections, learnable scales) train with the student.
+    A subclass says what it needs by the attributes below, implements :meth:`distill`, and registers itself; nothing
+    else has to know of it.  Its parameters (projections, learnable scales) train with the student.
 
     Args:
         label_smoothing: of the cross-entropy, in [0, 1].
@@ -69,7 +69,8 @@ class Method(nn.Module):
         To be called once, before the optimiser is made.
 
         Raises:
-            ValueError: no teacher where one is needed, other classes, a stage or a map that one of them does not return.
+            ValueError: no teacher where one is needed, other classes, a stage or a map that one of them does not
+                return.
         """
         for stage in self.sam_stages:
             number = resolve_stage(stage, student.num_stages)  # type: ignore[arg-type]

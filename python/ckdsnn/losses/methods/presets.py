@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckdsnn.losses.nld import check_nld_options
-from ckdsnn.losses.samd import check_samd_options
 from ckdsnn.losses.saliency import TEACHER_MAPS
+from ckdsnn.losses.samd import check_samd_options
 from ckdsnn.models.registry import nearest
 
 Options = TypeVar("Options", "SAMDOptions", "NLDOptions")

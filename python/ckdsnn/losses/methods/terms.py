@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ckdsnn.losses.nld import nld_loss
 from ckdsnn.losses.saliency import grad_cam_spiking, saliency_map
 from ckdsnn.losses.samd import samd_loss
-from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
+from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage, resolve_stage
 
 from .base import NoiseSource
 from .presets import NLDOptions, SAMDOptions
@@ -39,10 +39,10 @@ class SAMDTerm(nn.Module):
         return torch.stack(losses).mean()
 
     def _student_map(self, student: SNNOutput, stage: int, target: Tensor) -> Tensor:
-        features = pick_stage(student.features, stage, "the student's features")
+        number = resolve_stage(stage, max(student.features))
+        features = student.features[number]
         if self.options.student_map == "grad_cam":
             return grad_cam_spiking(student.step_logits, features, target)
-        number = next(key for key, value in student.features.items() if value is features)
         sam = pick_stage(student.sams, number, "spike activation maps")
         return sam * (features.shape[0] * features.shape[2]) if self.options.reduction == "sum" else sam
 
@@ -59,7 +59,7 @@ class NLDTerm(nn.Module):
         super().__init__()
         self.options = options
         self.noise = NoiseSource(seed)
-        self.strength: float | None | nn.Parameter = options.strength
+        self.strength: float | nn.Parameter | None = options.strength
         if options.learnable_strength:
             self.strength = nn.Parameter(torch.tensor(0.1 if options.strength is None else options.strength))
 
