@@ -75,13 +75,16 @@ function(ckd_choose_cuda)
   set(CMAKE_CUDA_COMPILER "${nvcc}" PARENT_SCOPE)
 endfunction()
 
-# Adds csrc/cuda/*.cu to a target.
+# Compiles csrc/cuda/*.cu and links them, with the static CUDA runtime, into a target.
 function(ckd_add_cuda_kernels target)
   find_package(CUDAToolkit REQUIRED)
-  target_sources(${target} PRIVATE ${CKD_CUDA_SOURCES})
-  set_target_properties(${target} PROPERTIES
-    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+  add_library(ckd_cuda OBJECT ${CKD_CUDA_SOURCES})
+  set_target_properties(ckd_cuda PROPERTIES
+    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
+  target_include_directories(ckd_cuda PRIVATE csrc/include)
   # The first four keep the arithmetic that of the CPU: separate multiply and add, IEEE division and root, subnormals.
-  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:\
--fmad=false;-prec-div=true;-prec-sqrt=true;-ftz=false;-Xcompiler=-Wall,-ffp-contract=off>")
+  target_compile_options(ckd_cuda PRIVATE
+    -fmad=false -prec-div=true -prec-sqrt=true -ftz=false -Xcompiler=-Wall,-ffp-contract=off)
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:ckd_cuda>)
+  target_link_libraries(${target} PRIVATE CUDA::cudart_static)
 endfunction()
