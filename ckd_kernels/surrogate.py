@@ -155,8 +155,8 @@ class Rectangle(Surrogate):
     def derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         # The bound is compared in u's own precision, as the kernels do.
-        bound = torch.full((), c1, dtype=u.dtype, device=u.device)
-        return torch.where(u.abs() < bound, c0, 0.0).to(u.dtype)
+        height, bound = torch.tensor([c0, c1], dtype=u.dtype, device=u.device)
+        return torch.where(u.abs() < bound, height, 0.0)
 
     def primitive(self, u: Tensor) -> Tensor:
         return (self.alpha * u + 0.5).clamp(0.0, 1.0)

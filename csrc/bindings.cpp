@@ -4,6 +4,7 @@
 #include <sstream>
 #include <string>
 
+#include "bindings.h"
 #include "build_config.h"
 
 namespace py = pybind11;
@@ -41,4 +42,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of ckd_kernels. Private: use the functions of ckd_kernels.";
   m.def("build_info", &build_info,
         "Compile-time facts: version, compiler, CPU levels, CUDA toolkit and architectures.");
+  bind_calls(m);
+  bind_cpu(m);
+#ifndef CKD_NO_CUDA
+  bind_cuda(m);
+#endif
 }

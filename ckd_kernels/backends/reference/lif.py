@@ -72,7 +72,7 @@ def lif_backward(
     from_sam = torch.zeros((), dtype=dtype, device=x.device)
     if grad_sam is not None:
         share = 1.0 / (layout.steps * layout.channels)
-        from_sam = (location_sums(layout, grad_sam) * share).unsqueeze(2)
+        from_sam = (location_sums(layout, grad_sam).to(dtype) * share).unsqueeze(2)
     gv = torch.zeros_like(v) if grad_v is None else frames(layout, grad_v).to(dtype)
     delayed: Tensor | None = None
     sum_x = torch.zeros_like(v)

@@ -20,6 +20,7 @@ class Step:
         self.neuron = neuron
         self.rest = neuron.rest
         self.fire_level = torch.full((), neuron.fire_level(like.dtype), dtype=like.dtype, device=like.device)
+        self.threshold = torch.full((), neuron.threshold, dtype=like.dtype, device=like.device)
         if leak is None and neuron.leak_name is not None:
             leak = torch.full((), getattr(neuron, neuron.leak_name), dtype=like.dtype, device=like.device)
         self.leak = leak
@@ -39,7 +40,7 @@ class Step:
         else:
             h = v + x
         if n.reset == "soft_delayed":
-            h = h - torch.where(self.fires(v), n.threshold, 0.0).to(h.dtype)
+            h = h - torch.where(self.fires(v), self.threshold, 0.0)
         return h
 
     def reset(self, h: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Step:
         if n.reset == "hard":
             return torch.where(self.fires(h), torch.full_like(h, self.rest), h)
         if n.reset == "soft":
-            return h - torch.where(self.fires(h), n.threshold, 0.0).to(h.dtype)
+            return h - torch.where(self.fires(h), self.threshold, 0.0)
         return h
 
     def fire_backward(self, h: Tensor, grad_spikes: Tensor, grad_v: Tensor) -> Tensor:

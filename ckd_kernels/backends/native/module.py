@@ -1,0 +1,71 @@
+"""The compiled module, its argument structs, and how a call reaches the device it belongs to."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...neuron import Neuron
+from ...ops.layout import Layout
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_CHARGES = {"decay": 0, "integrate": 0, "leak": 1, "leak_input": 2}
+
+
+@functools.lru_cache(maxsize=None)
+def compiled() -> ModuleType | None:
+    """ckd_kernels._C, or None where it was not built."""
+    try:
+        return importlib.import_module("ckd_kernels._C")
+    except ModuleNotFoundError as error:
+        if error.name != "ckd_kernels._C":
+            raise
+        return None
+
+
+def address(t: Tensor | None) -> int:
+    """Of the first element; 0 for no tensor."""
+    return 0 if t is None else t.data_ptr()
+
+
+def storage(t: Tensor) -> int:
+    """The number of a storage type."""
+    return _DTYPES[t.dtype]
+
+
+@functools.lru_cache(maxsize=1024)
+def neuron_struct(neuron: Neuron, dtype: torch.dtype) -> Any:
+    """A neuron with its constants as the kernels take them, for the arithmetic of a storage type."""
+    module = compiled()
+    assert module is not None
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    leak = 1.0 if neuron.leak_name is None else getattr(neuron, neuron.leak_name)
+    subtract = neuron.reset != "hard"
+    return module.Neuron(
+        _CHARGES[neuron.charge],
+        int(subtract),
+        # Without a reset there is nothing for a gradient to pass through.
+        neuron.detach_reset or neuron.reset == "none",
+        module.SURROGATES.index(neuron.surrogate.name),
+        leak,
+        neuron.threshold,
+        neuron.fire_level(real),
+        neuron.rest,
+        neuron.threshold if neuron.reset == "soft" else 0.0,
+        neuron.threshold if neuron.reset == "soft_delayed" else 0.0,
+        *neuron.surrogate.constants(),
+    )
+
+
+def shape_struct(layout: Layout) -> Any:
+    """Sizes as the kernels take them."""
+    module = compiled()
+    assert module is not None
+    return module.Shape(
+        layout.outer, layout.steps, layout.rows, layout.channels, layout.inner, layout.repeated
+    )

@@ -1,0 +1,102 @@
+// The argument structs in Python: a call is built once, from addresses and sizes, and run by one backend.
+#include "bindings.h"
+#include "ckd/params.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;  // of a tensor's first element; 0: no tensor
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+py::tuple surrogate_names() {
+  py::list names;
+#define CKD_NAME(S) names.append(ckd::S::name);
+  CKD_SURROGATES(CKD_NAME)
+#undef CKD_NAME
+  return py::tuple(names);
+}
+
+ckd::Neuron make_neuron(int charge, int reset, bool detach_reset, int surrogate, double leak, double threshold,
+                        double fire_level, double rest, double drop_now, double drop_later, double c0, double c1) {
+  return ckd::Neuron{static_cast<ckd::Charge>(charge),
+                     static_cast<ckd::Reset>(reset),
+                     detach_reset,
+                     static_cast<ckd::SurrogateKind>(surrogate),
+                     leak,
+                     threshold,
+                     fire_level,
+                     rest,
+                     drop_now,
+                     drop_later,
+                     c0,
+                     c1};
+}
+
+ckd::Shape make_shape(int64_t outer, int64_t steps, int64_t rows, int64_t channels, int64_t inner, bool repeated) {
+  return ckd::Shape{outer, steps, rows, channels, inner, repeated};
+}
+
+ckd::LifForward make_lif_forward(const ckd::Neuron& neuron, const ckd::Shape& shape, int dtype, Address x,
+                                 Address v_init, Address leak, bool leak_per_channel, Address spikes, Address v_last,
+                                 Address sam, Address checkpoints) {
+  ckd::LifForward call;
+  call.neuron = neuron;
+  call.shape = shape;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.x = pointer<void>(x);
+  call.v_init = pointer<void>(v_init);
+  call.leak = pointer<void>(leak);
+  call.leak_per_channel = leak_per_channel;
+  call.spikes = pointer<void>(spikes);
+  call.v_last = pointer<void>(v_last);
+  call.sam = pointer<float>(sam);
+  call.checkpoints = pointer<void>(checkpoints);
+  return call;
+}
+
+ckd::LifBackward make_lif_backward(const ckd::Neuron& neuron, const ckd::Shape& shape, int dtype, Address x,
+                                   Address v_init, Address leak, bool leak_per_channel, Address checkpoints,
+                                   Address grad_spikes, Address grad_v, Address grad_sam, Address grad_x,
+                                   Address grad_v_init, Address grad_leak) {
+  ckd::LifBackward call;
+  call.neuron = neuron;
+  call.shape = shape;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.x = pointer<void>(x);
+  call.v_init = pointer<void>(v_init);
+  call.leak = pointer<void>(leak);
+  call.leak_per_channel = leak_per_channel;
+  call.checkpoints = pointer<void>(checkpoints);
+  call.grad_spikes = pointer<void>(grad_spikes);
+  call.grad_v = pointer<void>(grad_v);
+  call.grad_sam = pointer<float>(grad_sam);
+  call.grad_x = pointer<void>(grad_x);
+  call.grad_v_init = pointer<void>(grad_v_init);
+  call.grad_leak = pointer<void>(grad_leak);
+  return call;
+}
+
+ckd::SamForward make_sam(const ckd::Shape& shape, int dtype, Address spikes, Address sam) {
+  ckd::SamForward call;
+  call.shape = shape;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.spikes = pointer<void>(spikes);
+  call.sam = pointer<void>(sam);
+  return call;
+}
+
+}  // namespace
+
+void bind_calls(py::module_& m) {
+  m.attr("SURROGATES") = surrogate_names();
+  py::class_<ckd::Neuron>(m, "Neuron").def(py::init(&make_neuron));
+  py::class_<ckd::Shape>(m, "Shape").def(py::init(&make_shape));
+  py::class_<ckd::LifForward>(m, "LifForward").def(py::init(&make_lif_forward));
+  py::class_<ckd::LifBackward>(m, "LifBackward").def(py::init(&make_lif_backward));
+  py::class_<ckd::SamForward>(m, "Sam").def(py::init(&make_sam));
+}

@@ -1,0 +1,92 @@
+// Rows that belong to a tile: what a channel or a location has, spread over its elements, and back.
+#pragma once
+#include "spans.h"
+#include "storage.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+template <class Real>
+inline void fill_row(Real value, int64_t n, Real* __restrict row) {
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i) row[i] = value;
+}
+
+// row[i] = value of the element's channel, for the elements [begin, end) of a frame.
+template <class Real>
+inline void spread_channels(const Shape& shape, int64_t begin, int64_t end, const Real* values, Real* row) {
+  if (shape.inner == 1) {
+    int64_t channel = begin % shape.channels;
+    for (int64_t at = 0; at < end - begin;) {
+      const int64_t n = std::min(end - begin - at, shape.channels - channel);
+      std::memcpy(row + at, values + channel, n * sizeof(Real));
+      at += n;
+      channel = 0;
+    }
+    return;
+  }
+  for_each_run(shape, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
+    fill_row(values[channel], e - b, row + b);
+  });
+}
+
+// sums[channel] += row[i], in double precision.
+template <class Real>
+inline void gather_channels(const Shape& shape, int64_t begin, int64_t end, const Real* row, double* sums) {
+  if (shape.inner == 1) {
+    int64_t channel = begin % shape.channels;
+    for (int64_t at = 0; at < end - begin;) {
+      const int64_t n = std::min(end - begin - at, shape.channels - channel);
+      CKD_SIMD
+      for (int64_t i = 0; i < n; ++i) sums[channel + i] += row[at + i];
+      at += n;
+      channel = 0;
+    }
+    return;
+  }
+  for_each_run(shape, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
+    double sum = 0;
+    for (int64_t i = b; i < e; ++i) sum += row[i];
+    sums[channel] += sum;
+  });
+}
+
+// row[i] = value of the element's location times `factor`; `values` is one outer index' map [rows, inner].
+template <class Real>
+inline void spread_locations(const Shape& shape, int64_t begin, int64_t end, const float* values, Real factor,
+                             Real* row) {
+  if (shape.inner == 1) {
+    for (int64_t at = begin; at < end;) {
+      const int64_t map_row = at / shape.channels, stop = std::min(end, (map_row + 1) * shape.channels);
+      fill_row(Real(values[map_row]) * factor, stop - at, row + (at - begin));
+      at = stop;
+    }
+    return;
+  }
+  for_each_run(shape, begin, end, [&](int64_t, int64_t map_row, int64_t location, int64_t b, int64_t e) {
+    const float* from = values + map_row * shape.inner + location;
+    CKD_SIMD
+    for (int64_t i = 0; i < e - b; ++i) row[b + i] = Real(from[i]) * factor;
+  });
+}
+
+// map[location] += row[i]; `map` is one outer index' map [rows, inner].
+template <class Value, class Sum>
+inline void gather_locations(const Shape& shape, int64_t begin, int64_t end, const Value* row, Sum* map) {
+  if (shape.inner == 1) {
+    for (int64_t at = begin; at < end;) {
+      const int64_t map_row = at / shape.channels, stop = std::min(end, (map_row + 1) * shape.channels);
+      Sum sum = 0;
+      for (int64_t i = at; i < stop; ++i) sum += static_cast<Sum>(row[i - begin]);
+      map[map_row] += sum;
+      at = stop;
+    }
+    return;
+  }
+  for_each_run(shape, begin, end, [&](int64_t, int64_t map_row, int64_t location, int64_t b, int64_t e) {
+    Sum* to = map + map_row * shape.inner + location;
+    CKD_SIMD
+    for (int64_t i = 0; i < e - b; ++i) to[i] += static_cast<Sum>(row[b + i]);
+  });
+}
+
+}  // namespace ckd::cpu::CKD_ISA

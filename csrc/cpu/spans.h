@@ -1,0 +1,84 @@
+// How a call is cut into pieces that fit in cache, and the pieces given to threads.
+#pragma once
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "ckd/params.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+// Elements that a kernel carries through all time steps at once: a row of the state, and of every
+// temporary, stays in L1.
+inline constexpr int64_t kTile = 512;
+
+// A run of one outer index' frame that one thread works off, and which of `parts` it belongs to.
+struct Span {
+  int64_t part, outer, begin, end;
+};
+
+// The cut depends on the shape alone, so that sums over parts do not depend on the number of threads.
+class Cut {
+ public:
+  // `quantum`: a span begins and ends at its multiples (or at the frame's end).
+  Cut(const Shape& shape, int64_t quantum) : frame_(shape.frame()), quantum_(quantum) {
+    per_outer_ = (frame_ + quantum - 1) / quantum;
+    units_ = shape.outer * per_outer_;
+    parts_ = std::min<int64_t>(units_, kMaxParts);
+    small_ = shape.outer * frame_ * shape.steps < kSerialElements;
+  }
+
+  int64_t parts() const { return parts_; }
+
+  // Calls f(span) for all spans; spans of one part run in order in one thread.
+  template <class F>
+  void run(int threads, const F& f) const {
+    const auto part = [&](int64_t p) {
+      const int64_t last = units_ * (p + 1) / parts_;
+      for (int64_t unit = units_ * p / parts_; unit < last;) {
+        const int64_t outer = unit / per_outer_, stop = std::min(last, (outer + 1) * per_outer_);
+        const int64_t begin = (unit - outer * per_outer_) * quantum_;
+        f(Span{p, outer, begin, std::min(frame_, (stop - outer * per_outer_) * quantum_)});
+        unit = stop;
+      }
+    };
+    if (threads <= 1 || small_ || parts_ == 1) {
+      for (int64_t p = 0; p < parts_; ++p) part(p);
+      return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < parts_; ++p) part(p);
+  }
+
+ private:
+  static constexpr int64_t kMaxParts = 256;
+  // Below this, starting threads takes longer than the work.
+  static constexpr int64_t kSerialElements = 1 << 15;
+  int64_t frame_, quantum_, per_outer_ = 0, units_ = 0, parts_ = 0;
+  bool small_ = false;
+};
+
+// Calls f(channel, row, first location, begin, end) for the runs of one channel and row in [begin, end) of a frame,
+// with begin and end counted from the range's own start.
+template <class F>
+inline void for_each_run(const Shape& shape, int64_t begin, int64_t end, const F& f) {
+  const int64_t channels = shape.channels, inner = shape.inner;
+  int64_t at = begin;
+  int64_t plane = begin / inner;  // row * channels + channel
+  int64_t location = begin - plane * inner;
+  int64_t row = plane / channels, channel = plane - row * channels;
+  while (at < end) {
+    const int64_t stop = std::min(end, at + inner - location);
+    f(channel, row, location, at - begin, stop - begin);
+    at = stop;
+    location = 0;
+    if (++channel == channels) {
+      channel = 0;
+      ++row;
+    }
+  }
+}
+
+}  // namespace ckd::cpu::CKD_ISA

@@ -1,0 +1,92 @@
+// One time step of a neuron, forward and backward, for one element.
+// The order of operations is the numerics contract (no FMA, true division); every loop over time,
+// on the CPU and on the GPU, is made of these.
+#pragma once
+#include "ckd/params.h"
+#include "ckd/platform.h"
+
+namespace ckd {
+
+// Constants of a neuron rounded once to the arithmetic's precision.
+template <class Real>
+struct Constants {
+  Real threshold, fire_level, rest, drop_now, drop_later, c0, c1;
+  CKD_FN explicit Constants(const Neuron& n)
+      : threshold(Real(n.threshold)),
+        fire_level(Real(n.fire_level)),
+        rest(Real(n.rest)),
+        drop_now(Real(n.drop_now)),
+        drop_later(Real(n.drop_later)),
+        c0(Real(n.c0)),
+        c1(Real(n.c1)) {}
+};
+
+// h[t] from v[t-1] and x[t]; `leak` is the decay or tau.
+template <Charge C, class Real>
+CKD_FN Real charge(Real v, Real x, Real leak, Real rest) {
+  if constexpr (C == Charge::kDecay) return v * leak + x;
+  if constexpr (C == Charge::kLeak) return v - (v - rest) / leak + x;
+  if constexpr (C == Charge::kLeakInput) return v + (x - (v - rest)) / leak;
+}
+
+// The part of h[t] that a delayed reset takes away.
+template <class Real>
+CKD_FN Real delayed_drop(Real v, const Constants<Real>& k) {
+  return v >= k.fire_level ? k.drop_later : Real(0);
+}
+
+template <Charge C, Reset R, class Real>
+CKD_FN Real potential(Real v, Real x, Real leak, const Constants<Real>& k) {
+  const Real h = charge<C>(v, x, leak, k.rest);
+  return R == Reset::kHard ? h : h - delayed_drop(v, k);
+}
+
+// v[t] from h[t].
+template <Reset R, class Real>
+CKD_FN Real after_reset(Real h, const Constants<Real>& k) {
+  const bool fires = h >= k.fire_level;
+  if constexpr (R == Reset::kHard) return fires ? k.rest : h;
+  return h - (fires ? k.drop_now : Real(0));
+}
+
+// How dL/dv[t] reaches h[t] past the reset: gh = gs*sg + gv*R.
+enum class Through { kHard, kHardDetached, kSubtract, kSubtractDetached };
+
+CKD_FN Through through(const Neuron& n) {
+  if (n.reset == Reset::kHard) return n.detach_reset ? Through::kHardDetached : Through::kHard;
+  return n.detach_reset ? Through::kSubtractDetached : Through::kSubtract;
+}
+
+template <Through G, class Real>
+CKD_FN Real fire_backward(Real h, Real gs, Real gv, Real sg, const Constants<Real>& k) {
+  if constexpr (G == Through::kHard || G == Through::kHardDetached) {
+    Real r = Real(1) - (h >= k.fire_level ? Real(1) : Real(0));
+    if constexpr (G == Through::kHard) r = r + (k.rest - h) * sg;
+    return gs * sg + gv * r;
+  }
+  if constexpr (G == Through::kSubtract) return gs * sg + gv * (Real(1) - sg * k.drop_now);
+  return gs * sg + gv;
+}
+
+// Gradients of x[t] and v[t-1] from gh.
+template <Charge C, class Real>
+CKD_FN Real grad_input(Real gh, Real leak) {
+  if constexpr (C == Charge::kLeakInput) return gh / leak;
+  return gh;
+}
+
+template <Charge C, class Real>
+CKD_FN Real grad_before(Real gh, Real leak) {
+  if constexpr (C == Charge::kDecay) return gh * leak;
+  return gh * (Real(1) - Real(1) / leak);
+}
+
+// Gradient of the decay or tau from gh, x[t] and v[t-1].
+template <Charge C, class Real>
+CKD_FN Real grad_leak(Real gh, Real v, Real x, Real leak, Real rest) {
+  if constexpr (C == Charge::kDecay) return gh * v;
+  if constexpr (C == Charge::kLeak) return gh * ((v - rest) / (leak * leak));
+  if constexpr (C == Charge::kLeakInput) return gh * (((v - rest) - x) / (leak * leak));
+}
+
+}  // namespace ckd

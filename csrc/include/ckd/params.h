@@ -1,0 +1,87 @@
+// What a call is: plain structs that Python fills and both the CPU and the CUDA kernels read.
+#pragma once
+#include <cstdint>
+
+#include "ckd/surrogate.h"
+
+namespace ckd {
+
+enum class DType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+// h[t] from v[t-1] and x[t]; "integrate" is kDecay with a decay of exactly 1.
+enum class Charge : int {
+  kDecay,      // v*decay + x
+  kLeak,       // v - (v - rest)/tau + x
+  kLeakInput,  // v + (x - (v - rest))/tau
+};
+
+// The resets "soft", "soft_delayed" and "none" are one: subtract `drop_now` after a spike and
+// `drop_later` at the step that follows it, one or both of them 0 (h - 0 is h, bit for bit).
+enum class Reset : int { kHard, kSubtract };
+
+// A neuron, its constants in double precision; the kernels round them once to their arithmetic.
+struct Neuron {
+  Charge charge = Charge::kDecay;
+  Reset reset = Reset::kHard;
+  bool detach_reset = false;
+  SurrogateKind surrogate = SurrogateKind::kTriangle;
+  double leak = 0;        // decay or tau, where Lif*::leak is null
+  double threshold = 1;   // of u = h - threshold, the surrogate's argument
+  double fire_level = 1;  // it fires where h >= fire_level
+  double rest = 0;        // v_reset, or 0
+  double drop_now = 0;
+  double drop_later = 0;
+  double c0 = 0, c1 = 0;  // the surrogate's constants
+};
+
+// [outer, steps, rows, channels, inner], all dense; `repeated`: x holds one frame for all steps.
+struct Shape {
+  int64_t outer = 1, steps = 1, rows = 1, channels = 1, inner = 1;
+  bool repeated = false;
+  int64_t frame() const { return rows * channels * inner; }
+};
+
+// "real" below is float, or double for kFloat64 storage. Null pointers: not given, not wanted.
+struct LifForward {
+  Neuron neuron;
+  Shape shape;
+  DType dtype = DType::kFloat32;
+  const void* x = nullptr;       // storage [outer, steps or 1, frame]
+  const void* v_init = nullptr;  // real [outer, frame]
+  const void* leak = nullptr;    // real, one value or one a channel
+  bool leak_per_channel = false;
+  void* spikes = nullptr;       // storage [outer, steps, frame]
+  void* v_last = nullptr;       // real [outer, frame]
+  float* sam = nullptr;         // [outer, rows, inner]
+  void* checkpoints = nullptr;  // real [(steps - 1)/kCheckpointEvery, outer, frame]: v after steps 16, 32, ...
+};
+
+struct LifBackward {
+  Neuron neuron;
+  Shape shape;
+  DType dtype = DType::kFloat32;
+  const void* x = nullptr;
+  const void* v_init = nullptr;
+  const void* leak = nullptr;
+  bool leak_per_channel = false;
+  const void* checkpoints = nullptr;  // null only where steps <= kCheckpointEvery
+  const void* grad_spikes = nullptr;  // storage [outer, steps, frame]
+  const void* grad_v = nullptr;       // real [outer, frame]
+  const float* grad_sam = nullptr;    // [outer, rows, inner]
+  void* grad_x = nullptr;             // storage, x's shape: of a repeated frame, summed over time
+  void* grad_v_init = nullptr;        // real [outer, frame]
+  void* grad_leak = nullptr;          // real, leak's shape
+};
+
+struct SamForward {
+  Shape shape;
+  DType dtype = DType::kFloat32;
+  const void* spikes = nullptr;  // storage [outer, steps or 1, frame]
+  void* sam = nullptr;           // real [outer, rows, inner]
+};
+
+inline constexpr int kCheckpointEvery = 16;
+
+inline int64_t checkpoint_count(int64_t steps) { return (steps - 1) / kCheckpointEvery; }
+
+}  // namespace ckd

@@ -1,0 +1,137 @@
+// Surrogate derivatives sg(u) of the firing step; ckd_kernels/surrogate.py says which is which.
+// Their order of operations is the numerics contract; c0 and c1 come from Python.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "ckd/platform.h"
+
+namespace ckd {
+
+template <class Real>
+CKD_FN Real magnitude(Real x) {
+  return x < Real(0) ? -x : x;
+}
+
+CKD_FN double exponential(double x) { return ::exp(x); }
+
+// exp(x) for x <= 0. The CPU version (Cephes' polynomial, 2 ulp) is plain arithmetic, so that it vectorises.
+CKD_FN float exponential(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);
+#else
+  const float scaled = x < -87.0f ? -87.0f : x;
+  const float n = (scaled * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounds to nearest
+  float r = scaled - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x < -87.0f ? 0.0f : p * power;
+#endif
+}
+
+#define CKD_DERIVATIVE template <class Real> CKD_FN static Real derivative
+#define CKD_UNUSED [[maybe_unused]]
+
+struct Sigmoid {
+  static constexpr const char* name = "sigmoid";
+  CKD_DERIVATIVE(Real u, Real c0, CKD_UNUSED Real c1) {
+    const Real e = exponential(magnitude(u) * -c0), d = e + Real(1);
+    return (e * c0) / (d * d);
+  }
+};
+
+struct ATan {
+  static constexpr const char* name = "atan";
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) {
+    const Real k = u * c1;
+    return c0 / (k * k + Real(1));
+  }
+};
+
+struct Triangle {
+  static constexpr const char* name = "triangle";
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) {
+    const Real d = c0 - magnitude(u) * c1;
+    return d < Real(0) ? Real(0) : d;
+  }
+};
+
+struct Rectangle {
+  static constexpr const char* name = "rectangle";
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) { return magnitude(u) < c1 ? c0 : Real(0); }
+};
+
+struct PiecewiseExp {
+  static constexpr const char* name = "piecewise_exp";
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) { return exponential(magnitude(u) * -c1) * c0; }
+};
+
+struct SoftSign {
+  static constexpr const char* name = "soft_sign";
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) {
+    const Real w = magnitude(u) + c0;
+    return Real(1) / ((w * w) * c1);
+  }
+};
+
+struct FastSigmoid {
+  static constexpr const char* name = "fast_sigmoid";
+  CKD_DERIVATIVE(Real u, Real c0, CKD_UNUSED Real c1) {
+    const Real d = magnitude(u) * c0 + Real(1);
+    return Real(1) / (d * d);
+  }
+};
+
+struct SuperSpike {
+  static constexpr const char* name = "super_spike";
+  CKD_DERIVATIVE(Real u, Real c0, CKD_UNUSED Real c1) {
+    const Real d = magnitude(u) + Real(1);
+    return c0 / (d * d);
+  }
+};
+
+struct Erf {
+  static constexpr const char* name = "erf";
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) {
+    const Real w = u * c1;
+    return exponential(-(w * w)) * c0;
+  }
+};
+
+#undef CKD_DERIVATIVE
+#undef CKD_UNUSED
+
+// The one list: X(struct). Everything else (numbers, names, dispatch) follows from it.
+#define CKD_SURROGATES(X) \
+  X(Sigmoid) X(ATan) X(Triangle) X(Rectangle) X(PiecewiseExp) X(SoftSign) X(FastSigmoid) X(SuperSpike) X(Erf)
+
+enum class SurrogateKind : int {
+#define CKD_ENUMERATE(S) k##S,
+  CKD_SURROGATES(CKD_ENUMERATE)
+#undef CKD_ENUMERATE
+};
+
+// Calls f(S{}) with the struct of a kind: a run-time choice becomes a type.
+template <class F>
+CKD_FN void with_surrogate(SurrogateKind kind, F&& f) {
+  switch (kind) {
+#define CKD_CASE(S)        \
+  case SurrogateKind::k##S: \
+    f(S{});                 \
+    break;
+    CKD_SURROGATES(CKD_CASE)
+#undef CKD_CASE
+  }
+}
+
+}  // namespace ckd
