@@ -7,7 +7,7 @@ import torch
 
 from ckdsnn.losses import kd_loss, nld_loss, normalise_map, samd_loss
 from ckdsnn.losses.nld import DISTRIBUTIONS, standard_noise
-from ckdsnn.losses.samd import resize_map
+from ckdsnn.losses.resize import resize_to
 
 DOUBLE = torch.float64
 
@@ -130,13 +130,13 @@ def test_samd_gradient_by_finite_differences(normalisation):
 
 def test_samd_resizes_the_teachers_map():
     maps = torch.arange(16.0).view(1, 4, 4)
-    torch.testing.assert_close(resize_map(maps, (8, 8)).mean(), maps.mean())
-    assert resize_map(maps, (4, 4)) is maps
-    small = resize_map(maps, (2, 2))
+    torch.testing.assert_close(resize_to(maps, (8, 8)).mean(), maps.mean())
+    assert resize_to(maps, (4, 4)) is maps
+    small = resize_to(maps, (2, 2))
     assert small.shape == (1, 2, 2)
     assert small[0, 0, 0] < small[0, 0, 1] < small[0, 1, 1]
     student = torch.rand(1, 8, 8)
-    torch.testing.assert_close(samd_loss(student, maps), samd_loss(student, resize_map(maps, (8, 8))))
+    torch.testing.assert_close(samd_loss(student, maps), samd_loss(student, resize_to(maps, (8, 8))))
 
 
 def generator(seed=0):

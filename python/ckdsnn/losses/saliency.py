@@ -9,7 +9,7 @@ from ckdsnn.models.outputs import ANNOutput, pick_stage, resolve_stage
 
 from .divergence import full_precision
 
-TEACHER_MAPS = ("grad_cam", "class_weights")
+TEACHER_MAPS = ("grad_cam", "grad_cam_predicted", "class_weights")
 
 
 def _check_features(features: Tensor, target: Tensor) -> None:
@@ -129,11 +129,12 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
 
     Args:
         kind: ``"grad_cam"``, Grad-CAM of the target's logit, in closed form where it holds (last stage, linear head)
-            and by autograd elsewhere; or ``"class_weights"``, the class activation map of the class that the teacher
-            predicts, as in the released code of CKDSNN (last stage and linear head only).
+            and by autograd elsewhere; ``"grad_cam_predicted"``, that of the class that the teacher predicts; or
+            ``"class_weights"``, the class activation map of the predicted class, as in the released code of CKDSNN
+            (last stage and linear head only).
         output: of the teacher, with the features of all stages; with their graph where autograd is needed.
         stage: from 1, or negative from the end.
-        target: class of each sample, int64 [B]; not looked at by ``"class_weights"``.
+        target: class of each sample, int64 [B]; only ``"grad_cam"`` looks at it.
 
     Returns:
         float32 [B, H, W].
@@ -146,14 +147,13 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
         raise ValueError(f"teacher_map must be one of {', '.join(TEACHER_MAPS)}, got {kind!r}")
     features = pick_stage(output.features, stage, "the teacher's features")
     num_stages = max(output.features)
-    linear = output.classifier_weight is not None and resolve_stage(stage, num_stages) == num_stages
-    if linear and kind == "grad_cam":
-        return grad_cam_closed_form(features, output.classifier_weight, target)  # type: ignore[arg-type]
-    if linear:
-        return class_activation_map(features, output.classifier_weight, output.logits.argmax(1))  # type: ignore[arg-type]
+    explained = target if kind == "grad_cam" else output.logits.argmax(1)
+    if output.classifier_weight is not None and resolve_stage(stage, num_stages) == num_stages:
+        closed_form = class_activation_map if kind == "class_weights" else grad_cam_closed_form
+        return closed_form(features, output.classifier_weight, explained)
     if kind == "class_weights":
         raise ValueError(
             "teacher_map='class_weights' needs the last stage of a teacher whose head is global average pooling and "
             f"one linear layer; stage {stage} of this one is not: use teacher_map='grad_cam'"
         )
-    return grad_cam(output.logits, features, target)
+    return grad_cam(output.logits, features, explained)

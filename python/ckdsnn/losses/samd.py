@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergence import check_temperature, full_precision, kl_divergence
+from .resize import resize_to
 
 
 def _minmax(maps: Tensor) -> Tensor:
@@ -63,14 +64,6 @@ def normalise_map(maps: Tensor, kind: str) -> Tensor:
     return NORMALISATIONS[kind](full_precision(maps))
 
 
-def resize_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """``maps`` [B, h, w] resized to ``size`` = (H, W), bilinear and antialiased; unchanged if they fit already."""
-    if maps.shape[1:] == size:
-        return maps
-    resized = F.interpolate(full_precision(maps)[:, None], size, mode="bilinear", antialias=True, align_corners=False)
-    return resized[:, 0]
-
-
 def samd_loss(
     student_map: Tensor,
     teacher_map: Tensor,
@@ -123,7 +116,7 @@ def samd_loss(
         )
     check_samd_options(normalisation, scaling, temperature, temperature_factor)
     temperature = 2.0 if temperature is None else temperature
-    teacher_map = resize_map(teacher_map.detach(), (student_map.shape[1], student_map.shape[2]))
+    teacher_map = resize_to(teacher_map.detach(), student_map.shape[1:])
     student_map, teacher_map = normalise_map(student_map, normalisation), normalise_map(teacher_map, normalisation)
     if scaling == "softmax":
         factor = 1.0 if temperature_factor is False else temperature**2

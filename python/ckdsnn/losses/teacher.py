@@ -70,4 +70,4 @@ class FrozenTeacher(nn.Module):
 
     def _needs_autograd(self, stage: int) -> bool:
         is_last = resolve_stage(stage, self.num_stages) == self.num_stages
-        return self.map_kind == "grad_cam" and not (is_last and self.classifier_weight is not None)
+        return self.map_kind != "class_weights" and not (is_last and self.classifier_weight is not None)

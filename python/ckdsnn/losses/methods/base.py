@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ckdsnn.losses.divergence import full_precision
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
 from ckdsnn.models.registry import nearest
 
@@ -117,7 +118,7 @@ class Method(nn.Module):
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         """Cross-entropy of the mean logits."""
-        return F.cross_entropy(student.logits, target, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(full_precision(student.logits), target, label_smoothing=self.label_smoothing)
 
     def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
         """The parts that the teacher adds, weighted."""
@@ -173,3 +174,10 @@ def known_options(cls: type[Method]) -> list[str]:
     parameters = inspect.signature(cls).parameters.values()
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     return names + list(getattr(cls, "option_fields", ()))
+
+
+def step_cross_entropy(student: SNNOutput, target: Tensor, label_smoothing: float) -> Tensor:
+    """``mean_t CE(z_t, y)``: cross-entropy of every time step's own logits."""
+    steps = len(student.step_logits)
+    logits = full_precision(student.step_logits).flatten(0, 1)
+    return F.cross_entropy(logits, target.repeat(steps), label_smoothing=label_smoothing)

@@ -22,7 +22,7 @@ class SAMDOptions:
         reduction: of spikes over time and channels, ``"mean"`` or ``"sum"``.
         stages: stages of the student, negative ones counted from the end; the term is the mean over them.
         teacher_stages: the teacher's stage for each of ``stages``; None for the same.
-        teacher_map: ``"grad_cam"`` of the target or ``"class_weights"`` of the predicted class.
+        teacher_map: which of the teacher's maps, see :func:`~ckdsnn.losses.saliency_map`.
         student_map: ``"sam"``, or ``"grad_cam"`` of the student (CAM-CAM, an ablation).
     """
 

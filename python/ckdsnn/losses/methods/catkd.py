@@ -1,0 +1,64 @@
+"""Class attention transfer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ckdsnn.losses.divergence import full_precision
+from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
+
+from .base import Method, register_method
+
+
+def class_maps(features: Tensor, classifier_weight: Tensor, resolution: int) -> Tensor:
+    """Maps of all classes, pooled to ``resolution`` x ``resolution`` and each scaled to unit length: [B, K, r, r]."""
+    maps = torch.einsum("bchw,kc->bkhw", full_precision(features), full_precision(classifier_weight))
+    pooled = F.adaptive_avg_pool2d(maps, resolution)
+    return F.normalize(pooled.flatten(2), dim=2).view_as(pooled)
+
+
+@register_method("catkd")
+class CATKD(Method):
+    """``CE(z_st, y) + weight * MSE(A_st, A_te)``, A the class attention maps of the last stage.
+
+    ``A_k = sum_c W[k, c] F_c`` for every class k, pooled and scaled to unit length, F the student's features averaged
+    over time; both heads must be global average pooling and one linear layer.
+
+    Guo et al.: Class attention transfer based knowledge distillation (CVPR 2023), with the defaults of its code.
+
+    Args:
+        weight: of the maps.
+        resolution: maps are pooled to resolution x resolution.
+        label_smoothing: in [0, 1].
+    """
+
+    def __init__(self, weight: float = 400.0, resolution: int = 2, label_smoothing: float = 0.0) -> None:
+        super().__init__(label_smoothing)
+        if resolution < 1:
+            raise ValueError(f"resolution must be >= 1, got {resolution}")
+        self.weight, self.resolution = weight, resolution
+        self.student_feature_stages = self.teacher_feature_stages = (-1,)
+
+    def make_modules(self, student: nn.Module, teacher: nn.Module) -> None:
+        for name, model in (("student", student), ("teacher", teacher)):
+            self._weight_of(model.classifier_weight, name)  # type: ignore[arg-type]
+
+    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+        student_weight = self._weight_of(student.classifier_weight, "student")
+        teacher_weight = self._weight_of(teacher.classifier_weight, "teacher")
+        features = pick_stage(student.features, -1, "the student's features").mean(0)
+        wanted = pick_stage(teacher.features, -1, "the teacher's features")
+        ours = class_maps(features, student_weight, self.resolution)
+        theirs = class_maps(wanted, teacher_weight, self.resolution).detach()
+        return {"catkd": self.weight * F.mse_loss(ours, theirs)}
+
+    @staticmethod
+    def _weight_of(weight: Tensor | None, name: str) -> Tensor:
+        if weight is None:
+            raise ValueError(
+                f"catkd needs class maps, but the {name}'s head is not global average pooling and one linear layer; "
+                "use head='linear', or another method"
+            )
+        return weight

@@ -1,0 +1,70 @@
+"""Logits and features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ckdsnn.losses.divergence import check_temperature, full_precision, kd_loss
+from ckdsnn.losses.resize import resize_to
+from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage, resolve_stage
+
+from .base import Method, register_method
+
+
+@register_method("kdsnn")
+class KDSNN(Method):
+    """``CE(z_st, y) + weight * KD + feature_weight * mean_stages MSE(P(mean_t F_st), F_te)``, P a 1x1 convolution.
+
+    Xu et al.: Constructing deep spiking neural networks from artificial neural networks with knowledge distillation
+    (CVPR 2023).  The projections train with the student.  The defaults of the weights are ours.
+
+    Args:
+        tau: temperature of the logit distillation, > 0.
+        weight: of the logit distillation.
+        feature_weight: of the features.
+        stages: stages of both networks, negative ones counted from the end.
+        label_smoothing: in [0, 1].
+    """
+
+    def __init__(
+        self,
+        tau: float = 4.0,
+        weight: float = 1.0,
+        feature_weight: float = 1.0,
+        stages: Sequence[int] = (-1,),
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(label_smoothing)
+        check_temperature(tau, "tau")
+        self.tau, self.weight, self.feature_weight = tau, weight, feature_weight
+        self.student_feature_stages = self.teacher_feature_stages = tuple(stages)
+        self.projections = nn.ModuleList()
+
+    def make_modules(self, student: nn.Module, teacher: nn.Module) -> None:
+        self.projections = nn.ModuleList(
+            nn.Conv2d(stage_channels(student, stage), stage_channels(teacher, stage), 1)
+            for stage in self.student_feature_stages
+        )
+
+    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+        if not self.projections:
+            raise RuntimeError("kdsnn has no projections yet; call method.bind(student, teacher) first")
+        losses = []
+        for stage, project in zip(self.student_feature_stages, self.projections, strict=True):
+            projected = project(pick_stage(student.features, stage, "the student's features").mean(0))
+            wanted = resize_to(pick_stage(teacher.features, stage, "the teacher's features"), projected.shape[2:])
+            losses.append(F.mse_loss(full_precision(projected), full_precision(wanted).detach()))
+        return {
+            "kd": self.weight * kd_loss(student.logits, teacher.logits, self.tau),
+            "features": self.feature_weight * torch.stack(losses).mean(),
+        }
+
+
+def stage_channels(model: nn.Module, stage: int) -> int:
+    """Channels of the features of ``stage``."""
+    channels: Sequence[int] = model.stage_channels  # type: ignore[assignment]
+    return channels[resolve_stage(stage, len(channels)) - 1]
