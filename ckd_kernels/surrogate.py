@@ -155,7 +155,7 @@ class Rectangle(Surrogate):
     def derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         # The bound is compared in u's own precision, as the kernels do.
-        height, bound = torch.tensor([c0, c1], dtype=u.dtype, device=u.device)
+        height, bound = (torch.full((), c, dtype=u.dtype, device=u.device) for c in (c0, c1))
         return torch.where(u.abs() < bound, height, 0.0)
 
     def primitive(self, u: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""What every test shares: the backends that can run here, and memory that shows when it was not written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ckd_kernels.backend import build_info
+from lif_checks import Target
+
+try:
+    from hypothesis import settings
+except ImportError:  # the tests that need it skip themselves
+    pass
+else:
+    settings.register_profile("suite", derandomize=True, deadline=None, database=None, print_blob=True)
+    settings.load_profile("suite")
+
+TARGETS = [Target("reference", "cpu"), Target("cpu", "cpu")]
+if torch.cuda.is_available():
+    TARGETS += [Target("reference", "cuda"), Target("cuda", "cuda"), Target("triton", "cuda")]
+
+
+@pytest.fixture(params=TARGETS, ids=str)
+def target(request: pytest.FixtureRequest, poisoned: None) -> Target:
+    """Every backend, on every device that it has here."""
+    state = build_info()["backends"][request.param.backend]
+    if state != "available":
+        pytest.skip(f"backend {request.param.backend}: {state}")
+    return request.param
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory is NaN (the largest integer), so that an element that nobody wrote shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
