@@ -237,9 +237,18 @@ def _check_v_init(v_init: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _in_place(x: Tensor, time_dim: int, channel_dim: int) -> Tensor:
     """x as the ops take it: dense, or the single frame that it repeats."""
-    if x.shape[time_dim] > 1 and x.stride(time_dim) == 0:
+    if x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and not _watched(x):
         x = _frame(x, time_dim)
     return dense(x, time_dim=time_dim, channel_dim=channel_dim)
+
+
+def _watched(x: Tensor) -> bool:
+    """Whether somebody sees the gradient of x itself, which must then have a value for every time step."""
+    if not x.requires_grad:
+        return False
+    if torch.compiler.is_compiling():
+        return x.is_leaf
+    return x.is_leaf or x.retains_grad or bool(x._backward_hooks)
 
 
 def _frame(x: Tensor, time_dim: int) -> Tensor:
@@ -256,9 +265,9 @@ def _frame(x: Tensor, time_dim: int) -> Tensor:
 
 
 def _expands(x: Tensor, base: Tensor) -> bool:
-    """Whether x is ``base.expand(...)`` or ``base.unsqueeze(...).expand(...)`` and nobody watches its gradient."""
+    """Whether x is ``base.expand(...)`` or ``base.unsqueeze(...).expand(...)``."""
     node = x.grad_fn
-    if node is None or node.name() != "ExpandBackward0" or x.retains_grad or x._backward_hooks:
+    if node is None or node.name() != "ExpandBackward0":
         return False
     node = node.next_functions[0][0]
     if node is not None and node.name() == "UnsqueezeBackward0":

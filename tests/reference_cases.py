@@ -264,9 +264,11 @@ def exact_gradients(
         for g in gxs:
             gx = gx + g
     total, scale = terms.sum(), magnitudes.sum()
-    if leak is not None and leak.numel() > 1:
+    if leak is not None and leak.dim() == 1:
         others = [d for d, n in enumerate(per_channel) if n == 1]
-        total, scale = terms.sum(others).reshape(leak.shape), magnitudes.sum(others).max()
+        if others:
+            terms, magnitudes = terms.sum(others), magnitudes.sum(others)
+        total, scale = terms.reshape(leak.shape), magnitudes.max()
     return LoopGradients(gx.to(x.dtype), gv, total, scale.item())
 
 

@@ -68,7 +68,7 @@ def _memory_order(
     for d in reversed(order):
         if strides[d] != expected:
             return None
-        expected = expected * sizes[d]
+        expected = expected * (sizes[d] or 1)
     # Dimensions of size 1 have no place of their own: they go behind those named before them.
     for d in range(len(sizes)):
         if sizes[d] == 1:
