@@ -21,18 +21,21 @@ PACKAGE_DIRS := $(shell find ckd_kernels python/ckdsnn csrc -type d ! -name __py
 CXX_FILES := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-packaging lint bench clean
 
 help:  ## this list
-	@grep -hE "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed -E "s/:[^#]*## ?/\t/" | expand -t 12
+	@grep -hE "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed -E "s/:[^#]*## ?/\t/" | expand -t 18
 
 demo: $(VENV)/installed  ## train a teacher and distil spiking students on scikit-learn's digits
 	$(BIN)/ckdsnn demo
 
-test: $(VENV)/installed-dev  ## the whole test suite
+test: $(VENV)/installed-dev  ## the test suite, without the packaging tests
 	$(PYTEST) --ignore=tests/triton_interpreter
 # A process of its own: Triton reads TRITON_INTERPRET when it is imported.
 	TRITON_INTERPRET=1 $(PYTEST) tests/triton_interpreter
+
+test-packaging: $(VENV)/installed-dev  ## sdist, wheel built in isolation, and both ways of installing it
+	$(PYTEST) -m packaging tests/test_packaging.py
 
 lint: $(VENV)/installed-dev  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

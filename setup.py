@@ -46,9 +46,9 @@ class BuildExtension(build_ext):
             [
                 "cmake",
                 *("-S", ROOT, "-B", directory, "-G", "Ninja"),
-                # Given every time: an isolated build finds these in a directory that is gone afterwards.
+                # Given every time: an isolated build finds them in a directory that is gone afterwards.
                 f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
-                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-Dpybind11_DIR={self._keep_pybind11(directory) / 'share' / 'cmake' / 'pybind11'}",
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DCKD_VERSION={self.distribution.get_version()}",
                 f"-DCKD_CUDA={os.environ.get('CKD_CUDA', 'AUTO')}",
@@ -65,6 +65,16 @@ class BuildExtension(build_ext):
         temporary = target.with_name(target.name + ".new")
         shutil.copy2(built, temporary)
         os.replace(temporary, target)
+
+    @staticmethod
+    def _keep_pybind11(directory: Path) -> Path:
+        """A copy at a path that stays. An isolated build's own is new each time, and a new path compiles all again."""
+        kept = directory / f"pybind11-{pybind11.__version__}"
+        if not kept.exists():
+            shutil.rmtree(directory / "pybind11.new", ignore_errors=True)
+            shutil.copytree(Path(pybind11.__file__).parent, directory / "pybind11.new")
+            os.replace(directory / "pybind11.new", kept)
+        return kept
 
     def _start_clean_unless_ours(self, directory: Path) -> None:
         """CMake refuses a cache of another tree or compiler, and an interrupted first run leaves half of one."""
