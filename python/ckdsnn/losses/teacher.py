@@ -28,7 +28,8 @@ class FrozenTeacher(nn.Module):
         (image, target) alone, so that they may be cached.
 
     Raises:
-        ValueError: a stage that the model does not have; a class activation map where the head is not linear.
+        ValueError: a stage that the model does not have; a class activation map where the head is not linear; Grad-CAM
+            of features that the logits do not depend on.
     """
 
     def __init__(self, model: nn.Module, method: Method) -> None:
@@ -41,6 +42,13 @@ class FrozenTeacher(nn.Module):
         self.num_stages: int = model.num_stages  # type: ignore[assignment]
         for stage in (*self.map_stages, *self.feature_stages):
             resolve_stage(stage, self.num_stages)
+        reached = getattr(model, "differentiable_stages", range(1, self.num_stages + 1))
+        for stage in self.map_stages:
+            if self._needs_autograd(stage) and resolve_stage(stage, self.num_stages) not in reached:
+                raise ValueError(
+                    f"the teacher's logits do not depend on the features of stage {stage}, so Grad-CAM there is zero; "
+                    "hook an earlier layer, e.g. blocks.11.norm1 of a transformer that classifies by its class token"
+                )
         self.train(False)
 
     @property

@@ -1,7 +1,18 @@
 """Teachers and students, by name."""
 
-from . import ann_resnet, snn_resnet
+from . import ann_resnet, external, sew_resnet, snn_resnet, spikformer
 from .outputs import ANNOutput, SNNOutput
 from .registry import MODELS, build_model, register_model
 
-__all__ = ["MODELS", "ANNOutput", "SNNOutput", "ann_resnet", "build_model", "register_model", "snn_resnet"]
+__all__ = [
+    "MODELS",
+    "ANNOutput",
+    "SNNOutput",
+    "ann_resnet",
+    "build_model",
+    "external",
+    "register_model",
+    "sew_resnet",
+    "snn_resnet",
+    "spikformer",
+]
