@@ -60,6 +60,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 4.0) ->
         ValueError: shapes differ, or tau <= 0.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses import kd_loss
         >>> z = torch.tensor([[1.0, 2.0, 3.0]])
         >>> kd_loss(z, z).item()
         0.0

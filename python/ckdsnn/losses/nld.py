@@ -95,6 +95,8 @@ def nld_loss(
         ValueError: shapes that differ, unknown names, values out of range or not used.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses import nld_loss
         >>> z = torch.tensor([[2.0, 0.0, -1.0]])
         >>> nld_loss(z, z, generator=torch.Generator().manual_seed(0)).item() > 0
         True

@@ -16,6 +16,8 @@ def resize_to(maps: Tensor, size: Sequence[int]) -> Tensor:
     Unchanged where they fit already; else float32 (float64 for float64).
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses.resize import resize_to
         >>> resize_to(torch.tensor([[[0.0, 1.0]]]), (1, 4))
         tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """

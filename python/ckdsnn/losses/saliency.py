@@ -34,6 +34,13 @@ def class_activation_map(features: Tensor, classifier_weight: Tensor, target: Te
 
     Raises:
         ValueError: shapes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from ckdsnn.losses import class_activation_map
+        >>> features = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # B 1, C 2, H 1, W 2
+        >>> class_activation_map(features, torch.tensor([[1.0, -1.0], [3.0, 1.0]]), torch.tensor([1]))
+        tensor([[[3., 2.]]])
     """
     _check_features(features, target)
     if classifier_weight.dim() != 2 or classifier_weight.shape[1] != features.shape[1]:
@@ -55,6 +62,8 @@ def grad_cam_closed_form(features: Tensor, classifier_weight: Tensor, target: Te
         as :func:`class_activation_map`.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses import grad_cam_closed_form
         >>> features = torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]]]])  # B 1, C 2, H 1, W 2
         >>> grad_cam_closed_form(features, torch.tensor([[1.0, -1.0], [3.0, 1.0]]), torch.tensor([1]))
         tensor([[[1.5000, 1.0000]]])
@@ -82,6 +91,8 @@ def grad_cam(logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
         RuntimeError: ``logits`` was not computed from ``features`` with gradients enabled.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses import grad_cam
         >>> features = torch.rand(2, 3, 4, 4, requires_grad=True)
         >>> grad_cam(features.mean((2, 3)), features, torch.tensor([0, 2])).shape
         torch.Size([2, 4, 4])
@@ -105,6 +116,13 @@ def grad_cam_spiking(step_logits: Tensor, features: Tensor, target: Tensor) -> T
 
     Returns, raises:
         as :func:`grad_cam`.
+
+    Example:
+        >>> import torch
+        >>> from ckdsnn.losses import grad_cam_spiking
+        >>> spikes = torch.ones(2, 1, 3, 1, 2, requires_grad=True)
+        >>> grad_cam_spiking(spikes.mean((3, 4)), spikes, torch.tensor([0]))  # w = 1/(H*W) for class 0's channel
+        tensor([[[0.5000, 0.5000]]], grad_fn=<ReluBackward0>)
     """
     if features.dim() != 5:
         raise ValueError(f"features must be [T, B, C, H, W], got {list(features.shape)}")
@@ -142,6 +160,14 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
     Raises:
         ValueError: unknown kind, a stage that does not exist, class weights that are not there.
         RuntimeError: autograd is needed and the output has no graph.
+
+    Example:
+        >>> import torch
+        >>> from ckdsnn.losses import saliency_map
+        >>> from ckdsnn.models import build_model
+        >>> output = build_model("ann_resnet_small", num_classes=10)(torch.zeros(2, 1, 20, 20))
+        >>> saliency_map("grad_cam", output, -1, torch.tensor([3, 5])).shape
+        torch.Size([2, 5, 5])
     """
     if kind not in TEACHER_MAPS:
         raise ValueError(f"teacher_map must be one of {', '.join(TEACHER_MAPS)}, got {kind!r}")

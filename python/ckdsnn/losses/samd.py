@@ -56,6 +56,8 @@ def normalise_map(maps: Tensor, kind: str) -> Tensor:
         ValueError: unknown kind.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses import normalise_map
         >>> normalise_map(torch.tensor([[[0.0, 1.0, 4.0]]]), "minmax")
         tensor([[[0.0000, 0.2500, 1.0000]]])
     """
@@ -105,6 +107,8 @@ def samd_loss(
         ValueError: maps that are not [B, H, W] of one B, unknown names, temperature <= 0 or not used.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses import samd_loss
         >>> sam = torch.tensor([[[0.1, 0.3], [0.2, 0.0]]])
         >>> samd_loss(sam, 5 * sam).item() < 1e-6
         True

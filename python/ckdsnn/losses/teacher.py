@@ -30,6 +30,19 @@ class FrozenTeacher(nn.Module):
     Raises:
         ValueError: a stage that the model does not have; a class activation map where the head is not linear; Grad-CAM
             of features that the logits do not depend on.
+
+    Example:
+        >>> import torch
+        >>> from ckdsnn.losses import FrozenTeacher, build_method
+        >>> from ckdsnn.models import build_model
+        >>> method = build_method("ckd")
+        >>> student, teacher = (build_model(f"{kind}_resnet_small", num_classes=10) for kind in ("snn", "ann"))
+        >>> frozen = FrozenTeacher(teacher, method.bind(student, teacher))
+        >>> images, target = torch.randn(4, 1, 20, 20), torch.tensor([0, 1, 2, 3])
+        >>> parts = method(student(images), frozen(images, target), target)
+        >>> list(parts)
+        ['ce', 'samd', 'nld']
+        >>> sum(parts.values()).backward()
     """
 
     def __init__(self, model: nn.Module, method: Method) -> None:

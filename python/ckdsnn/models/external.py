@@ -46,6 +46,9 @@ class HookedANN(nn.Module):
     block.  :class:`~ckdsnn.losses.FrozenTeacher` refuses layers of which the logits are independent.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from ckdsnn.models.external import HookedANN
         >>> plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
         >>> teacher = HookedANN(plain, ["1"], num_classes=5, in_channels=3, image_size=16, classifier="4")
         >>> teacher(torch.zeros(2, 3, 16, 16)).features[1].shape

@@ -53,6 +53,7 @@ def resolve_stage(stage: int, num_stages: int) -> int:
         ValueError: the model has no such stage.
 
     Example:
+        >>> from ckdsnn.models.outputs import resolve_stage
         >>> resolve_stage(-1, num_stages=3), resolve_stage(2, num_stages=3)
         (3, 2)
     """

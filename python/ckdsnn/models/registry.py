@@ -43,6 +43,8 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         TypeError: an option that the model does not have.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.models import build_model
         >>> model = build_model("snn_resnet_small", num_classes=10, in_channels=1, time_steps=2)
         >>> model(torch.zeros(3, 1, 20, 20)).logits.shape
         torch.Size([3, 10])

@@ -157,6 +157,7 @@ def build_method(name: str, **options: Any) -> Method:
         TypeError: an option that the method does not have.
 
     Example:
+        >>> from ckdsnn.losses import build_method
         >>> build_method("kd", tau=2.0).needs_teacher
         True
     """

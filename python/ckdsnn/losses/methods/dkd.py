@@ -26,6 +26,8 @@ def dkd_loss(
         tau: temperature > 0.
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses.methods.dkd import dkd_loss
         >>> z = torch.tensor([[1.0, 2.0, 3.0]])
         >>> dkd_loss(z, z, torch.tensor([0]), alpha=1.0, beta=8.0, tau=4.0).item()
         0.0

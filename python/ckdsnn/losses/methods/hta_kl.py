@@ -24,6 +24,8 @@ def hta_kl_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float, head
         head_mass: in (0, 1).
 
     Example:
+        >>> import torch
+        >>> from ckdsnn.losses.methods.hta_kl import hta_kl_loss
         >>> z = torch.tensor([[1.0, 2.0, 3.0]])
         >>> hta_kl_loss(z, z, tau=4.0, head_mass=0.5).item()
         0.0
