@@ -1,0 +1,149 @@
+// Launch settings: pure functions of sizes and addresses, and the one way to launch a kernel.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "ckd/params.h"
+
+namespace ckd::cuda {
+
+struct LaunchSize {
+  unsigned blocks, threads;
+  size_t shared_bytes;
+};
+
+inline constexpr int64_t kMaxBlocks = 2147483647;  // in x, on every device since compute capability 3.0
+// Shared memory that every device gives a block without being asked.
+inline constexpr size_t kSharedBytes = 48 * 1024;
+
+// Blocks for `work` items, `per_block` each; kernels loop where that is more than a grid holds.
+inline unsigned block_count(int64_t work, int64_t per_block) {
+  return static_cast<unsigned>(std::clamp<int64_t>(work / per_block + (work % per_block != 0), 1, kMaxBlocks));
+}
+
+inline int64_t power_of_two_from(int64_t n) {
+  int64_t power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// Whether every address (null ones aside) allows 16-byte accesses.
+inline bool aligned(std::initializer_list<const void*> addresses) {
+  return std::all_of(addresses.begin(), addresses.end(),
+                     [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; });
+}
+
+inline LaunchSize forward_size(int64_t neurons, int width) {
+  constexpr unsigned kThreads = 256;
+  return {block_count(neurons, int64_t{kThreads} * width), kThreads, 0};
+}
+
+// The potentials of up to 16 steps lie in shared memory, 4 bytes a neuron and step.
+inline LaunchSize backward_size(int64_t neurons, int width, int64_t steps) {
+  const size_t per_thread = std::min<int64_t>(steps, kCheckpointEvery) * width * sizeof(float);
+  unsigned threads = 256;
+  while (threads * per_thread > kSharedBytes) threads /= 2;
+  return {block_count(neurons, int64_t{threads} * width), threads, threads * per_thread};
+}
+
+struct LocationSize {
+  int across, deep;
+  LaunchSize size;
+};
+
+// Channels outside the innermost dimension. Threads side by side make full memory transactions; where that leaves
+// processors without a block, tiles get narrower (64 bytes at least) and then deeper.
+inline LocationSize planar_size(int64_t planes, int64_t channels, int64_t inner, int width, int processors) {
+  const int64_t vectors = (inner + width - 1) / width, wanted = int64_t{2} * processors;
+  int64_t across = std::min<int64_t>(power_of_two_from(vectors), 32);
+  const auto blocks = [&] { return planes * ((vectors + across - 1) / across); };
+  while (across * width > 16 && across > 4 && blocks() < wanted) across /= 2;
+  const int64_t threads = blocks() < wanted ? 512 : 256;
+  const int64_t deep = std::min(power_of_two_from(channels), std::max<int64_t>(threads / across, 1));
+  const unsigned used = static_cast<unsigned>(across * deep);
+  return {
+      static_cast<int>(across), static_cast<int>(deep), {block_count(blocks(), 1), used, used * width * sizeof(float)}};
+}
+
+// Channels innermost: up to a warp for each location.
+inline LocationSize row_size(int64_t locations, int64_t channels, int width) {
+  constexpr int kThreads = 256;
+  const int deep = static_cast<int>(std::min<int64_t>(power_of_two_from((channels + width - 1) / width), 32));
+  const int across = kThreads / deep;
+  return {across, deep, {block_count(locations, across), kThreads, 0}};
+}
+
+// Blocks that share the sum of one channel: a function of sizes alone, so that the order of additions is, too.
+inline int sum_slices(int64_t terms, int64_t channels) {
+  const int64_t useful = (terms + 4095) / 4096, affordable = std::max<int64_t>(1, 1024 / channels);
+  return static_cast<int>(std::min(useful, affordable));
+}
+
+// Makes a device current for as long as it lives.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device) {
+    status_ = cudaGetDevice(&previous_);
+    if (status_ == cudaSuccess && previous_ != device) {
+      status_ = cudaSetDevice(device);
+      changed_ = status_ == cudaSuccess;
+    }
+  }
+  ~DeviceScope() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+  cudaError_t status() const { return status_; }
+
+ private:
+  int previous_ = 0;
+  cudaError_t status_;
+  bool changed_ = false;
+};
+
+// Runs f with a device current.
+template <class F>
+int on_device(int device, F&& f) {
+  const DeviceScope scope(device);
+  return scope.status() != cudaSuccess ? scope.status() : f();
+}
+
+// Multiprocessors of the current device.
+inline cudaError_t processor_count(int& count) {
+  int device = 0;
+  const cudaError_t status = cudaGetDevice(&device);
+  return status != cudaSuccess ? status : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+}
+
+// Calls f with a value of a storage type.
+template <class F>
+cudaError_t with_storage(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float());
+    case DType::kBFloat16:
+      return f(__nv_bfloat16());
+    case DType::kFloat16:
+      return f(__half());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <class Call>
+cudaError_t launch(void (*kernel)(Call), const LaunchSize& size, void* stream, const Call& call) {
+  void* arguments[] = {const_cast<Call*>(&call)};
+  const cudaError_t status = cudaLaunchKernel(kernel, dim3(size.blocks), dim3(size.threads), arguments,
+                                              size.shared_bytes, static_cast<cudaStream_t>(stream));
+  if (status != cudaSuccess) cudaGetLastError();  // it was reported here; nobody else should find it
+  return status;
+}
+
+}  // namespace ckd::cuda

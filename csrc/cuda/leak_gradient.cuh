@@ -1,0 +1,36 @@
+// Adds the leak gradients of neurons up to one value, or one a channel, in a fixed order and in double precision.
+#pragma once
+#include "extent.cuh"
+
+namespace ckd::cuda {
+
+template <class Out>
+struct LeakSumCall {
+  const double* terms;  // [rows, channels, inner]
+  int64_t rows, channels, inner;
+  int slices;  // blocks that share a channel
+  Out* sums;   // [channels, slices]
+};
+
+inline constexpr int kSumThreads = 256;
+
+// A block adds up one slice of one channel.
+template <class Out>
+__global__ void __launch_bounds__(kSumThreads) leak_sum_kernel(const __grid_constant__ LeakSumCall<Out> call) {
+  double* shared = reinterpret_cast<double*>(ckd_dynamic_shared);
+  const Parts block = split(blockIdx.x, call.slices);
+  const int64_t channel = block.quotient, terms = call.rows * call.inner;
+  double sum = 0;
+  for (int64_t i = block.remainder * kSumThreads + threadIdx.x; i < terms; i += int64_t{call.slices} * kSumThreads) {
+    const Parts at = split(i, call.inner);
+    sum += call.terms[(at.quotient * call.channels + channel) * call.inner + at.remainder];
+  }
+  shared[threadIdx.x] = sum;
+  for (int half = kSumThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) call.sums[blockIdx.x] = static_cast<Out>(shared[0]);
+}
+
+}  // namespace ckd::cuda

@@ -1,0 +1,7 @@
+// Multi-step neurons with float32 storage.
+#include "lif_launch.cuh"
+
+namespace ckd::cuda {
+template cudaError_t launch_lif<float>(const LifForward&, void*);
+template cudaError_t launch_lif<float>(const LifBackward&, void*, void*);
+}  // namespace ckd::cuda

@@ -1,0 +1,22 @@
+// CUDA entry points. A status of 0 is success, any other one is a cudaError_t.
+// Nothing here allocates or synchronises; the stream is a cudaStream_t of the device.
+#pragma once
+#include <cstdint>
+
+#include "ckd/params.h"
+
+namespace ckd::cuda {
+
+int lif_forward(const LifForward& call, int device, void* stream);
+
+// Bytes of device memory that lif_backward needs beside its arguments; 0: none, and `workspace` may be null.
+int64_t lif_backward_workspace(const LifBackward& call);
+int lif_backward(const LifBackward& call, void* workspace, int device, void* stream);
+
+int sam(const SamForward& call, int device, void* stream);
+
+// 0 where there is no device or no driver.
+int device_count();
+const char* error_string(int status);
+
+}  // namespace ckd::cuda

@@ -1,0 +1,213 @@
+// Runs the CUDA kernels on fibers. `driver SECTION...` runs those sections, and ends with 1 where one fails:
+//   options   every charge, reset, strictness, detachment and surrogate, float32
+//   layouts   sizes, time steps, types and optional tensors, drawn at random; once in each order of threads
+//   float32   the float32 part of layouts, briefly
+//   launch    launch settings, devices, status codes
+//   fibers    that the fibers notice a kernel's mistakes
+//   overflow  a kernel that leaves its shared memory: AddressSanitizer must end the program
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <map>
+
+#include "case.h"
+#include "extent.cuh"
+#include "launch.h"
+
+namespace {
+
+int failures = 0;
+
+void report(const std::string& what, const std::string& error) {
+  if (error.empty()) return;
+  if (++failures <= 10) std::printf("FAIL %s: %s\n", what.c_str(), error.c_str());
+}
+
+void check(bool fine, const char* what) { report(what, fine ? "" : "does not hold"); }
+#define CHECK(condition) check(condition, #condition)
+
+void compare(const Case& c) {
+  std::string error = run(c);
+  auto& seen = fibers::settings().errors;
+  if (error.empty() && !seen.empty()) error = seen.front();
+  seen.clear();
+  report(c.name(), error);
+}
+
+void options() {
+  for (int charge = 0; charge < 4; ++charge)
+    for (int reset = 0; reset < 4; ++reset)
+      for (int bits = 0; bits < 4; ++bits)
+        for (int surrogate = 0; surrogate < 9; ++surrogate) {
+          Case c;
+          c.neuron.charge = plain::Charge(charge);
+          c.neuron.reset = plain::Reset(reset);
+          c.neuron.strict = bits & 1;
+          c.neuron.detach = bits & 2;
+          c.neuron.surrogate = ckd::SurrogateKind(surrogate);
+          c.neuron.alpha = 0.7 + 0.4 * surrogate;
+          c.neuron.leak = charge == 0 ? 0.5f : 1.7f;
+          c.neuron.v_reset = reset == 0 ? -0.25f : 0.0f;
+          c.shape = {1, 4, 1, 3, 4, false};
+          c.v_init = c.grad_v = c.grad_v_init = true;
+          // Both kernels of the backward pass.
+          c.grad_leak = surrogate % 2 == 0 && charge != 3;
+          c.leak = c.grad_leak ? Case::Leak::kOne : Case::Leak::kConstant;
+          c.seed = 1 + surrogate;
+          compare(c);
+        }
+}
+
+void layouts(bool float32_only) {
+  std::mt19937 random(7);
+  const auto one_of = [&](std::initializer_list<int64_t> values) { return values.begin()[random() % values.size()]; };
+  const auto coin = [&] { return random() % 2 == 0; };
+  for (int i = 0; i < (float32_only ? 60 : 210); ++i) {
+    auto& settings = fibers::settings();
+    settings.order = fibers::Order(i % 3);
+    settings.seed = i;
+    Case c;
+    c.dtype = float32_only ? ckd::DType::kFloat32 : ckd::DType(i / 3 % 3);
+    c.neuron.charge = plain::Charge(random() % 4);
+    c.neuron.reset = plain::Reset(random() % 4);
+    c.neuron.strict = coin();
+    c.neuron.detach = coin();
+    c.neuron.surrogate = ckd::SurrogateKind(random() % 9);
+    c.neuron.leak = c.neuron.charge == plain::Charge::kDecay ? 0.6f : 2.0f;
+    c.shape.outer = one_of({1, 1, 2, 3});
+    c.shape.steps = one_of({1, 3, 4, 16, 17, 40});
+    c.shape.rows = one_of({1, 2, 5});
+    // Channels innermost, or inner sizes that are and are not a multiple of an access.
+    c.shape.inner = one_of({1, 1, 8, 16, 7, 49});
+    c.shape.channels = one_of({1, 3, 8, 24, 33});
+    if (i % 10 == 0) c.shape.channels = 8 * one_of({17, 40}), c.shape.inner = one_of({1, 16});
+    c.shape.repeated = random() % 4 == 0;
+    c.leak = c.neuron.charge == plain::Charge::kIntegrate ? Case::Leak::kConstant : Case::Leak(random() % 3);
+    c.v_init = coin();
+    c.v_last = coin();
+    c.sam = coin();
+    c.grad_spikes = random() % 4 != 0;
+    c.grad_v = coin();
+    c.grad_sam = coin();
+    c.grad_v_init = coin();
+    c.grad_leak = c.leak != Case::Leak::kConstant && coin();
+    c.misaligned = random() % 5 == 0;
+    c.extremes = random() % 8 == 0 && !c.grad_leak;
+    c.seed = 100 + i;
+    fake_devices.processors = static_cast<int>(one_of({1, 4, 132}));
+    compare(c);
+  }
+  fibers::settings().order = fibers::Order::kForward;
+}
+
+void launch() {
+  using namespace ckd::cuda;
+  CHECK(block_count(0, 256) == 1);
+  CHECK(block_count(256, 256) == 1 && block_count(257, 256) == 2);
+  CHECK(block_count(int64_t{1} << 62, 1) == 2147483647u);
+  CHECK(!aligned({nullptr, reinterpret_cast<const void*>(32), reinterpret_cast<const void*>(36)}));
+  CHECK(aligned({nullptr, reinterpret_cast<const void*>(32)}));
+  for (int64_t neurons : {int64_t{1}, int64_t{1000}, int64_t{1} << 33, int64_t{1} << 45}) {
+    for (int width : {1, 4, 8}) {
+      const LaunchSize forward = forward_size(neurons, width);
+      CHECK(forward.blocks >= 1 && forward.blocks <= 2147483647u && forward.threads % 32 == 0);
+      for (int64_t steps : {1, 4, 16, 17, 1000}) {
+        const LaunchSize size = backward_size(neurons, width, steps);
+        CHECK(size.threads >= 64 && size.threads <= 256);
+        CHECK(size.shared_bytes == size.threads * size_t(std::min<int64_t>(steps, 16)) * width * sizeof(float));
+        CHECK(size.shared_bytes <= kSharedBytes);
+        CHECK(size.blocks == 2147483647u || int64_t{size.blocks} * size.threads * width >= neurons);
+      }
+    }
+  }
+  for (int64_t planes : {int64_t{1}, int64_t{64}, int64_t{1} << 40})
+    for (int64_t channels : {1, 3, 64, 2048})
+      for (int64_t inner : {2, 49, 64, 1 << 20})
+        for (int width : {1, 4, 8}) {
+          const LocationSize planar = planar_size(planes, channels, inner, width, 132),
+                             row = row_size(planes, channels, width);
+          CHECK(planar.across * planar.deep == static_cast<int>(planar.size.threads));
+          CHECK(planar.size.threads <= 512 && planar.size.shared_bytes <= kSharedBytes);
+          CHECK(planar.size.shared_bytes == planar.size.threads * size_t(width) * 4);
+          CHECK(row.deep <= 32 && 32 % row.deep == 0 && row.across * row.deep == static_cast<int>(row.size.threads));
+        }
+  for (int64_t channels : {1, 512, 100000})
+    for (int64_t terms : {int64_t{1}, int64_t{1} << 20, int64_t{1} << 40}) {
+      const int64_t slices = sum_slices(terms, channels);
+      CHECK(slices >= 1 && slices <= 1024 && slices * 4096 <= terms + 4095);
+    }
+  for (int64_t n : {int64_t{0}, int64_t{7}, (int64_t{1} << 32) - 1, int64_t{1} << 32, (int64_t{1} << 45) + 11})
+    for (int64_t d : {int64_t{1}, int64_t{3}, (int64_t{1} << 31) + 1, int64_t{1} << 33}) {
+      CHECK(split(n, d).quotient == n / d && split(n, d).remainder == n % d);
+    }
+  const ckd::Shape shape{3, 70000, 200, 300, 400, false};
+  const Extent extent(shape);
+  CHECK(extent.sequence(extent.place(2 * shape.frame() + 5)) == 2 * 70000 * shape.frame() + 5);
+
+  Guarded<float> x(4, false), spikes(4, false);
+  x[0] = x[1] = x[2] = x[3] = 2.0f;
+  ckd::LifForward call;
+  call.neuron = plain::Definition().call();
+  call.shape.inner = 4;
+  call.x = x.data;
+  call.spikes = spikes.data;
+  CHECK(ckd::cuda::lif_forward(call, 1, nullptr) == 0 && spikes[3] == 1.0f);
+  CHECK(fake_devices.launched_on == 1 && fake_devices.current == 0);
+  CHECK(ckd::cuda::lif_forward(call, 7, nullptr) == cudaErrorInvalidDevice && fake_devices.current == 0);
+  call.dtype = ckd::DType::kFloat64;
+  CHECK(ckd::cuda::lif_forward(call, 0, nullptr) == cudaErrorInvalidValue);
+  CHECK(ckd::cuda::device_count() == 2);
+}
+
+struct Nothing {};
+
+std::string error_of(const std::function<void()>& body) {
+  auto& errors = fibers::settings().errors;
+  errors.clear();
+  fibers::run_grid(dim3(1), dim3(64), 1024, body);
+  const std::string first = errors.empty() ? "" : errors.front();
+  errors.clear();
+  return first;
+}
+
+void fibers_notice() {
+  CHECK(error_of([] { __syncthreads(); }).empty());
+  CHECK(error_of([] { __shfl_xor_sync(~0u, 1, 16); }).empty());
+  CHECK(!error_of([] {
+           if (threadIdx.x < 40) __syncthreads();
+         }).empty());
+  CHECK(!error_of([] {
+           if (threadIdx.x % 2) __shfl_xor_sync(~0u, 1, 1);
+         }).empty());
+  CHECK(!error_of([] { __shfl_xor_sync(0xFFFFu, 1, 16); }).empty());
+  CHECK(!error_of([] {
+           if (threadIdx.x != 5)
+             __shfl_xor_sync(~0u, 1, 1);
+           else
+             __syncthreads();
+         }).empty());
+  CHECK(!fibers::run_grid(dim3(1), dim3(2048), 0, [] {}));
+  CHECK(!fibers::run_grid(dim3(1), dim3(32), 64 * 1024, [] {}));
+}
+
+void overflow() {
+  fibers::run_grid(dim3(1), dim3(32), 128, [] { ckd_dynamic_shared[128 + threadIdx.x] = 0; });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::map<std::string, std::function<void()>> sections{
+      {"options", options}, {"layouts", [] { layouts(false); }}, {"float32", [] { layouts(true); }},
+      {"launch", launch},   {"fibers", fibers_notice},           {"overflow", overflow}};
+  for (int i = 1; i < argc; ++i) {
+    const auto section = sections.find(argv[i]);
+    if (section == sections.end()) {
+      std::printf("no section '%s'\n", argv[i]);
+      return 2;
+    }
+    section->second();
+  }
+  std::printf("%d failures, %zu threads run\n", failures, fibers::settings().threads_run);
+  return failures != 0;
+}
