@@ -63,17 +63,28 @@ def _memory_order(
     sizes: Sequence[int], strides: Sequence[int], time_dim: int, channel_dim: int
 ) -> tuple[int, ...] | None:
     """Dimensions from the outermost to the innermost in memory; None where that is not dense."""
-    order = sorted((d for d in range(len(sizes)) if sizes[d] != 1), key=lambda d: (-strides[d], d))
+    if any(n == 0 for n in sizes):
+        # Without elements any order will do, and whatever the strides are.
+        return (time_dim, *(d for d in range(len(sizes)) if d != time_dim))
+    order: list[int] = []
+    # A sort by stride, which torch.compile cannot trace where strides are symbols.
+    for d in range(len(sizes)):
+        if sizes[d] != 1:
+            at = len(order)
+            while at > 0 and strides[order[at - 1]] < strides[d]:
+                at -= 1
+            order.insert(at, d)
     expected = 1
     for d in reversed(order):
         if strides[d] != expected:
             return None
-        expected = expected * (sizes[d] or 1)
-    # Dimensions of size 1 have no place of their own: they go behind those named before them.
+        expected = expected * sizes[d]
+    # Dimensions of size 1 have no place of their own: they go behind those named before them, channels behind time.
     for d in range(len(sizes)):
         if sizes[d] == 1:
             leads = d == time_dim and 0 <= channel_dim < time_dim
-            at = 0 if leads else 1 + max((order.index(e) for e in range(d)), default=-1)
+            before = [*range(d), time_dim] if d == channel_dim and time_dim in order else range(d)
+            at = 0 if leads else 1 + max((order.index(e) for e in before), default=-1)
             order.insert(at, d)
     return tuple(order)
 

@@ -22,13 +22,13 @@ from .library import LIBRARY, register
 CHECKPOINT_EVERY = 16
 
 LIBRARY.define(
-    "lif_forward(Tensor x, Tensor? v_init, Tensor? leak, str neuron, str backend, int time_dim, int time_steps,"
+    "lif_forward(Tensor x, Tensor? v_init, Tensor? leak, str neuron, str backend, int time_dim, SymInt time_steps,"
     " int channel_dim, bool return_v, bool return_sam, bool save_checkpoints) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
     "lif_backward(Tensor x, Tensor? v_init, Tensor? leak, Tensor? checkpoints, Tensor? grad_spikes, Tensor? grad_v,"
-    " Tensor? grad_sam, str neuron, str backend, int time_dim, int time_steps, int channel_dim, bool need_v_init,"
+    " Tensor? grad_sam, str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim, bool need_v_init,"
     " bool need_leak) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

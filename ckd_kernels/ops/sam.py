@@ -12,7 +12,7 @@ from .layout import Layout, layout_of
 from .library import LIBRARY, register
 
 LIBRARY.define(
-    "sam(Tensor spikes, str backend, int time_dim, int time_steps, int channel_dim) -> Tensor",
+    "sam(Tensor spikes, str backend, int time_dim, SymInt time_steps, int channel_dim) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
