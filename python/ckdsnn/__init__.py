@@ -1,0 +1,1 @@
+"""ANN-to-SNN knowledge distillation: models, data, losses, training and analysis on fused spiking-neuron kernels."""

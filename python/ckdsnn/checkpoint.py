@@ -1,0 +1,165 @@
+"""Checkpoints: written atomically, read with weights_only, complete enough to resume bit for bit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+PACKAGES = ("ckd-kernels", "torch", "lightning", "torchmetrics", "numpy")
+
+
+class RunError(RuntimeError):
+    """A run cannot start or go on, for a reason that its user can do something about."""
+
+
+def save_atomically(state: Any, path: str | os.PathLike[str]) -> None:
+    """`torch.save` to a temporary file beside `path`, then one rename: `path` is the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(text: str, path: str | os.PathLike[str]) -> None:
+    """Writes a small text file beside `path` and renames it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint without running any code from it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RunError: the file is corrupted, cut short, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: check the path, or train it first")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(
+            f"the checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {first_line} It is corrupted, cut "
+            "short or not a checkpoint: name another one, or delete it and train again"
+        ) from error
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint plugin with `save_atomically` and `load_checkpoint`.
+
+    Lightning's own writer goes through the system's temporary folder, from which a move to another file system is a
+    copy and therefore not atomic.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError("storage_options is not supported: checkpoints are local files")
+        save_atomically(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(path, map_location or "cpu")
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Writes `path` at the end of every epoch and, if asked, every so many steps in between.
+
+    Args:
+        path: the file to (over)write.
+        every_n_steps: also save after every this many optimiser steps; None: at epoch ends only.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1 or None, got {every_n_steps}")
+        self.path, self.every_n_steps = Path(path), every_n_steps
+        self._saved_at = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.every_n_steps is None or trainer.global_step - self._saved_at < self.every_n_steps:
+            return
+        if not trainer.is_last_batch:  # the end of the epoch is saved after its validation
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"saved_at": self._saved_at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._saved_at = state["saved_at"]
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, numpy's and torch's global generators as plain values and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undoes time: the global generators continue where `random_state` was called."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and, where the working folder is in a git repository, its commit and whether it is dirty."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a source tree that was not installed
+            versions[package] = "not installed"
+    return {"versions": versions, "platform": platform.platform(), "git": _git_state()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

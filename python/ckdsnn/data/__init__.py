@@ -1,0 +1,8 @@
+"""Data modules: digits (bundled with scikit-learn), CIFAR, image folders and event frames."""
+
+from ckdsnn.data.augment import Augmentation
+from ckdsnn.data.batches import Batch, BatchLoader
+from ckdsnn.data.digits import DigitsCanvas
+from ckdsnn.data.module import ArrayDataModule, Arrays
+
+__all__ = ["ArrayDataModule", "Arrays", "Augmentation", "Batch", "BatchLoader", "DigitsCanvas"]

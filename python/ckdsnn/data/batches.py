@@ -1,0 +1,169 @@
+"""In-memory batches whose order and augmentation depend on (seed, epoch, batch) and on nothing else.
+
+Because no random state is carried from one batch to the next, training that resumes in the middle of an epoch sees
+exactly the batches that it would have seen without the interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Batch(NamedTuple):
+    """One batch: `images` float32 [B, C, H, W] (or [T, B, C, H, W] frames), `targets` int64 [B] and `indices` int64
+    [B], the samples' positions in the data set."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+def counter_generator(seed: int, *counters: int) -> torch.Generator:
+    """A CPU generator whose stream is a function of `seed` and `counters` (epoch, batch, sample ...) alone.
+
+    Example:
+        >>> a, b = counter_generator(0, 3, 1), counter_generator(0, 3, 1)
+        >>> bool(torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b)))
+        True
+    """
+    mixed = seed & 0xFFFFFFFFFFFFFFFF
+    for counter in counters:  # splitmix64: neighbouring counters give unrelated seeds
+        mixed = (mixed + 0x9E3779B97F4A7C15 * (counter + 1)) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed >> 1)
+
+
+class EpochSampler:
+    """The order of the samples in one epoch, cut into batches and shared out over processes.
+
+    Args:
+        length: number of samples an epoch.
+        batch_size: samples a batch and process.
+        shuffle: a new order every epoch.
+        drop_last: leave out a last batch that is not full.
+        seed: with the epoch, decides the order.
+        views: the data set holds the `length` samples this many times over, in different renderings one after the
+            other; epoch e passes rendering e modulo `views`.
+        rank, world_size: this process takes every `world_size`-th sample from `rank` on. With `drop_last` all
+            processes get the same number of batches (what distributed training needs); without it each gets what
+            is left, none twice (what evaluation needs).
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool = False,
+        seed: int = 0,
+        views: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if drop_last and length < batch_size * world_size:
+            raise ValueError(
+                f"{length} training samples do not fill one batch of {batch_size} on {world_size} process(es): "
+                f"lower batch_size to {max(1, length // world_size)} or less"
+            )
+        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
+        self.seed, self.views, self.rank, self.world_size = seed, views, rank, world_size
+        self.epoch = 0
+        self._resume: tuple[int, int] | None = None
+        self._handed_out = 0
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return self.length // self.world_size // self.batch_size
+        mine = len(range(self.rank, self.length, self.world_size))
+        return -(-mine // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """Yields (number of the batch in the epoch, sample indices int64)."""
+        # Evaluated at the first batch, not when the iterator is made: Lightning sets the epoch in between.
+        order = torch.arange(self.length)
+        if self.shuffle:
+            order = torch.randperm(self.length, generator=counter_generator(self.seed, self.epoch))
+        order = order[self.rank :: self.world_size] + self.length * (self.epoch % self.views)
+        first = 0
+        if self._resume is not None and self._resume[0] == self.epoch:
+            first = self._resume[1]
+        self._resume = None
+        for number in range(first, len(self)):
+            self._handed_out = number + 1
+            yield number, order[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = (state["epoch"], state["batch"])
+
+
+class BatchLoader:
+    """Batches of a data set that lies in memory, gathered, scaled and augmented as whole batches on its device.
+
+    Args:
+        images: [N, C, H, W] uint8 or float32 (or frames [N, T, C, H, W]); on any device.
+        targets: int64 [N].
+        sampler: order and batches.
+        mean, std: per channel; images become `(image / 255 - mean) / std` if they are uint8, else
+            `(image - mean) / std`. None leaves the values (uint8 are still divided by 255).
+        augment: `augment(images, generator)`, called on the normalised batch with a generator of its own.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        sampler: EpochSampler,
+        *,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        augment: Augment | None = None,
+    ) -> None:
+        self.images, self.targets = images, targets
+        self.sampler, self.augment = sampler, augment
+        self.batch_sampler = None  # Lightning looks for it wherever there is a sampler
+        per_channel = (-1, 1, 1)
+        scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
+        mean_t = torch.tensor(mean or [0.0], dtype=torch.float32, device=images.device).view(per_channel)
+        std_t = torch.tensor(std or [1.0], dtype=torch.float32, device=images.device).view(per_channel)
+        self._multiply, self._add = scale / std_t, -mean_t / std_t
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, indices in self.sampler:
+            # Augmentation parameters come from the CPU, so a run augments alike on every device.
+            generator = counter_generator(self.sampler.seed, self.sampler.epoch, number, self.sampler.rank)
+            yield self.batch(indices, generator)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        indices = indices.to(self.images.device)
+        images = torch.addcmul(self._add, self.images[indices].float(), self._multiply)
+        if images.ndim == 5:  # frames lie sample by sample in memory; the models take time first
+            images = images.transpose(0, 1)
+        if self.augment is not None:
+            images = self.augment(images, generator)
+        return Batch(images, self.targets[indices], indices)
+
+    def state_dict(self) -> dict[str, int]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.load_state_dict(state)

@@ -1,0 +1,157 @@
+"""The digits canvas: a small but real vision task that needs no download.
+
+scikit-learn's 1,797 real 8x8 digits, each enlarged to 12x12 and placed at a random position on a 20x20 canvas, with two
+fragments of other digits as clutter and Gaussian noise of standard deviation 0.25. Where the digit lies matters, so the
+saliency maps of teacher and student have something to show.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from ckdsnn.data.augment import Augmentation
+from ckdsnn.data.batches import counter_generator
+from ckdsnn.data.module import ArrayDataModule, Arrays
+
+CANVAS, GLYPH, FRAGMENT = 20, 12, 4  # sides in pixels
+NOISE = 0.25
+SPLIT_SEED = 0  # the split is fixed: seeds of a run change weights, renderings and subsets, never who is a test digit
+
+
+class DigitsSplit(NamedTuple):
+    """Digits as float32 [N, 8, 8] in [0, 1] and targets int64 [N], for training, validation and test."""
+
+    pool: Arrays
+    validation: Arrays
+    test: Arrays
+
+
+@lru_cache(maxsize=1)
+def digits_split() -> DigitsSplit:
+    """The fixed split of scikit-learn's digits: 897 for training, 300 for validation, 600 for test.
+
+    Example:
+        >>> [len(part.targets) for part in digits_split()]
+        [897, 300, 600]
+    """
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float() / 16
+    targets = torch.from_numpy(digits.target).long()
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    parts = order.split([897, 300, 600])
+    return DigitsSplit(*(Arrays(images[part], targets[part]) for part in parts))
+
+
+def render_canvas(digits: Tensor, generator: torch.Generator) -> Tensor:
+    """Renders every digit once: random position, two fragments of other digits, noise.
+
+    Args:
+        digits: float32 [N, 8, 8] in [0, 1], N >= 2; the fragments come from these digits too.
+        generator: CPU generator; the rendering is a function of `digits` and its state.
+
+    Returns:
+        float32 [N, 1, 20, 20].
+
+    Example:
+        >>> render_canvas(torch.rand(5, 8, 8), torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 1, 20, 20])
+    """
+    count = len(digits)
+    if count < 2:
+        raise ValueError(f"digits must hold at least 2 images, since clutter comes from the others, got {count}")
+    glyphs = F.interpolate(digits[:, None], size=(GLYPH, GLYPH), mode="bilinear", align_corners=False)[:, 0]
+    canvas = _place(glyphs, draw_corners(count, generator))
+    for _ in range(2):
+        other = (torch.arange(count) + torch.randint(1, count, (count,), generator=generator)) % count
+        fragment = _place(_cut_fragment(glyphs[other], generator), draw_corners(count, generator))
+        canvas = torch.maximum(canvas, fragment)
+    noise = torch.randn(canvas.shape, generator=generator) * NOISE
+    return (canvas + noise)[:, None]
+
+
+def draw_corners(count: int, generator: torch.Generator) -> Tensor:
+    """Random places for glyphs on the canvas: int64 [count, 2], row and column of the upper left corner."""
+    return torch.randint(0, CANVAS - GLYPH + 1, (count, 2), generator=generator)
+
+
+def _place(glyphs: Tensor, corners: Tensor) -> Tensor:
+    """[N, 12, 12] -> [N, 20, 20], each at its corner."""
+    room = CANVAS - GLYPH
+    # The canvas is a window of the padded glyph; moving the window up moves the glyph down.
+    windows = F.pad(glyphs, (room, room, room, room)).unfold(1, CANVAS, 1).unfold(2, CANVAS, 1)
+    y, x = (room - corners).unbind(1)
+    return windows[torch.arange(len(glyphs)), y, x]
+
+
+def _cut_fragment(glyphs: Tensor, generator: torch.Generator) -> Tensor:
+    """Keeps a random 4x4 window of each glyph and clears the rest."""
+    kept = []
+    for _ in range(2):
+        start = torch.randint(0, GLYPH - FRAGMENT + 1, (len(glyphs), 1), generator=generator)
+        kept.append((torch.arange(GLYPH) >= start) & (torch.arange(GLYPH) < start + FRAGMENT))
+    rows, columns = kept
+    return glyphs * (rows[:, :, None] & columns[:, None, :])
+
+
+class DigitsCanvas(ArrayDataModule):
+    """The digits canvas as a data module: 1 input channel, 20x20 pixels, 10 classes.
+
+    Args:
+        batch_size: training batch.
+        train_samples: how many digits of the 897 in the training pool to use, chosen by `seed`; None: all.
+        views: how many times each training digit is rendered (validation and test: once); an epoch passes each digit
+            once, in rendering number epoch modulo `views`.
+        seed: renderings, subset and batch order.
+        augmentation: further augmentation in batches.
+
+    Example:
+        >>> data = DigitsCanvas(batch_size=50, train_samples=300)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader())).images.shape
+        torch.Size([50, 1, 20, 20])
+    """
+
+    num_classes = 10
+    in_channels = 1
+    class_names = tuple("0123456789")
+
+    def __init__(
+        self,
+        batch_size: int = 50,
+        train_samples: int | None = None,
+        views: int = 1,
+        seed: int = 0,
+        augmentation: Augmentation = Augmentation(),
+    ) -> None:
+        super().__init__(batch_size=batch_size, seed=seed, augmentation=augmentation)
+        pool = len(digits_split().pool.targets)
+        if train_samples is not None and not 2 <= train_samples <= pool:
+            raise ValueError(f"train_samples must lie in [2, {pool}] or be None for all, got {train_samples}")
+        if views < 1:
+            raise ValueError(f"views must be at least 1, got {views}")
+        self.train_samples, self.views = train_samples, views
+
+    def load(self, part: str) -> Arrays:
+        digits, targets = getattr(digits_split(), part if part != "train" else "pool")
+        generator = self._generator(part)
+        if part != "train":
+            return Arrays(render_canvas(digits, generator), targets)
+        if self.train_samples is not None:
+            chosen = torch.randperm(len(targets), generator=generator)[: self.train_samples]
+            digits, targets = digits[chosen], targets[chosen]
+        views = [render_canvas(digits, generator) for _ in range(self.views)]
+        return Arrays(torch.cat(views), targets.repeat(self.views))
+
+    def _generator(self, part: str) -> torch.Generator:
+        return counter_generator(self.seed, ("train", "validation", "test").index(part))
+
+    def test_boxes(self) -> tuple[Tensor, int]:
+        """Where the test digits are: int64 [600, 2], row and column of the upper left corner, and the side in pixels."""
+        # The corners are the first thing that a rendering draws.
+        return draw_corners(len(digits_split().test.targets), self._generator("test")), GLYPH

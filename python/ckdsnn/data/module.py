@@ -1,0 +1,130 @@
+"""A Lightning data module over data sets that fit in memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from ckdsnn.data.augment import Augmentation
+from ckdsnn.data.batches import BatchLoader, EpochSampler
+
+
+class Arrays(NamedTuple):
+    """A part of a data set: `images` [N, C, H, W] or frames [N, T, C, H, W], uint8 or float32; `targets` int64 [N]."""
+
+    images: Tensor
+    targets: Tensor
+
+
+class ArrayDataModule(L.LightningDataModule):
+    """Base of the in-memory data sets: a subclass says what they are and implements `load`.
+
+    The whole data set lies on the training device, and gathering, scaling and augmentation happen there in batches.
+
+    Class attributes of a subclass: `num_classes`, `in_channels`, and `mean`, `std` per channel where images are to be
+    normalised.
+
+    Args:
+        batch_size: training samples a batch and process.
+        seed: order of the samples and augmentation.
+        augmentation: applied to training batches only.
+        eval_batch_size: samples a batch in validation, test and prediction.
+    """
+
+    num_classes: int
+    in_channels: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    has_validation: bool = True
+
+    def __init__(
+        self,
+        batch_size: int,
+        seed: int = 0,
+        augmentation: Augmentation = Augmentation(),
+        eval_batch_size: int = 256,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.augmentation = seed, augmentation
+        self.views = 1
+        self._parts: dict[str, Arrays] = {}
+
+    def load(self, part: str) -> Arrays | None:
+        """The arrays of `part`, one of "train", "validation", "test"; None where there is no validation part."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        wanted = {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",))
+        for part in wanted:
+            if part in self._parts:
+                continue
+            arrays = self.load(part)
+            if arrays is None:
+                continue
+            self._check_targets(part, arrays.targets)
+            device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+            self._parts[part] = Arrays(arrays.images.to(device), arrays.targets.to(device))
+
+    def _check_targets(self, part: str, targets: Tensor) -> None:
+        if len(targets) == 0:
+            raise ValueError(f"the {part} part of {type(self).__name__} is empty")
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(
+                f"the {part} part of {type(self).__name__} has labels from {low} to {high}; with "
+                f"{self.num_classes} classes they must lie in [0, {self.num_classes - 1}]"
+            )
+        counts = torch.bincount(targets, minlength=self.num_classes)
+        if part == "train" and (empty := (counts == 0).nonzero().flatten().tolist()):
+            raise ValueError(
+                f"the training part of {type(self).__name__} has no sample of class(es) "
+                f"{', '.join(map(str, empty[:10]))}: use more samples, or fewer classes"
+            )
+
+    def arrays(self, part: str) -> Arrays:
+        """The loaded arrays of "train", "validation" or "test" (after `setup`)."""
+        if part not in self._parts:
+            raise RuntimeError(f"the {part} part is not loaded: call setup first (loaded: {sorted(self._parts)})")
+        return self._parts[part]
+
+    def train_dataloader(self) -> BatchLoader:
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> BatchLoader | list:
+        # Lightning takes an empty list as "no validation".
+        return self._loader("validation", train=False) if "validation" in self._parts else []
+
+    def test_dataloader(self) -> BatchLoader:
+        return self._loader("test", train=False)
+
+    def predict_dataloader(self) -> BatchLoader:
+        return self._loader("test", train=False)
+
+    def in_order(self, part: str) -> BatchLoader:
+        """All samples of a part (all renderings of the training part too), once, in order, as they are."""
+        images, targets = self.arrays(part)
+        sampler = EpochSampler(len(targets), self.eval_batch_size, shuffle=False)
+        return BatchLoader(images, targets, sampler, mean=self.mean, std=self.std)
+
+    def _loader(self, part: str, *, train: bool) -> BatchLoader:
+        images, targets = self.arrays(part)
+        views = self.views if train else 1
+        sampler = EpochSampler(
+            len(targets) // views,
+            self.batch_size if train else self.eval_batch_size,
+            shuffle=train,
+            drop_last=train,
+            seed=self.seed,
+            views=views,
+            rank=self.trainer.global_rank if self.trainer is not None else 0,
+            world_size=self.trainer.world_size if self.trainer is not None else 1,
+        )
+        augment = self.augmentation if train and self.augmentation.active else None
+        return BatchLoader(images, targets, sampler, mean=self.mean, std=self.std, augment=augment)

@@ -1,0 +1,80 @@
+"""The trained teacher: where it comes from, and a table of its answers where they never change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ckdsnn.checkpoint import load_checkpoint
+from ckdsnn.configuration import TeacherConfig, as_plain
+from ckdsnn.data import Batch
+from ckdsnn.losses import FrozenTeacher
+from ckdsnn.models import ANNOutput, build_model
+
+
+def load_teacher(config: TeacherConfig, num_classes: int) -> nn.Module:
+    """The teacher with its trained weights.
+
+    Raises:
+        ValueError: no checkpoint, or it holds another model or another number of classes.
+    """
+    if config.checkpoint is None:
+        raise ValueError(
+            "teacher.checkpoint is missing: train one with `ckdsnn teacher` (or both with `ckdsnn distill`)"
+        )
+    checkpoint = load_checkpoint(config.checkpoint)
+    made = checkpoint.get("ckdsnn", {}).get("network")
+    if made is None:
+        raise ValueError(f"teacher.checkpoint {config.checkpoint} was not written by ckdsnn: its model is not known")
+    if config.name is not None and (config.name, as_plain(config.options)) != (made["name"], made["options"]):
+        raise ValueError(
+            f"teacher.checkpoint {config.checkpoint} holds {made['name']} with options {made['options']}, the "
+            f"configuration asks for {config.name} with {config.options}: name the right file or the right model"
+        )
+    if made["num_classes"] != num_classes:
+        raise ValueError(
+            f"teacher.checkpoint {config.checkpoint} has {made['num_classes']} classes, the data has {num_classes}: "
+            "use a teacher that was trained on this data set"
+        )
+    model = build_model(made["name"], num_classes=num_classes, in_channels=made["in_channels"], **made["options"])
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    model.load_state_dict(weights)
+    return model
+
+
+class TeacherCache:
+    """A frozen teacher's answers to all training samples, computed once.
+
+    They are computed in the data set's order before training starts, not as training meets them: which samples share
+    a batch can change the last bits of a sum, and a resumed run must not see other bits than an uninterrupted one.
+
+    Args:
+        teacher: in eval mode; in train mode its answers depend on the batch and cannot be kept.
+        batches: every training sample once, in the data set's order, not augmented.
+
+    Raises:
+        ValueError: the teacher is in train mode.
+    """
+
+    def __init__(self, teacher: FrozenTeacher, batches: Iterable[Batch]) -> None:
+        if teacher.mode != "eval":
+            raise ValueError("teacher.cache needs a teacher in eval mode, but this method runs it in train mode")
+        outputs = [teacher(batch.images, batch.targets) for batch in batches]
+        first = outputs[0]
+        self._classifier_weight = first.classifier_weight
+        self._logits = torch.cat([out.logits for out in outputs])
+        self._features = {s: torch.cat([out.features[s] for out in outputs]) for s in first.features}
+        self._cams = {s: torch.cat([out.cams[s] for out in outputs]) for s in first.cams}
+
+    def __call__(self, batch: Batch) -> ANNOutput:
+        """What the teacher says of the batch; `cams` and `features` as the teacher gives them."""
+        where = batch.indices
+        return ANNOutput(
+            self._logits[where],
+            {stage: table[where] for stage, table in self._features.items()},
+            self._classifier_weight,
+            {stage: table[where] for stage, table in self._cams.items()},
+        )

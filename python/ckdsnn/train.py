@@ -1,0 +1,243 @@
+"""Training: a network with labels alone (a teacher, a baseline) or distilled from a frozen teacher (a student)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from ckdsnn.analysis import FiringRate
+from ckdsnn.checkpoint import RunError, provenance, random_state, restore_random_state
+from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
+from ckdsnn.data import Batch
+from ckdsnn.losses import METHODS, FrozenTeacher, Method, build_method
+from ckdsnn.models import MODELS, ANNOutput, SNNOutput, build_model
+from ckdsnn.optimisation import OptimizerConfig
+from ckdsnn.teacher import TeacherCache, load_teacher
+
+
+class Distillation(L.LightningModule):
+    """Trains `network` by `method`, from the labels and, where the method wants one, a frozen teacher.
+
+    The teacher is no part of this module: it is in eval mode (unless the method says otherwise), without gradients,
+    outside the optimiser, and outside the checkpoints, which name it.
+
+    Args:
+        network: what is trained: the student, or with method ce any model.
+        method: the loss.
+        teacher: where the teacher comes from; None with methods that need none.
+        optimizer: optimiser and schedule.
+        num_classes: of the data.
+        in_channels: of the data.
+        seed: of the method's noise, where it draws any and its options do not say otherwise.
+        channels_last: memory format of images and weights.
+        compile: run the network through torch.compile.
+
+    Raises:
+        ValueError: a method that needs a teacher without one, a teacher for a method that uses none, or what the
+            model, the method or the teacher's checkpoint refuse.
+    """
+
+    def __init__(
+        self,
+        network: ModelConfig,
+        method: MethodConfig = MethodConfig(),
+        teacher: TeacherConfig | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        num_classes: int = 10,
+        in_channels: int = 3,
+        seed: int = 0,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.method: Method = _build_method(method, seed)
+        if self.method.needs_teacher and teacher is None:
+            raise ValueError(f"method {method.name} needs a teacher: give teacher.checkpoint")
+        if not self.method.needs_teacher and teacher is not None:
+            raise ValueError(f"method {method.name} uses no teacher: leave teacher out")
+        self.optimizer_config = optimizer
+        options = self._with_method_options(network)
+        self.network = build_model(network.name, num_classes=num_classes, in_channels=in_channels, **options)
+        self._network_config = {
+            "name": network.name,
+            "options": as_plain(network.options),
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+        }
+        # What the weights depend on: going on with a run under another configuration is refused.
+        self.run_config: dict[str, Any] = {
+            "network": self._network_config,
+            "method": as_plain(method),
+            "teacher": as_plain(teacher and replace(teacher, epochs=1)),  # its own training is another run
+            "optimizer": as_plain(optimizer),
+        }
+        # In a list, so that it is not registered: see the class docstring.
+        self._frozen: list[FrozenTeacher] = []
+        self._teacher_config, self._cache = teacher, None
+        if teacher is not None:
+            model = load_teacher(teacher, num_classes)
+            self.method.bind(self.network, model)
+            self._frozen.append(FrozenTeacher(model, self.method))
+        else:
+            self.method.bind(self.network)
+        self.channels_last = channels_last
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if compile:
+            self.network.compile()
+        self.accuracy = nn.ModuleDict(
+            {part: MulticlassAccuracy(num_classes, average="micro") for part in ("fit", "validation", "test")}
+        )
+        self._firing_rate: FiringRate | None = None
+        self._state_to_restore: dict[str, Any] | None = None
+
+    def _with_method_options(self, network: ModelConfig) -> dict[str, Any]:
+        """The network's options, completed by what the method asks of a student; what the user said stays."""
+        if network.name not in MODELS:
+            return network.options  # build_model has the words for it
+        known = inspect.signature(MODELS[network.name]).parameters
+        asked = dict(self.method.student_options)
+        if self.method.sam_stages:
+            asked["sam_stages"] = self.method.sam_stages
+        return {key: value for key, value in asked.items() if key in known} | network.options
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The frozen teacher, if there is one."""
+        return self._frozen[0] if self._frozen else None
+
+    def forward(self, images: Tensor) -> ANNOutput | SNNOutput:
+        if self.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.network(images)
+
+    # Training
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        steps = int(self.trainer.estimated_stepping_batches)
+        parameters = [p for p in (*self.network.parameters(), *self.method.parameters()) if p.requires_grad]
+        return self.optimizer_config.lightning(parameters, steps, steps / max(1, self.trainer.max_epochs or 1))
+
+    def on_fit_start(self) -> None:
+        if self.teacher is None:
+            return
+        self.teacher.to(self.device)
+        assert self._teacher_config is not None
+        if self._teacher_config.cache:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            if data.augmentation.active:
+                raise ValueError(
+                    "teacher.cache keeps one answer a sample, but the data is augmented: set teacher.cache to false or "
+                    "switch data.augmentation off"
+                )
+            self._cache = TeacherCache(self.teacher, data.in_order("train"))
+
+    def on_train_start(self) -> None:
+        # As late as possible: whatever drew random numbers on the way here would otherwise show.
+        if self._state_to_restore is not None:
+            restore_random_state(self._state_to_restore)
+            self._state_to_restore = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        teacher = None
+        if self._cache is not None:
+            teacher = self._cache(batch)
+        elif self.teacher is not None:
+            teacher = self.teacher(batch.images, batch.targets)
+        output = self(batch.images)
+        epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        parts = self.method(output, teacher, batch.targets, epoch=epoch)
+        loss = torch.stack(list(parts.values())).sum()
+        if not math.isfinite(loss.item()):
+            raise RunError(self._not_finite(parts))
+        size = len(batch.targets)
+        self.accuracy["fit"](output.logits, batch.targets)
+        self.log("train/accuracy", self.accuracy["fit"], on_step=False, on_epoch=True, batch_size=size)
+        for name, part in (("loss", loss), *parts.items()):
+            self.log(f"train/{name}", part.detach(), on_step=False, on_epoch=True, batch_size=size)
+            self.log(name, part.detach(), prog_bar=True, logger=False, batch_size=size)
+        return loss
+
+    def _not_finite(self, parts: dict[str, Tensor]) -> str:
+        values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items())
+        return (
+            f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}): {values}. The weights of "
+            "the last checkpoint are from before this step; lower optimizer.lr, set trainer.gradient_clip_val, or use "
+            "trainer.precision 32-true"
+        )
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "validation", "val/accuracy")
+
+    def on_test_start(self) -> None:
+        self._firing_rate = FiringRate(self.network).__enter__()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test", "test/accuracy")
+
+    def on_test_epoch_end(self) -> None:
+        assert self._firing_rate is not None
+        self._firing_rate.__exit__(None, None, None)
+        if self._firing_rate.mean is not None:
+            self.log("test/firing_rate", self._firing_rate.mean, sync_dist=True)
+
+    def _evaluate(self, batch: Batch, part: str, name: str) -> None:
+        self.accuracy[part](self(batch.images).logits, batch.targets)
+        self.log(name, self.accuracy[part], on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.targets))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Indices, targets, predicted classes and their probabilities, each [B]."""
+        confidence, predicted = self(batch.images).logits.float().softmax(1).max(1)
+        return {"index": batch.indices, "target": batch.targets, "prediction": predicted, "confidence": confidence}
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ckdsnn"] = {
+            "network": self._network_config,
+            "config": self.run_config,
+            "finished": self.current_epoch + 1 >= (self.trainer.max_epochs or 0) and self.trainer.is_last_batch,
+            **provenance(),
+        }
+        checkpoint["random_state"] = random_state()
+        if self.teacher is not None and self.teacher.mode == "train":
+            # Its running statistics move with training, so the file that it came from does not tell them.
+            checkpoint["teacher_buffers"] = dict(self.teacher.named_buffers())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        written = checkpoint.get("ckdsnn")
+        if written is None:
+            raise RunError("the checkpoint was not written by ckdsnn: its model and configuration are not known")
+        if written["network"] != self._network_config:
+            raise RunError(
+                f"the checkpoint holds {written['network']}, the configuration asks for {self._network_config}: use the "
+                "configuration that it was trained with"
+            )
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if changed := differing_keys(written["config"], self.run_config):
+            raise RunError(
+                "this run was started with another configuration; resuming would mix the two. Different: "
+                + "; ".join(changed)
+                + ". Choose another folder for the new run, or go on with the old configuration"
+            )
+        self._state_to_restore = checkpoint["random_state"]
+        if self.teacher is not None and "teacher_buffers" in checkpoint:
+            self.teacher.load_state_dict(checkpoint["teacher_buffers"], strict=False)
+
+
+def _build_method(method: MethodConfig, seed: int) -> Method:
+    options = dict(method.options)
+    if method.name in METHODS and "seed" in inspect.signature(METHODS[method.name]).parameters:
+        options.setdefault("seed", seed)
+    return build_method(method.name, **options)
