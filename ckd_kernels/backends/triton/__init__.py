@@ -1,5 +1,33 @@
-"""Placeholder until the Triton kernels land."""
+"""Triton kernels: every op on NVIDIA and AMD GPUs; on CPU tensors only in Triton's interpreter, for tests."""
+
+from __future__ import annotations
+
 import torch
 
+try:
+    import triton
+
+    from .lif import lif_forward
+    from .lif_backward import lif_backward
+    from .sam import sam
+except ImportError as error:
+    _missing: str | None = (
+        f"{error}; install the triton that this PyTorch asks for, e.g. pip install ckd-kernels[triton]"
+    )
+else:
+    _missing = None
+
+__all__ = ["lif_backward", "lif_forward", "sam", "unavailable"]
+
+
 def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
-    return "not there yet"
+    """Why this backend cannot run ``dtype`` on ``device_type``, or None."""
+    if _missing is not None:
+        return _missing
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "the Triton kernels are for float32, bfloat16 and float16; the reference takes float64"
+    if device_type == "cuda":
+        return None if torch.cuda.is_available() else "PyTorch sees no GPU"
+    if device_type == "cpu" and triton.knobs.runtime.interpret:
+        return None
+    return "the Triton kernels run on GPUs, and on a CPU only with TRITON_INTERPRET=1 set before triton is imported"

@@ -1,0 +1,179 @@
+"""Multi-step neurons in Triton, forward."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...neuron import Neuron
+from ...ops.layout import Layout
+from ...ops.lif import CHECKPOINT_EVERY
+from .neuron import Constants, after_reset, charge, numbers, options
+from .sam import empty_sums, finish_sam, store_sum
+from .tiles import Kernel, Variant, cut, this_tile
+
+CHECKPOINT_EVERY_STEPS = tl.constexpr(CHECKPOINT_EVERY)
+_VARIANTS = (Variant(aligned=True, elements=1024, steps=4), Variant(aligned=False, elements=256, steps=4))
+
+
+@triton.jit
+def current(x_ptr, tile):
+    """The input current of a time step, in the arithmetic's precision."""
+    return tl.load(x_ptr + tile.place, mask=tile.mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def start(v_init_ptr, rest, tile):
+    """The membrane potential before the first step."""
+    if v_init_ptr is None:
+        return tl.full(tile.mask.shape, rest, tl.float32)
+    else:
+        return tl.load(v_init_ptr + tile.place, mask=tile.mask, other=0.0)
+
+
+@triton.jit
+def load_leak(leak_ptr, leak, tile, height, PER_CHANNEL: tl.constexpr, CHANNEL_AXIS: tl.constexpr):
+    """The decay or tau: ``leak``, or what a tensor holds, one value or one for each of the tile's channels."""
+    if PER_CHANNEL:
+        if CHANNEL_AXIS == 0:
+            return tl.load(leak_ptr + tile.row, mask=tile.row < height, other=1.0)
+        else:
+            return tl.load(leak_ptr + tile.column, mask=tile.column < tile.width, other=1.0)
+    elif leak_ptr is not None:
+        return tl.load(leak_ptr)
+    else:
+        return leak
+
+
+@triton.jit
+def _advance(
+    n,
+    tile,
+    v,
+    count,
+    frozen,
+    x_ptr,
+    spikes_ptr,
+    CHARGE: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    RESET: tl.constexpr,
+    COUNT: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """STEPS time steps from x_ptr and spikes_ptr on; the loads come first, so that they wait for memory together."""
+    xs = ()
+    for k in tl.static_range(STEPS):
+        if frozen is None:
+            xs = xs + (current(x_ptr + k * tile.frame, tile),)
+        else:
+            xs = xs + (frozen,)
+    for k in tl.static_range(STEPS):
+        h = charge(n, v, xs[k], CHARGE, EXACT_INVERSE, RESET)
+        fires = h >= n.fire_level
+        spikes = fires.to(spikes_ptr.dtype.element_ty)
+        tl.store(spikes_ptr + k * tile.frame + tile.place, spikes, mask=tile.mask)
+        v = after_reset(n, h, RESET)
+        if COUNT:
+            count += (fires & tile.mask).to(tl.int32)
+    return v, count
+
+
+def _forward(
+    x_ptr,
+    v_init_ptr,
+    leak_ptr,
+    spikes_ptr,
+    v_last_ptr,
+    counts_ptr,
+    checkpoints_ptr,
+    slabs: tl.int64,
+    panels: tl.int32,
+    height: tl.int64,
+    width_units: tl.int64,
+    down: tl.int32,
+    across: tl.int32,
+    time_steps: tl.int32,
+    checkpoints: tl.int32,
+    leak: tl.float32,
+    rest: tl.float32,
+    threshold: tl.float32,
+    fire_level: tl.float32,
+    CHARGE: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    RESET: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    REPEATED: tl.constexpr,
+    CHANNEL_AXIS: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_HEIGHT: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    COUNT: tl.constexpr = counts_ptr is not None
+    tile = this_tile(panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH)
+    leak = load_leak(leak_ptr, leak, tile, height, PER_CHANNEL, CHANNEL_AXIS)
+    n = Constants(leak, tl.div_rn(1.0, leak), rest, threshold, fire_level)
+    v = start(v_init_ptr, rest, tile)
+    count = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.int32)
+    # From the index into [outer, frame] to the first time step in [outer, time_steps, frame].
+    skipped = tile.outer * (time_steps - 1) * tile.frame
+    spikes_ptr += skipped
+    if REPEATED:
+        frozen = current(x_ptr, tile)
+    else:
+        frozen = None
+        x_ptr += skipped
+    done = time_steps // STEPS * STEPS
+    for chunk in range(0, done, CHECKPOINT_EVERY_STEPS):
+        for t in range(chunk, tl.minimum(chunk + CHECKPOINT_EVERY_STEPS, done), STEPS):
+            xt_ptr, st_ptr = x_ptr + t * tile.frame, spikes_ptr + t * tile.frame
+            v, count = _advance(n, tile, v, count, frozen, xt_ptr, st_ptr, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS)
+        saved = chunk // CHECKPOINT_EVERY_STEPS
+        if saved < checkpoints:
+            tl.store(checkpoints_ptr + saved * slabs * height * tile.width + tile.place, v, mask=tile.mask)
+    # The rest in powers of two: where STEPS is 4, two steps if two are left, then one.
+    for i in tl.static_range(1, 3):
+        for t in range(done, time_steps // (STEPS >> i) * (STEPS >> i), STEPS >> i):
+            xt_ptr, st_ptr = x_ptr + t * tile.frame, spikes_ptr + t * tile.frame
+            v, count = _advance(
+                n, tile, v, count, frozen, xt_ptr, st_ptr, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS >> i
+            )
+        done = time_steps // (STEPS >> i) * (STEPS >> i)
+    if v_last_ptr is not None:
+        tl.store(v_last_ptr + tile.place, v, mask=tile.mask)
+    if COUNT:
+        store_sum(counts_ptr, count, tile, slabs, height, CHANNEL_AXIS)
+
+
+_KERNEL = Kernel(_forward)
+
+
+def lif_forward(
+    neuron: Neuron,
+    layout: Layout,
+    x: Tensor,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    spikes: Tensor,
+    v_last: Tensor | None,
+    sam: Tensor | None,
+    checkpoints: Tensor | None,
+) -> None:
+    """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints."""
+    if checkpoints is None:
+        checkpoints = x.new_empty((0,), dtype=torch.float32)
+    tiles = cut(layout, (x, v_init, leak, spikes, v_last, checkpoints))
+    variant = _VARIANTS[0 if tiles.aligned else 1]
+    with torch.cuda.device_of(x):
+        counts = None if sam is None else empty_sums(layout, tiles, variant, x, torch.int32)
+        _KERNEL.launch(
+            tiles,
+            _VARIANTS,
+            variant,
+            (x, v_init, leak, spikes, v_last, counts, checkpoints),
+            (layout.steps, checkpoints.shape[0], *numbers(neuron)),
+            REPEATED=layout.repeated,
+            **options(neuron, leak),
+        )
+        if sam is not None:
+            finish_sam(counts, sam, layout.steps * layout.channels)
