@@ -1,5 +1,7 @@
 """Order, sharding, resumption and augmentation of in-memory batches."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def loader(augment=None, **options):
 def test_every_epoch_is_a_new_permutation_that_the_seed_decides():
     a, b = (EpochSampler(50, 8, shuffle=True, seed=1) for _ in range(2))
     first, second = batches(a, 0), batches(a, 1)
-    assert sorted(sum(first, [])) == list(range(50)) == sorted(sum(second, []))
+    assert sorted(chain(*first)) == list(range(50)) == sorted(chain(*second))
     assert first != second
     assert batches(b, 1) == second  # without having passed epoch 0
     assert batches(EpochSampler(50, 8, shuffle=True, seed=2), 0) != first
@@ -151,5 +153,5 @@ def test_bad_augmentation_is_named(options, message):
 
 
 def test_too_small_a_data_set_for_one_batch():
-    with pytest.raises(ValueError, match="10 training samples do not fill one batch of 16.*lower batch_size to 10"):
+    with pytest.raises(ValueError, match=r"10 training samples do not fill one batch of 16.*lower batch_size to 10"):
         EpochSampler(10, 16, shuffle=True, drop_last=True)

@@ -100,5 +100,5 @@ def test_too_few_digits_for_a_class():
 
 
 def test_render_needs_two_digits():
-    with pytest.raises(ValueError, match="at least 2 images.*got 1"):
+    with pytest.raises(ValueError, match=r"at least 2 images.*got 1"):
         render_canvas(torch.zeros(1, 8, 8), generator())

@@ -71,7 +71,10 @@ def _option_names(parser: LightningArgumentParser) -> set[str]:
 
 
 def _subclasses(cls: type) -> set[type]:
-    return {cls}.union(*(_subclasses(sub) for sub in cls.__subclasses__()))
+    found = {cls}
+    for subclass in cls.__subclasses__():
+        found |= _subclasses(subclass)
+    return found
 
 
 class SaveConfig(SaveConfigCallback):

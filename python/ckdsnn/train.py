@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from ckdsnn.analysis import FiringRate
@@ -81,7 +81,8 @@ class Distillation(L.LightningModule):
         }
         # In a list, so that it is not registered: see the class docstring.
         self._frozen: list[FrozenTeacher] = []
-        self._teacher_config, self._cache = teacher, None
+        self._teacher_config = teacher
+        self._cache: TeacherCache | None = None
         if teacher is not None:
             model = load_teacher(teacher, num_classes)
             self.method.bind(self.network, model)
@@ -90,12 +91,11 @@ class Distillation(L.LightningModule):
             self.method.bind(self.network)
         self.channels_last = channels_last
         if channels_last:
-            self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.network.compile()
-        self.accuracy = nn.ModuleDict(
-            {part: MulticlassAccuracy(num_classes, average="micro") for part in ("fit", "validation", "test")}
-        )
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.eval_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._firing_rate: FiringRate | None = None
         self._state_to_restore: dict[str, Any] | None = None
 
@@ -121,7 +121,7 @@ class Distillation(L.LightningModule):
 
     # Training
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
         parameters = [p for p in (*self.network.parameters(), *self.method.parameters()) if p.requires_grad]
         return self.optimizer_config.lightning(parameters, steps, steps / max(1, self.trainer.max_epochs or 1))
@@ -159,8 +159,8 @@ class Distillation(L.LightningModule):
         if not math.isfinite(loss.item()):
             raise RunError(self._not_finite(parts))
         size = len(batch.targets)
-        self.accuracy["fit"](output.logits, batch.targets)
-        self.log("train/accuracy", self.accuracy["fit"], on_step=False, on_epoch=True, batch_size=size)
+        self.train_accuracy(output.logits, batch.targets)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
         for name, part in (("loss", loss), *parts.items()):
             self.log(f"train/{name}", part.detach(), on_step=False, on_epoch=True, batch_size=size)
             self.log(name, part.detach(), prog_bar=True, logger=False, batch_size=size)
@@ -177,13 +177,13 @@ class Distillation(L.LightningModule):
     # Evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "validation", "val/accuracy")
+        self._evaluate(batch, "val/accuracy")
 
     def on_test_start(self) -> None:
         self._firing_rate = FiringRate(self.network).__enter__()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test", "test/accuracy")
+        self._evaluate(batch, "test/accuracy")
 
     def on_test_epoch_end(self) -> None:
         assert self._firing_rate is not None
@@ -191,9 +191,9 @@ class Distillation(L.LightningModule):
         if self._firing_rate.mean is not None:
             self.log("test/firing_rate", self._firing_rate.mean, sync_dist=True)
 
-    def _evaluate(self, batch: Batch, part: str, name: str) -> None:
-        self.accuracy[part](self(batch.images).logits, batch.targets)
-        self.log(name, self.accuracy[part], on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.targets))
+    def _evaluate(self, batch: Batch, name: str) -> None:
+        self.eval_accuracy(self(batch.images).logits, batch.targets)
+        self.log(name, self.eval_accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.targets))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Indices, targets, predicted classes and their probabilities, each [B]."""
@@ -220,8 +220,8 @@ class Distillation(L.LightningModule):
             raise RunError("the checkpoint was not written by ckdsnn: its model and configuration are not known")
         if written["network"] != self._network_config:
             raise RunError(
-                f"the checkpoint holds {written['network']}, the configuration asks for {self._network_config}: use the "
-                "configuration that it was trained with"
+                f"the checkpoint holds {written['network']}, the configuration asks for {self._network_config}: use "
+                "the configuration that it was trained with"
             )
         if self.trainer.state.fn != TrainerFn.FITTING:
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +53,8 @@ class FiringRate:
             handle.remove()
         self._handles.clear()
 
-    def _counter(self, name: str):
-        def count(module: nn.Module, args: tuple, output) -> None:
+    def _counter(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def count(module: nn.Module, args: Any, output: Any) -> None:
             spikes = getattr(output, "spikes", output).detach()
             # float32 would stop counting at 2**24 spikes.
             total = spikes.sum(dtype=torch.float64)

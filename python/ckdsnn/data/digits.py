@@ -152,6 +152,6 @@ class DigitsCanvas(ArrayDataModule):
         return counter_generator(self.seed, ("train", "validation", "test").index(part))
 
     def test_boxes(self) -> tuple[Tensor, int]:
-        """Where the test digits are: int64 [600, 2], row and column of the upper left corner, and the side in pixels."""
+        """Where the test digits are: int64 [600, 2], rows and columns of the upper left corners, and the side."""
         # The corners are the first thing that a rendering draws.
         return draw_corners(len(digits_split().test.targets), self._generator("test")), GLYPH

@@ -19,7 +19,7 @@ from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = {"ce": "#999999", "kd": "#E69F00", "samd": "#56B4E9", "nld": "#009E73", "samd_nld": "#D55E00"}
 RIGHT, WRONG = "#1a7f37", "#b3261e"
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -62,10 +62,10 @@ def maps_figure(images: Tensor, targets: Tensor, corners: Tensor, side: int, row
             _image(axes[0, column], images[column, 0], corners[column], side)
             axes[0, column].set_title(f"digit {int(targets[column])}", loc="center", fontweight="normal")
         _row_name(axes[0, 0], "input\n(box: the digit)")
-        for line, row in zip(axes[1:], rows):
+        for line, row in zip(axes[1:], rows, strict=True):
             _row_name(line[0], row.name)
             fine = F.interpolate(row.maps[:, None].float(), size=(size, size), mode="bilinear", align_corners=False)
-            for column, (axis, heat) in enumerate(zip(line, fine[:, 0])):
+            for column, (axis, heat) in enumerate(zip(line, fine[:, 0], strict=True)):
                 _image(axis, images[column, 0], corners[column], side)
                 heat = heat - heat.amin()
                 axis.imshow(heat / heat.amax().clamp_min(1e-12), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
@@ -133,7 +133,7 @@ def _bars(
     for position, points in enumerate(values):
         if len(points) > 1:
             axis.plot(points, [position + 0.2] * len(points), "o", color="black", markersize=3, alpha=0.55)
-    labels = [f"{summary[key]['label']}\n{s.show(form)}" for key, s in zip(keys, spreads)]
+    labels = [f"{summary[key]['label']}\n{s.show(form)}" for key, s in zip(keys, spreads, strict=True)]
     axis.set_yticks(range(len(keys)), labels)
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
@@ -144,9 +144,8 @@ def curves_figure(cells: Cells, settings: DemoSettings) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
-        for axis, part, title in zip(
-            axes, ("train", "validation"), (f"{settings.student_samples} training digits", "300 validation digits")
-        ):
+        titles = {"train": f"{settings.student_samples} training digits", "validation": "300 validation digits"}
+        for axis, (part, title) in zip(axes, titles.items(), strict=True):
             for key, student in STUDENTS.items():
                 runs = torch.tensor([cells[seed, key][f"{part}_curve"] for seed in range(settings.seeds)]) * 100
                 epochs = torch.arange(1, runs.shape[1] + 1)

@@ -1,4 +1,4 @@
-"""Numbers of the demo: mean and standard deviation over seeds, paired gains, the table and what may be said about it."""
+"""Numbers of the demo: mean and deviation over seeds, paired gains, the table and what may be said about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Spread(NamedTuple):
 
 
 def summarise(cells: Cells, settings: DemoSettings) -> dict[str, dict[str, Any]]:
-    """Per method: test accuracy in % at the last epoch, gain over CE in points with the same seed, firing rate, seconds.
+    """Per method: test accuracy (%) at the last epoch, gain over CE (points) with the same seed, firing rate, seconds.
 
     Args:
         cells: results by (seed, "teacher" or a key of STUDENTS); complete.
@@ -45,7 +45,9 @@ def summarise(cells: Cells, settings: DemoSettings) -> dict[str, dict[str, Any]]
         if key != TEACHER:
             entry["firing_rate"] = [cells[seed, key]["firing_rate"] for seed in seeds]
         if key not in (TEACHER, "ce"):
-            entry["gain"] = [a - 100 * cells[seed, "ce"]["test_accuracy"] for seed, a in zip(seeds, accuracy)]
+            entry["gain"] = [
+                a - 100 * cells[seed, "ce"]["test_accuracy"] for seed, a in zip(seeds, accuracy, strict=True)
+            ]
         summary[key] = entry
     return summary
 
@@ -70,7 +72,8 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: list[str]) -> str:
-        return "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip()
+        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()
 
     rule = "-" * len(line(head))
     return "\n".join([line(head), rule, line(rows[0]), rule, *map(line, rows[1:])])
@@ -79,16 +82,17 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
 def statement(summary: dict[str, dict[str, Any]], settings: DemoSettings) -> str:
     """What the numbers of this run show and what they do not, in words."""
     seeds = settings.seeds
+    ours, kd = summary["samd_nld"]["accuracy"], summary["kd"]["accuracy"]
     over_ce = Spread.of(summary["samd_nld"]["gain"])
-    over_kd = Spread.of([a - b for a, b in zip(summary["samd_nld"]["accuracy"], summary["kd"]["accuracy"])])
+    over_kd = Spread.of([a - b for a, b in zip(ours, kd, strict=True)])
     count = f"{seeds} seed" + ("s" if seeds > 1 else "")
     lines = [
         f"Test accuracy at the last epoch, mean ± standard deviation over {count}; gains are paired by seed (points).",
         f"In this run SAMD + NLD is {over_ce.show('+.1f')} over CE and {over_kd.show('+.1f')} over KD.",
         "This run does not show that SAMD + NLD beats KD: with so few seeds one seed can reverse any difference here.",
-        "Ten seeds of a prototype of this setting gave SAMD + NLD over CE +4.7 ± 2.8 (ahead in all ten) but over KD only",
-        "+1.4 ± 3.7 (p = .27): the gain over CE is established, the gain over KD is not. The setting was chosen, out of",
-        "six, because SAMD + NLD did best in it on validation data, so it favours the method.",
+        "Ten seeds of a prototype of this setting gave SAMD + NLD over CE +4.7 ± 2.8 (ahead in all ten) but over KD",
+        "only +1.4 ± 3.7 (p = .27): the gain over CE is established, the gain over KD is not. The setting was chosen,",
+        "out of six, because SAMD + NLD did best in it on validation data, so it favours the method.",
     ]
     if settings.student_epochs < DemoSettings.student_epochs:
         lines.append("This was a shortened run: it shows that everything works, its accuracies mean nothing.")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ckdsnn.checkpoint import provenance, write_text_atomically
 from ckdsnn.demo.cells import load_cell
 from ckdsnn.demo.figures import MapRow, accuracy_figure, curves_figure, maps_figure, save_figure
-from ckdsnn.demo.report import Cells, statement, summarise, table
+from ckdsnn.demo.report import statement, summarise, table
 from ckdsnn.demo.schedule import run_cells
 from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
 from ckdsnn.losses import grad_cam_closed_form
@@ -97,14 +98,14 @@ def run_demo(settings: DemoSettings, out: Path, *, processes: int | None = None,
     write_text_atomically(json.dumps(results, indent=1), out / "results.json")
     save_figure(accuracy_figure(summary), out / "figures" / "accuracy.png")
     save_figure(curves_figure(cells, settings), out / "figures" / "curves.png")
-    save_figure(_maps(out, settings, cells), out / "figures" / "maps.png")
+    save_figure(_maps(out, settings), out / "figures" / "maps.png")
     print(f"\n{table(summary)}\n\n{statement(summary, settings)}\n")
     print(f"{time.perf_counter() - started:.0f} s; results in {out / 'results.json'}, figures in {out / 'figures'}")
     return results
 
 
 @torch.no_grad()
-def _maps(out: Path, settings: DemoSettings, cells: Cells):
+def _maps(out: Path, settings: DemoSettings) -> Figure:
     """The figure of maps for the first test digits of seed 0, one of each of the first classes."""
     data = settings.student_data(seed=0)
     data.setup("test")
