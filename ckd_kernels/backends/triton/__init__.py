@@ -10,12 +10,15 @@ try:
     from .lif import lif_forward
     from .lif_backward import lif_backward
     from .sam import sam
+    from .tiles import mask_at
 except ImportError as error:
     _missing: str | None = (
         f"{error}; install the triton that this PyTorch asks for, e.g. pip install ckd-kernels[triton]"
     )
 else:
     _missing = None
+    # What triton.jit made of the kernels when they were imported; the variable's value may have changed since.
+    _interpreted = not isinstance(mask_at, triton.JITFunction)
 
 __all__ = ["lif_backward", "lif_forward", "sam", "unavailable"]
 
@@ -28,6 +31,6 @@ def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
         return "the Triton kernels are for float32, bfloat16 and float16; the reference takes float64"
     if device_type == "cuda":
         return None if torch.cuda.is_available() else "PyTorch sees no GPU"
-    if device_type == "cpu" and triton.knobs.runtime.interpret:
+    if device_type == "cpu" and _interpreted:
         return None
     return "the Triton kernels run on GPUs, and on a CPU only with TRITON_INTERPRET=1 set before triton is imported"

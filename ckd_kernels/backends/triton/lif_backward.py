@@ -1,5 +1,8 @@
 """Multi-step neurons in Triton, backward."""
 
+# mypy: allow-untyped-defs, no-check-untyped-defs, disable-error-code="assignment"
+# ruff: noqa: RUF005 (no starred expressions in Triton's language)
+
 import torch
 import triton
 import triton.language as tl
@@ -226,8 +229,8 @@ def lif_backward(
     with torch.cuda.device_of(x):
         leak_sums = None
         if leak is not None and grad_leak is not None:
-            down, across = tiles.count(variant)
-            lines = (down * across, across, down)[0 if leak.numel() == 1 else 1 + tiles.channel_axis]
+            down, across = tiles.grid(variant)
+            lines = down * across if leak.numel() == 1 else across if tiles.channel_axis == 0 else down
             leak_sums = x.new_empty((tiles.outer * tiles.panels * lines, leak.numel()), dtype=torch.float64)
         _KERNEL.launch(
             tiles,
@@ -245,5 +248,5 @@ def lif_backward(
             REPEATED=layout.repeated,
             **options(neuron, leak),
         )
-        if leak_sums is not None:
+        if leak_sums is not None and grad_leak is not None:
             grad_leak.copy_(leak_sums.sum(0).reshape(grad_leak.shape))

@@ -5,6 +5,8 @@ once.  Every launch therefore sets ``enable_fp_fusion=False``, and every divisio
 ``tl.div_rn``, since Triton's ``/`` is approximate on a GPU.
 """
 
+# mypy: allow-untyped-defs, no-check-untyped-defs
+
 import functools
 import math
 from typing import Any, NamedTuple
@@ -31,7 +33,7 @@ class Constants(NamedTuple):
     fire_level: Any
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def numbers(neuron: Neuron) -> tuple[float, float, float, float]:
     """Decay or tau, rest, threshold and fire level: the scalars that every kernel takes."""
     leak = 1.0 if neuron.leak_name is None else getattr(neuron, neuron.leak_name)

@@ -7,6 +7,8 @@ told apart (``[1, 1, frame]``).  So one kernel serves every layout, and what it 
 channels, or over all but channels, it sums over one axis of its tile.
 """
 
+# mypy: allow-untyped-defs, no-check-untyped-defs
+
 from __future__ import annotations
 
 import inspect
@@ -51,10 +53,10 @@ class Tiles(NamedTuple):
         width = 64 if variant.aligned else 16
         return variant.elements // width, width
 
-    def count(self, variant: Variant) -> tuple[int, int]:
+    def grid(self, variant: Variant) -> tuple[int, int]:
         """Tiles down and across a panel."""
         height, width = self.block(variant)
-        return triton.cdiv(self.height, height), triton.cdiv(self.width, width)
+        return -(-self.height // height), -(-self.width // width)
 
 
 def cut(layout: Layout, tensors: Sequence[Tensor | None]) -> Tiles:
@@ -102,11 +104,17 @@ class Kernel:
 
         def arguments(variant: Variant) -> tuple[tuple, dict[str, Any]]:
             unit, block = _UNIT if variant.aligned else 1, tiles.block(variant)
-            sizes = (tiles.outer * tiles.panels, tiles.panels, tiles.height, tiles.width // unit, *tiles.count(variant))
-            named = dict(CHANNEL_AXIS=tiles.channel_axis, UNIT=unit, STEPS=variant.steps)
-            return (*sizes, *scalars), dict(named, BLOCK_HEIGHT=block[0], BLOCK_WIDTH=block[1], **constants, **OPTIONS)
+            sizes = (tiles.outer * tiles.panels, tiles.panels, tiles.height, tiles.width // unit, *tiles.grid(variant))
+            named = {
+                "CHANNEL_AXIS": tiles.channel_axis,
+                "UNIT": unit,
+                "BLOCK_HEIGHT": block[0],
+                "BLOCK_WIDTH": block[1],
+                "STEPS": variant.steps,
+            }
+            return (*sizes, *scalars), named | constants | OPTIONS
 
-        down, across = tiles.count(chosen)
+        down, across = tiles.grid(chosen)
         grid = (tiles.outer * tiles.panels * down * across,)
         plain, named = arguments(chosen)
         compiled = self._jit[chosen.aligned][grid](*tensors, *plain, **named)
