@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,10 @@ class _SpikingLayer(nn.Module):
         """Keeps the membrane potential but cuts its history, for truncated backpropagation through time."""
         if self.v is not None:
             self.v = self.v.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies keep the membrane potential without its history, with which it could not be copied.
+        return {**self.__dict__, "v": None if self.v is None else self.v.detach()}
 
     def extra_repr(self) -> str:
         shown = {f.name: getattr(self.neuron, f.name) for f in dataclasses.fields(self.neuron) if f.repr}

@@ -85,7 +85,7 @@ class Neuron:
         for name in ("strict", "detach_reset"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if not isinstance(self.surrogate, Surrogate) or type(self.surrogate) is Surrogate:
+        if type(self.surrogate) not in BY_NAME.values():
             raise TypeError(f"surrogate must be one of ckd_kernels.surrogate, e.g. Triangle(); got {self.surrogate!r}")
         self._settle("decay", 0.5, used=self.charge == "decay", by="charge='decay'")
         self._settle("tau", 2.0, used=self.charge in ("leak", "leak_input"), by="charge='leak' or 'leak_input'")

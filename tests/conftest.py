@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from ckd_kernels.backend import build_info
+from ckd_kernels.ops import lif as lif_op
+from ckd_kernels.ops import sam as sam_op
 from lif_checks import Target
 
 try:
@@ -42,3 +44,14 @@ def poisoned() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@pytest.fixture
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test in which an op gets as far as choosing who computes it."""
+
+    def launched(*call: object) -> None:
+        pytest.fail(f"launched {call}")
+
+    for module in (lif_op, sam_op):
+        monkeypatch.setattr(module, "resolve", launched)

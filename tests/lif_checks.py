@@ -104,6 +104,8 @@ def _read_in_place(case: Case, x: Tensor) -> bool:
     if case.memory in ("sliced", "repeated"):
         return False
     channels = case.channel_dim
+    if channels is not None and case.shape[case.time_dim] == 1 and case.memory == "reversed":
+        return False
     return channels is None or case.shape[channels] == 1 or x.stride(channels) < x.stride(case.time_dim)
 
 
