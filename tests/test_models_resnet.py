@@ -192,3 +192,19 @@ def test_stages_count_from_both_ends():
     assert pick_stage({-1: torch.tensor(7)}, -1, "maps") == 7
     with pytest.raises(ValueError, match=r"maps of stage 2 are needed, but there are only those of stages \[3\]"):
         pick_stage({3: torch.tensor(0)}, 2, "maps")
+
+
+def test_bfloat16_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        out = small()(torch.randn(3, 1, 20, 20))
+    assert out.features[3].dtype == torch.bfloat16
+    assert out.logits.dtype == out.sams[3].dtype == torch.float32
+    torch.testing.assert_close(out.logits, out.step_logits.float().mean(0))
+
+
+def test_compiles_without_a_graph_break():
+    model, images = small(widths=(3,), blocks=(1,)).eval(), torch.randn(2, 1, 8, 8)
+    expected, actual = model(images), torch.compile(model, fullgraph=True, backend="aot_eager")(images)
+    assert torch.equal(expected.features[1], actual.features[1])
+    actual.logits.sum().backward()
+    assert model.stem.convs[0].weight.grad.abs().sum() > 0

@@ -84,7 +84,7 @@ def _memory_order(
         if sizes[d] == 1:
             leads = d == time_dim and 0 <= channel_dim < time_dim
             before = [*range(d), time_dim] if d == channel_dim and time_dim in order else range(d)
-            at = 0 if leads else 1 + max((order.index(e) for e in before), default=-1)
+            at = 0 if leads else 1 + max([-1, *[order.index(e) for e in before]])
             order.insert(at, d)
     return tuple(order)
 
