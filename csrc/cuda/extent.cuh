@@ -20,13 +20,16 @@ CKD_FN Parts split(int64_t n, int64_t d) {
   return {n / d, n % d};
 }
 
-// W neighbouring neurons: the first one's index in the frame, and which frame.
+// W neighbouring neurons: the first one's frame and index in it, and where its memory begins.
 struct Place {
   int64_t outer, at;
+  int64_t state;     // in tensors of one value a neuron
+  int64_t sequence;  // in tensors of all time steps
+  int64_t input;     // in x
 };
 
 struct Extent {
-  int64_t outer, rows, channels, inner, frame;
+  int64_t outer, rows, channels, inner, frame, neurons;
   int steps;
   bool repeated;
 
@@ -36,22 +39,21 @@ struct Extent {
         channels(shape.channels),
         inner(shape.inner),
         frame(shape.frame()),
+        neurons(shape.outer * shape.frame()),
         steps(static_cast<int>(shape.steps)),
         repeated(shape.repeated) {}
 
-  // Of a neuron, counted over all frames of one time step.
+  CKD_FN Place place(int64_t frame_index, int64_t at) const {
+    const int64_t state = frame_index * frame + at, sequence = frame_index * steps * frame + at;
+    return {frame_index, at, state, sequence, repeated ? state : sequence};
+  }
+  // Of a neuron counted over all frames.
   CKD_FN Place place(int64_t neuron) const {
-    if (outer == 1) return {0, neuron};
+    if (outer == 1) return {0, neuron, neuron, neuron, neuron};  // time is outermost: nothing to compute
     const Parts parts = split(neuron, frame);
-    return {parts.quotient, parts.remainder};
+    return place(parts.quotient, parts.remainder);
   }
 
-  // Offsets of the first time step.
-  CKD_FN int64_t state(const Place& p) const { return p.outer * frame + p.at; }
-  CKD_FN int64_t sequence(const Place& p) const { return p.outer * steps * frame + p.at; }
-  CKD_FN int64_t input(const Place& p) const { return repeated ? state(p) : sequence(p); }
-
-  CKD_FN int64_t neurons() const { return outer * frame; }
   CKD_FN int64_t locations() const { return outer * rows * inner; }
 };
 
@@ -75,14 +77,10 @@ struct Walk {
   }
 };
 
-// The W neighbours of each thread, one after another where the grid is shorter than the tensor.
-template <int W, class F>
-CKD_DEVICE void for_each_neuron(const Extent& e, F&& run) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x * W;
-  const int64_t neurons = e.neurons();
-  for (int64_t n = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * W; n < neurons; n += step) {
-    run(n, e.place(n));
-  }
+// The first of this thread's W neighbours, counted over all frames.
+template <int W>
+CKD_DEVICE int64_t first_neuron() {
+  return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * W;
 }
 
 }  // namespace ckd::cuda

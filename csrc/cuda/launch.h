@@ -22,9 +22,11 @@ inline constexpr int64_t kMaxBlocks = 2147483647;  // in x, on every device sinc
 // Shared memory that every device gives a block without being asked.
 inline constexpr size_t kSharedBytes = 48 * 1024;
 
-// Blocks for `work` items, `per_block` each; kernels loop where that is more than a grid holds.
+// Blocks for `work` items, `per_block` each. More than a grid holds is more than any device's memory; such a launch
+// is refused: with 0 blocks it has no valid size.
 inline unsigned block_count(int64_t work, int64_t per_block) {
-  return static_cast<unsigned>(std::clamp<int64_t>(work / per_block + (work % per_block != 0), 1, kMaxBlocks));
+  const int64_t blocks = work / per_block + (work % per_block != 0);
+  return blocks <= kMaxBlocks ? static_cast<unsigned>(blocks) : 0;
 }
 
 inline int64_t power_of_two_from(int64_t n) {

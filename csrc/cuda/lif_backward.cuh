@@ -2,19 +2,9 @@
 // then back through time; the last chunk first, each from the potential that the forward pass left at its start.
 #pragma once
 #include "rule.cuh"
+#include "series.cuh"
 
 namespace ckd::cuda {
-
-// Where the gradients of what charged the neurons go: x alone.
-template <class S>
-struct InputGradient {
-  S* grad_x;
-
-  template <int W>
-  CKD_DEVICE void store(int64_t offset, const float (&gradient)[W]) const {
-    cuda::store(grad_x + offset, narrow<S>(gradient));
-  }
-};
 
 // How the gradient of the spike activation map lies for W neighbours.
 enum class MapAccess : int { kNone, kOneValue, kContiguous, kScattered };
@@ -24,7 +14,7 @@ struct BackwardCall {
   Extent extent;
   Rule rule;
   LeakSource leak;
-  const S* x;
+  Series<S> input;
   const float* v_init;
   const float* checkpoints;
   const S* grad_spikes;
@@ -32,15 +22,31 @@ struct BackwardCall {
   const float* grad_sam;
   float map_share;  // of one spike in its location's mean
   MapAccess map_access;
-  InputGradient<S> output;
+  SeriesGradient<S> output;
   float* grad_v_init;
   double* leak_sums;  // null: not wanted; else one sum for W neighbours, or one for each
   bool leak_sum_each;
 };
 
-// The potentials of a chunk, in shared memory that no other thread reads.
-template <int W>
+// The potentials of a chunk: in registers where the number of steps is known, else in shared memory that no other
+// thread reads.
+template <int W, int kSteps>
 class History {
+  float h_[kSteps][W];
+
+ public:
+  CKD_DEVICE void set(int t, const float (&h)[W]) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) h_[t][j] = h[j];
+  }
+  CKD_DEVICE void get(int t, float (&h)[W]) const {
+#pragma unroll
+    for (int j = 0; j < W; ++j) h[j] = h_[t][j];
+  }
+};
+
+template <int W>
+class History<W, 0> {
   static constexpr int kPart = kFloatsAtOnce<W>;
 
   CKD_DEVICE float* part(int t, int p) const {
@@ -48,12 +54,12 @@ class History {
   }
 
  public:
-  CKD_DEVICE void set(int t, const float (&h)[W]) const {
+  CKD_DEVICE void set(int t, const float (&h)[W]) {
 #pragma unroll
     for (int j = 0; j < W; j += kPart) {
       Pack<float, kPart> pack;
 #pragma unroll
-      for (int i = 0; i < kPart; ++i) pack.lane[i] = h[j + i];
+      for (int i = 0; i < kPart; ++i) pack.unit[i] = h[j + i];
       store<kPart>(part(t, j / kPart), pack);
     }
   }
@@ -62,13 +68,13 @@ class History {
     for (int j = 0; j < W; j += kPart) {
       const Pack<float, kPart> pack = load<kPart>(part(t, j / kPart));
 #pragma unroll
-      for (int i = 0; i < kPart; ++i) h[j + i] = pack.lane[i];
+      for (int i = 0; i < kPart; ++i) h[j + i] = pack.unit[i];
     }
   }
 };
 
-// What only some calls need, and what costs the others registers: a leak of each neighbour's own and its gradient,
-// a repeated frame, a delayed reset that carries gradients.
+// What only some calls need, and what costs the others registers: a leak or a map value of each neighbour's own, the
+// leak's gradient, a repeated frame, a delayed reset that carries gradients.
 template <int W, bool kGeneral>
 struct Extras {
   float input_sum[W], leak_sum[W], pending[W];
@@ -81,52 +87,52 @@ struct Extras {
 template <int W>
 struct Extras<W, false> {};
 
-// One vector of W neighbours through all chunks.
-template <class S, int W, bool kGeneral>
+// W neighbours through all chunks; kSteps is the number of steps, or 0 where it is known at run time only.
+template <class S, int W, class NeuronKind, int kSteps, bool kGeneral>
 class BackwardVector {
   using LeakOf = Leak<W, kGeneral>;
+  template <class Source>
+  using StreamOf = Stream<Source, W, kSteps>;
   const BackwardCall<S>& call;
   const Extent& e;
+  const Rule& rule;
   const Constants<float>& k;
-  const History<W> history{};
   const Place place;
-  const int64_t neuron;
   const LeakOf leak, keep;
+  const float* map;  // the first neighbour's value
+  History<W, kSteps> history;
   float gv[W];
   Extras<W, kGeneral> extras;
 
   // The potential before step `first` of a chunk.
   CKD_DEVICE void start_of(int first, float (&v)[W]) const {
     if (first > 0) {
-      load_floats(call.checkpoints + (first / kCheckpointEvery - 1) * e.neurons() + neuron, v);
+      load_floats(call.checkpoints + (first / kCheckpointEvery - 1) * e.neurons + place.state, v);
     } else if (call.v_init) {
-      load_floats(call.v_init + neuron, v);
+      load_floats(call.v_init + place.state, v);
     } else {
       fill(k.rest, v);
     }
   }
 
-  CKD_DEVICE int64_t input_at(int t) const { return e.input(place) + (kGeneral && e.repeated ? 0 : t * e.frame); }
+  CKD_DEVICE bool repeated() const { return kGeneral && e.repeated; }
 
-  CKD_DEVICE void recompute(int first, int steps) const {
-    int64_t at = input_at(first);
-    Pack<S, W> next = load<W>(call.x + at);
+  CKD_DEVICE Series<S> input_from(int first) const {
+    return {call.input.at + place.input + (repeated() ? 0 : first * e.frame)};
+  }
+
+  CKD_DEVICE void recompute(int first, int steps, StreamOf<Series<S>>& input) {
     float v[W];
     start_of(first, v);
-    with_dynamics(call.rule, [&](auto dynamics) {
+    NeuronKind::dynamics(rule, [&](auto dynamics) {
       using D = decltype(dynamics);
-#pragma unroll 1
+#pragma unroll(kSteps > 0 ? kSteps : 1)
       for (int t = 0; t < steps; ++t) {
-        const Pack<S, W> now = next;
-        if (t + 1 < steps && !(kGeneral && e.repeated)) {
-          at += e.frame;
-          next = load<W>(call.x + at);
-        }
         float x[W], h[W];
-        widen(now, x);
+        Series<S>::values(input.take(t, steps), x);
 #pragma unroll
         for (int j = 0; j < W; ++j) {
-          h[j] = potential<D::charge, D::reset>(v[j], x[j], leak[j], k);
+          h[j] = D::charged(v[j], x[j], leak, j, rule);
           v[j] = after_reset<D::reset>(h[j], k);
         }
         history.set(t, h);
@@ -136,14 +142,13 @@ class BackwardVector {
 
   CKD_DEVICE void add_map_gradient(float (&gs)[W]) const {
     if (call.map_access == MapAccess::kNone) return;
-    Walk walk(e, place);
-    const float* from = call.grad_sam + walk.location(e);
     float gradient[W];
-    if (call.map_access == MapAccess::kOneValue) {
-      fill(*from, gradient);
-    } else if (call.map_access == MapAccess::kContiguous) {
-      load_floats(from, gradient);
+    if (call.map_access == MapAccess::kContiguous) {
+      load_floats(map, gradient);
+    } else if (!kGeneral || call.map_access == MapAccess::kOneValue) {
+      fill(*map, gradient);
     } else {
+      Walk walk(e, place);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
         gradient[j] = call.grad_sam[walk.location(e)];
@@ -155,40 +160,28 @@ class BackwardVector {
   }
 
   CKD_DEVICE void surrogate(const float (&h)[W], float (&sg)[W]) const {
-    with_surrogate(call.rule.surrogate, [&](auto kind) {
+    NeuronKind::surrogate(rule, [&](auto kind) {
 #pragma unroll
       for (int j = 0; j < W; ++j) sg[j] = decltype(kind)::derivative(h[j] - k.threshold, k.c0, k.c1);
     });
-  }
-
-  template <Through G>
-  CKD_DEVICE void past_reset(const float (&h)[W], const float (&sg)[W], float (&g)[W]) const {
-#pragma unroll
-    for (int j = 0; j < W; ++j) g[j] = fire_backward<G>(h[j], g[j], gv[j], sg[j], k);
   }
 
   // From dL/ds[t] to dL/dh[t], in place.
   CKD_DEVICE void through_firing(const float (&h)[W], float (&g)[W]) const {
     float sg[W];
     surrogate(h, sg);
-    switch (call.rule.through) {
-      case Through::kHard:
-        return past_reset<Through::kHard>(h, sg, g);
-      case Through::kHardDetached:
-        return past_reset<Through::kHardDetached>(h, sg, g);
-      case Through::kSubtract:
-        return past_reset<Through::kSubtract>(h, sg, g);
-      case Through::kSubtractDetached:
-        return past_reset<Through::kSubtractDetached>(h, sg, g);
-    }
+    NeuronKind::reset_gradient(rule, [&](auto kind) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) g[j] = fire_backward<decltype(kind)::through>(h[j], g[j], gv[j], sg[j], k);
+    });
   }
 
   CKD_DEVICE void add_leak_gradient(int first, int t, const float (&gh)[W]) {
     float before[W], x[W];
     if (t == 0) start_of(first, before);
     if (t > 0) history.get(t - 1, before);
-    widen(load<W>(call.x + input_at(first + t)), x);
-    with_dynamics(call.rule, [&](auto dynamics) {
+    Series<S>::values(input_from(first + t).template load<W>(), x);
+    NeuronKind::dynamics(rule, [&](auto dynamics) {
       using D = decltype(dynamics);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
@@ -198,55 +191,62 @@ class BackwardVector {
     });
   }
 
-  CKD_DEVICE void back(int first, int steps, Pack<S, W> next) {
-    int64_t at = e.sequence(place) + (first + steps - 1) * e.frame;
-#pragma unroll 1
+  // From dL/dh[t] to the gradients of the input, in place, and of v[t-1].
+  CKD_DEVICE void through_charge(float (&g)[W]) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) gv[j] = g[j] * keep[j];
+    NeuronKind::dynamics(rule, [&](auto dynamics) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) g[j] = decltype(dynamics)::input_gradient(g[j], leak, j, rule);
+    });
+  }
+
+  CKD_DEVICE void run_chunk(int first, int steps) {
+    const int64_t last = place.sequence + (first + steps - 1) * e.frame;
+    SeriesGradient<S> output{call.output.at + (repeated() ? place.input : last)};
+    StreamOf<Series<S>> input(input_from(first), repeated() ? 0 : e.frame);
+    StreamOf<Series<S>> gradients({call.grad_spikes ? call.grad_spikes + last : nullptr}, -e.frame);
+    recompute(first, steps, input);
+#pragma unroll(kSteps > 0 ? kSteps : 1)
     for (int t = steps - 1; t >= 0; --t) {
-      const Pack<S, W> now = next;
-      if (t > 0 && call.grad_spikes) next = load<W>(call.grad_spikes + at - e.frame);
       float h[W], g[W];
       history.get(t, h);
-      widen(now, g);
+      Series<S>::values(gradients.take(steps - 1 - t, steps), g);
       add_map_gradient(g);
       if constexpr (kGeneral) {
-        if (call.rule.delayed) {
+        if (rule.delayed) {
 #pragma unroll
           for (int j = 0; j < W; ++j) g[j] = g[j] - extras.pending[j];
         }
       }
       through_firing(h, g);
       if constexpr (kGeneral) {
-        if (call.rule.delayed) {
+        if (rule.delayed) {
 #pragma unroll
           for (int j = 0; j < W; ++j) extras.pending[j] = g[j] * k.drop_later;
         }
         if (call.leak_sums) add_leak_gradient(first, t, g);
       }
-#pragma unroll
-      for (int j = 0; j < W; ++j) gv[j] = g[j] * keep[j];
-      if (call.rule.charge == Charge::kLeakInput) {
-#pragma unroll
-        for (int j = 0; j < W; ++j) g[j] = grad_input<Charge::kLeakInput>(g[j], leak[j]);
-      }
-      if (kGeneral && e.repeated) {
-        if constexpr (kGeneral) {
+      through_charge(g);
+      if constexpr (kGeneral) {
+        if (e.repeated) {
 #pragma unroll
           for (int j = 0; j < W; ++j) extras.input_sum[j] += g[j];
+          continue;
         }
-      } else {
-        call.output.template store<W>(at, g);
       }
-      at -= e.frame;
+      output.store(g);
+      output.advance(-e.frame);
     }
   }
 
   CKD_DEVICE void finish() {
     if constexpr (kGeneral) {
-      if (e.repeated) call.output.template store<W>(e.input(place), extras.input_sum);
+      if (e.repeated) SeriesGradient<S>{call.output.at + place.input}.store(extras.input_sum);
     }
     if (call.grad_v_init) {
       if constexpr (kGeneral) {
-        if (call.rule.delayed) {
+        if (rule.delayed) {
           float v[W], sg[W];
           start_of(0, v);
           surrogate(v, sg);
@@ -254,54 +254,55 @@ class BackwardVector {
           for (int j = 0; j < W; ++j) gv[j] = gv[j] - extras.pending[j] * sg[j];
         }
       }
-      store_floats(call.grad_v_init + neuron, gv);
+      store_floats(call.grad_v_init + place.state, gv);
     }
     if constexpr (kGeneral) {
       if (call.leak_sums && call.leak_sum_each) {
 #pragma unroll
-        for (int j = 0; j < W; ++j) call.leak_sums[neuron + j] = extras.leak_sum[j];
+        for (int j = 0; j < W; ++j) call.leak_sums[place.state + j] = extras.leak_sum[j];
       } else if (call.leak_sums) {
         double sum = 0;
 #pragma unroll
         for (int j = 0; j < W; ++j) sum += extras.leak_sum[j];
-        call.leak_sums[neuron / W] = sum;
+        call.leak_sums[place.state / W] = sum;
       }
     }
   }
 
  public:
-  CKD_DEVICE BackwardVector(const BackwardCall<S>& call, int64_t neuron, const Place& place)
+  CKD_DEVICE BackwardVector(const BackwardCall<S>& call, const Place& place)
       : call(call),
         e(call.extent),
+        rule(call.rule),
         k(call.rule.k),
         place(place),
-        neuron(neuron),
         leak(call.leak, e, place),
-        keep(leak.keep(call.rule.charge)) {}
+        keep(leak.keep(rule.charge)),
+        map(call.grad_sam ? call.grad_sam + Walk(e, place).location(e) : nullptr) {}
 
   CKD_DEVICE void run() {
     if (call.grad_v) {
-      load_floats(call.grad_v + neuron, gv);
+      load_floats(call.grad_v + place.state, gv);
     } else {
       fill(0.0f, gv);
     }
-    for (int first = (e.steps - 1) / kCheckpointEvery * kCheckpointEvery; first >= 0; first -= kCheckpointEvery) {
-      const int left = e.steps - first, steps = left < kCheckpointEvery ? left : kCheckpointEvery;
-      // In flight while the potentials are computed.
-      Pack<S, W> last = {};
-      if (call.grad_spikes) last = load<W>(call.grad_spikes + e.sequence(place) + (first + steps - 1) * e.frame);
-      recompute(first, steps);
-      back(first, steps, last);
+    if constexpr (kSteps > 0) {
+      run_chunk(0, kSteps);
+    } else {
+      for (int first = (e.steps - 1) / kCheckpointEvery * kCheckpointEvery; first >= 0; first -= kCheckpointEvery) {
+        const int left = e.steps - first;
+        run_chunk(first, left < kCheckpointEvery ? left : kCheckpointEvery);
+      }
     }
     finish();
   }
 };
 
-template <class S, int W, bool kGeneral>
-__global__ void __launch_bounds__(256) lif_backward_kernel(const __grid_constant__ BackwardCall<S> call) {
-  for_each_neuron<W>(call.extent, [&](int64_t neuron, const Place& place) {
-    BackwardVector<S, W, kGeneral>(call, neuron, place).run();
-  });
+template <class S, int W, class NeuronKind, int kSteps, bool kGeneral>
+__global__ void __launch_bounds__(256, 1) lif_backward_kernel(const __grid_constant__ BackwardCall<S> call) {
+  const int64_t neuron = first_neuron<W>();
+  if (neuron >= call.extent.neurons) return;
+  BackwardVector<S, W, NeuronKind, kSteps, kGeneral>(call, call.extent.place(neuron)).run();
 }
 
 }  // namespace ckd::cuda

@@ -2,33 +2,16 @@
 #pragma once
 #include "locations.cuh"
 #include "rule.cuh"
+#include "series.cuh"
 
 namespace ckd::cuda {
-
-// What charges the neurons: x itself.
-template <class S>
-struct Input {
-  const S* x;
-
-  template <int W>
-  using Packet = Pack<S, W>;
-
-  template <int W>
-  CKD_DEVICE Packet<W> load(int64_t offset) const {
-    return cuda::load<W>(x + offset);
-  }
-  template <int W>
-  CKD_DEVICE void values(const Packet<W>& packet, float (&x)[W]) const {
-    widen(packet, x);
-  }
-};
 
 template <class S>
 struct ForwardCall {
   Extent extent;
   Rule rule;
   LeakSource leak;
-  Input<S> input;
+  Series<S> input;
   const float* v_init;
   S* spikes;
   float* v_last;
@@ -47,54 +30,51 @@ struct SpikeCount {
   CKD_DEVICE void add(int j, bool fires) { count[j] += fires ? 1 : 0; }
 };
 
-// All time steps of W neighbours.
-template <int W, class D, class S, class LeakOf, class Count>
+// All time steps of W neighbours: kSteps of them, or, with 0, as many as the call has.
+template <int W, int kSteps, class D, class S, class LeakOf, class Count>
 CKD_DEVICE void fire(const ForwardCall<S>& call, const Place& place, const LeakOf& leak, Count&& count) {
   const Extent& e = call.extent;
   const Constants<float>& k = call.rule.k;
-  const int64_t state = e.state(place);
-  int64_t input = e.input(place), output = e.sequence(place);
-  auto next = call.input.template load<W>(input);
+  const int steps = kSteps > 0 ? kSteps : e.steps;
+  Stream<Series<S>, W, kSteps> input({call.input.at + place.input}, e.repeated ? 0 : e.frame);
+  SeriesGradient<S> spikes_to{call.spikes + place.sequence};
   float v[W];
   if (call.v_init) {
-    load_floats(call.v_init + state, v);
+    load_floats(call.v_init + place.state, v);
   } else {
     fill(k.rest, v);
   }
-#pragma unroll 1
-  for (int t = 1; t <= e.steps; ++t) {
-    const auto now = next;
-    if (t < e.steps && !e.repeated) {  // in flight while this step is computed
-      input += e.frame;
-      next = call.input.template load<W>(input);
-    }
+#pragma unroll(kSteps > 0 ? kSteps : 1)
+  for (int t = 0; t < steps; ++t) {
     float x[W], spikes[W];
-    call.input.values(now, x);
+    Series<S>::values(input.take(t, steps), x);
 #pragma unroll
     for (int j = 0; j < W; ++j) {
-      const float h = potential<D::charge, D::reset>(v[j], x[j], leak[j], k);
+      const float h = D::charged(v[j], x[j], leak, j, call.rule);
       const bool fires = h >= k.fire_level;
       spikes[j] = fires ? 1.0f : 0.0f;
       count.add(j, fires);
       v[j] = after_reset<D::reset>(h, k);
     }
-    store(call.spikes + output, narrow<S>(spikes));
-    output += e.frame;
-    if (call.checkpoints && t % kCheckpointEvery == 0 && t < e.steps) {
-      store_floats(call.checkpoints + (t / kCheckpointEvery - 1) * e.neurons() + state, v);
+    spikes_to.store(spikes);
+    spikes_to.advance(e.frame);
+    if constexpr (kSteps == 0) {
+      if (call.checkpoints && (t + 1) % kCheckpointEvery == 0 && t + 1 < steps) {
+        store_floats(call.checkpoints + t / kCheckpointEvery * e.neurons + place.state, v);
+      }
     }
   }
-  if (call.v_last) store_floats(call.v_last + state, v);
+  if (call.v_last) store_floats(call.v_last + place.state, v);
 }
 
-template <class S, int W, bool kLeakEach>
-__global__ void __launch_bounds__(256) lif_forward_kernel(const __grid_constant__ ForwardCall<S> call) {
-  with_dynamics(call.rule, [&](auto dynamics) {
-    for_each_neuron<W>(call.extent, [&](int64_t, const Place& place) {
-      const Leak<W, kLeakEach> leak(call.leak, call.extent, place);
-      fire<W, decltype(dynamics)>(call, place, leak, NoCount());
-    });
-  });
+template <class S, int W, int kSteps, bool kLeakEach>
+__global__ void __launch_bounds__(256, 1) lif_forward_kernel(const __grid_constant__ ForwardCall<S> call) {
+  const int64_t neuron = first_neuron<W>();
+  if (neuron >= call.extent.neurons) return;
+  const Place place = call.extent.place(neuron);
+  const Leak<W, kLeakEach> leak(call.leak, call.extent, place);
+  AnyNeuron::dynamics(call.rule,
+                      [&](auto dynamics) { fire<W, kSteps, decltype(dynamics)>(call, place, leak, NoCount()); });
 }
 
 // The same, with the spike activation map.
@@ -102,8 +82,8 @@ template <class S, int W, template <class, int> class Locations>
 __global__ void __launch_bounds__(512, 1) lif_forward_sam_kernel(const __grid_constant__ ForwardCall<S> call) {
   Locations<int, W>::mean_over_channels(call.extent, call.tile, call.sam, [&](const Place& place, int (&count)[W]) {
     const Leak<W, Locations<int, W>::kChannelsInside> leak(call.leak, call.extent, place);
-    with_dynamics(call.rule,
-                  [&](auto dynamics) { fire<W, decltype(dynamics)>(call, place, leak, SpikeCount<W>{count}); });
+    AnyNeuron::dynamics(
+        call.rule, [&](auto dynamics) { fire<W, 0, decltype(dynamics)>(call, place, leak, SpikeCount<W>{count}); });
   });
 }
 

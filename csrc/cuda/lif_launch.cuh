@@ -26,7 +26,7 @@ LeakSource leak_source(const Call& call) {
 template <class S, int W>
 cudaError_t launch_forward(const LifForward& call, void* stream, int processors) {
   ForwardCall<S> arguments{Extent(call.shape),
-                           Rule(call.neuron),
+                           Rule(call.neuron, call.leak),
                            leak_source(call),
                            {static_cast<const S*>(call.x)},
                            static_cast<const float*>(call.v_init),
@@ -37,11 +37,15 @@ cudaError_t launch_forward(const LifForward& call, void* stream, int processors)
                            {}};
   const Extent& e = arguments.extent;
   if (!call.sam) {
-    const LaunchSize size = forward_size(e.neurons(), W);
+    const LaunchSize size = forward_size(e.neurons, W);
     if (leak_for_each(call.shape, call.leak_per_channel, W)) {
-      return launch(lif_forward_kernel<S, W, true>, size, stream, arguments);
+      return launch(lif_forward_kernel<S, W, 0, true>, size, stream, arguments);
     }
-    return launch(lif_forward_kernel<S, W, false>, size, stream, arguments);
+    if constexpr (W > 1) {
+      if (!e.repeated && e.steps == 1) return launch(lif_forward_kernel<S, W, 1, false>, size, stream, arguments);
+      if (!e.repeated && e.steps == 4) return launch(lif_forward_kernel<S, W, 4, false>, size, stream, arguments);
+    }
+    return launch(lif_forward_kernel<S, W, 0, false>, size, stream, arguments);
   }
   if (e.inner == 1) {
     const LocationSize size = row_size(e.locations(), e.channels, W);
@@ -115,14 +119,38 @@ inline cudaError_t add_up(const LeakTerms& terms, double* workspace, float* out,
   return launch(leak_sum_kernel<float>, size(terms.channels), stream, second);
 }
 
+template <class S, int W, class NeuronKind, int kSteps, bool kGeneral>
+cudaError_t launch_backward(const BackwardCall<S>& call, void* stream) {
+  return launch(lif_backward_kernel<S, W, NeuronKind, kSteps, kGeneral>,
+                backward_size(call.extent.neurons, W, kSteps > 0 ? 0 : call.extent.steps), stream, call);
+}
+
+template <class S, int W, class NeuronKind>
+cudaError_t launch_usual_backward(const BackwardCall<S>& call, void* stream) {
+  if (call.grad_spikes && call.extent.steps == 1) return launch_backward<S, W, NeuronKind, 1, false>(call, stream);
+  if (call.grad_spikes && call.extent.steps == 4) return launch_backward<S, W, NeuronKind, 4, false>(call, stream);
+  return launch_backward<S, W, AnyNeuron, 0, false>(call, stream);
+}
+
+template <class S, int W>
+cudaError_t launch_lean_backward(const BackwardCall<S>& call, void* stream) {
+  if constexpr (W > 1) {
+    if (PaperNeuron::is(call.rule)) return launch_usual_backward<S, W, PaperNeuron>(call, stream);
+    if (SpikingJellyNeuron::is(call.rule)) return launch_usual_backward<S, W, SpikingJellyNeuron>(call, stream);
+    return launch_backward<S, W, AnyNeuron, 0, false>(call, stream);
+  } else {
+    return cudaErrorInvalidValue;  // narrow accesses are general
+  }
+}
+
 template <class S, int W>
 cudaError_t launch_backward(const LifBackward& call, void* workspace, void* stream) {
   const Shape& shape = call.shape;
   const LeakTerms terms(call, W);
   const BackwardCall<S> arguments{Extent(shape),
-                                  Rule(call.neuron),
+                                  Rule(call.neuron, call.leak),
                                   leak_source(call),
-                                  static_cast<const S*>(call.x),
+                                  {static_cast<const S*>(call.x)},
                                   static_cast<const float*>(call.v_init),
                                   static_cast<const float*>(call.checkpoints),
                                   static_cast<const S*>(call.grad_spikes),
@@ -134,15 +162,10 @@ cudaError_t launch_backward(const LifBackward& call, void* workspace, void* stre
                                   static_cast<float*>(call.grad_v_init),
                                   call.grad_leak ? static_cast<double*>(workspace) : nullptr,
                                   terms.each};
-  const LaunchSize size = backward_size(arguments.extent.neurons(), W, shape.steps);
-  const bool general = W == 1 || terms.each || shape.repeated || call.grad_leak || arguments.rule.delayed;
-  cudaError_t status;
-  if constexpr (W == 1) {
-    status = launch(lif_backward_kernel<S, 1, true>, size, stream, arguments);
-  } else {
-    status = general ? launch(lif_backward_kernel<S, W, true>, size, stream, arguments)
-                     : launch(lif_backward_kernel<S, W, false>, size, stream, arguments);
-  }
+  const bool general = W == 1 || terms.each || shape.repeated || call.grad_leak || arguments.rule.delayed ||
+                       arguments.map_access == MapAccess::kScattered;
+  const cudaError_t status = general ? launch_backward<S, W, AnyNeuron, 0, true>(arguments, stream)
+                                     : launch_lean_backward<S, W>(arguments, stream);
   if (status != cudaSuccess || !call.grad_leak) return status;
   return add_up(terms, static_cast<double*>(workspace), static_cast<float*>(call.grad_leak), stream);
 }

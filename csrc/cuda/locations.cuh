@@ -27,25 +27,22 @@ struct PlanarLocations {
     const int depth = static_cast<int>(threadIdx.x) / tile.across;
     const int left = (static_cast<int>(threadIdx.x) - depth * tile.across) * W;
     const int width = tile.across * W;
-    const int64_t tiles = (e.inner + width - 1) / width, planes = e.outer * e.rows;
-    for (int64_t block = blockIdx.x; block < planes * tiles; block += gridDim.x) {
-      const Parts plane = split(block, tiles), row = split(plane.quotient, e.rows);
-      const int64_t first = plane.remainder * width;
-      Amount amount[W] = {};
-      if (first + left < e.inner) {
-        for (int64_t channel = depth; channel < e.channels; channel += tile.deep) {
-          visit(Place{row.quotient, (row.remainder * e.channels + channel) * e.inner + first + left}, amount);
-        }
+    const int64_t tiles = (e.inner + width - 1) / width;
+    const Parts plane = split(blockIdx.x, tiles), row = split(plane.quotient, e.rows);
+    const int64_t first = plane.remainder * width;
+    Amount amount[W] = {};
+    if (first + left < e.inner) {
+      for (int64_t channel = depth; channel < e.channels; channel += tile.deep) {
+        visit(e.place(row.quotient, (row.remainder * e.channels + channel) * e.inner + first + left), amount);
       }
+    }
 #pragma unroll
-      for (int j = 0; j < W; ++j) shared[depth * width + left + j] = amount[j];
-      __syncthreads();
-      for (int i = threadIdx.x; i < width && first + i < e.inner; i += blockDim.x) {
-        Amount sum = shared[i];
-        for (int d = 1; d < tile.deep; ++d) sum += shared[d * width + i];
-        map[plane.quotient * e.inner + first + i] = mean(sum, location_total(e));
-      }
-      __syncthreads();
+    for (int j = 0; j < W; ++j) shared[depth * width + left + j] = amount[j];
+    __syncthreads();
+    for (int i = threadIdx.x; i < width && first + i < e.inner; i += blockDim.x) {
+      Amount sum = shared[i];
+      for (int d = 1; d < tile.deep; ++d) sum += shared[d * width + i];
+      map[plane.quotient * e.inner + first + i] = mean(sum, location_total(e));
     }
   }
 };
@@ -59,23 +56,20 @@ struct RowLocations {
   static CKD_DEVICE void mean_over_channels(const Extent& e, const LocationTile& tile, float* map, Visit&& visit) {
     const int across = static_cast<int>(threadIdx.x) / tile.deep;
     const int lane = static_cast<int>(threadIdx.x) - across * tile.deep;
-    const int64_t locations = e.outer * e.rows, step = static_cast<int64_t>(gridDim.x) * tile.across;
-    // The whole block stays in the loop: a shuffle needs all lanes.
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * tile.across; first < locations; first += step) {
-      const int64_t location = first + across;
-      Amount amount[W] = {};
-      if (location < locations) {
-        const Parts row = split(location, e.rows);
-        for (int64_t channel = lane * W; channel < e.channels; channel += tile.deep * W) {
-          visit(Place{row.quotient, row.remainder * e.channels + channel}, amount);
-        }
+    const int64_t location = static_cast<int64_t>(blockIdx.x) * tile.across + across, locations = e.outer * e.rows;
+    Amount amount[W] = {};
+    if (location < locations) {
+      const Parts row = split(location, e.rows);
+      for (int64_t channel = lane * W; channel < e.channels; channel += tile.deep * W) {
+        visit(e.place(row.quotient, row.remainder * e.channels + channel), amount);
       }
-      Amount sum = amount[0];
-#pragma unroll
-      for (int j = 1; j < W; ++j) sum += amount[j];
-      for (int apart = tile.deep / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
-      if (lane == 0 && location < locations) map[location] = mean(sum, location_total(e));
     }
+    // All lanes are here, also those beyond the last location: a shuffle needs them.
+    Amount sum = amount[0];
+#pragma unroll
+    for (int j = 1; j < W; ++j) sum += amount[j];
+    for (int apart = tile.deep / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+    if (lane == 0 && location < locations) map[location] = mean(sum, location_total(e));
   }
 };
 

@@ -1,9 +1,16 @@
-// Which neuron a kernel runs: constants, and run-time choices turned into types by uniform branches.
+// Which neuron a kernel runs: its constants, and its choices turned into types by uniform branches or by the kernel's
+// own.
 #pragma once
 #include "ckd/neuron.h"
 #include "extent.cuh"
 
 namespace ckd::cuda {
+
+// A tau that is a power of two: dividing by it and multiplying with its inverse give the same bits.
+struct PowerOfTwo {
+  float inverse;
+};
+CKD_DEVICE float operator/(float x, PowerOfTwo tau) { return x * tau.inverse; }
 
 struct Rule {
   Constants<float> k;
@@ -12,43 +19,27 @@ struct Rule {
   Through through;
   SurrogateKind surrogate;
   bool delayed;  // a spike's gradient comes from the next step's potential, too
+  bool power_of_two;
+  float tau_inverse;
 
-  explicit Rule(const Neuron& n)
+  // `leak` overrides the neuron's; what lies there is not known here.
+  Rule(const Neuron& n, const void* leak)
       : k(n),
         charge(n.charge),
         reset(n.reset),
         through(ckd::through(n)),
         surrogate(n.surrogate),
-        delayed(n.drop_later != 0 && !n.detach_reset) {}
-};
+        delayed(n.drop_later != 0 && !n.detach_reset),
+        power_of_two(n.charge != Charge::kDecay && !leak && is_power_of_two(static_cast<float>(n.leak))),
+        tau_inverse(power_of_two ? 1.0f / static_cast<float>(n.leak) : 0.0f) {}
 
-template <Charge C, Reset R>
-struct Dynamics {
-  static constexpr Charge charge = C;
-  static constexpr Reset reset = R;
-};
-
-// Calls f with the Dynamics of a rule.
-template <class F>
-CKD_DEVICE void with_dynamics(const Rule& rule, F&& f) {
-  if (rule.reset == Reset::kHard) {
-    if (rule.charge == Charge::kDecay) {
-      f(Dynamics<Charge::kDecay, Reset::kHard>());
-    } else if (rule.charge == Charge::kLeak) {
-      f(Dynamics<Charge::kLeak, Reset::kHard>());
-    } else {
-      f(Dynamics<Charge::kLeakInput, Reset::kHard>());
-    }
-  } else {
-    if (rule.charge == Charge::kDecay) {
-      f(Dynamics<Charge::kDecay, Reset::kSubtract>());
-    } else if (rule.charge == Charge::kLeak) {
-      f(Dynamics<Charge::kLeak, Reset::kSubtract>());
-    } else {
-      f(Dynamics<Charge::kLeakInput, Reset::kSubtract>());
-    }
+ private:
+  // Far from the ends of the range, so that the inverse is one, too.
+  static bool is_power_of_two(float tau) {
+    int exponent;
+    return tau > 0 && std::frexp(tau, &exponent) == 0.5f && exponent > -100 && exponent < 100;
   }
-}
+};
 
 // The decay or tau as a call gives it: a constant, one value in memory, or one a channel.
 struct LeakSource {
@@ -89,5 +80,98 @@ struct Leak {
     return kept;
   }
 };
+
+// How a potential moves. kPowerOfTwo: tau is one.
+template <Charge C, Reset R, bool kPowerOfTwo>
+struct Dynamics {
+  static constexpr Charge charge = C;
+  static constexpr Reset reset = R;
+
+  template <class LeakOf>
+  static CKD_DEVICE float charged(float v, float x, const LeakOf& leak, int j, const Rule& rule) {
+    if constexpr (kPowerOfTwo) return potential<C, R>(v, x, PowerOfTwo{rule.tau_inverse}, rule.k);
+    return potential<C, R>(v, x, leak[j], rule.k);
+  }
+  template <class LeakOf>
+  static CKD_DEVICE float input_gradient(float gh, const LeakOf& leak, int j, const Rule& rule) {
+    if constexpr (kPowerOfTwo) return grad_input<C>(gh, PowerOfTwo{rule.tau_inverse});
+    return grad_input<C>(gh, leak[j]);
+  }
+};
+
+template <Through G>
+struct ResetGradient {
+  static constexpr Through through = G;
+};
+
+// A neuron that is known at run time: each function calls f with the type that stands for a choice.
+struct AnyNeuron {
+  template <class F>
+  static CKD_DEVICE void dynamics(const Rule& rule, F&& f) {
+    if (rule.reset == Reset::kHard) {
+      charge<Reset::kHard>(rule, f);
+    } else {
+      charge<Reset::kSubtract>(rule, f);
+    }
+  }
+  template <class F>
+  static CKD_DEVICE void surrogate(const Rule& rule, F&& f) {
+    with_surrogate(rule.surrogate, f);
+  }
+  template <class F>
+  static CKD_DEVICE void reset_gradient(const Rule& rule, F&& f) {
+    switch (rule.through) {
+      case Through::kHard:
+        return f(ResetGradient<Through::kHard>());
+      case Through::kHardDetached:
+        return f(ResetGradient<Through::kHardDetached>());
+      case Through::kSubtract:
+        return f(ResetGradient<Through::kSubtract>());
+      case Through::kSubtractDetached:
+        return f(ResetGradient<Through::kSubtractDetached>());
+    }
+  }
+
+ private:
+  template <Reset R, class F>
+  static CKD_DEVICE void charge(const Rule& rule, F&& f) {
+    if (rule.charge == Charge::kDecay) {
+      f(Dynamics<Charge::kDecay, R, false>());
+    } else if (rule.charge == Charge::kLeakInput) {
+      if (rule.power_of_two) {
+        f(Dynamics<Charge::kLeakInput, R, true>());
+      } else {
+        f(Dynamics<Charge::kLeakInput, R, false>());
+      }
+    } else {
+      f(Dynamics<Charge::kLeak, R, false>());
+    }
+  }
+};
+
+// A neuron that a kernel was compiled for.
+template <Charge C, Through G, class Surrogate, SurrogateKind kKind, bool kPowerOfTwo>
+struct OneNeuron {
+  static bool is(const Rule& rule) {
+    return rule.charge == C && rule.through == G && rule.surrogate == kKind && rule.power_of_two == kPowerOfTwo;
+  }
+  template <class F>
+  static CKD_DEVICE void dynamics(const Rule&, F&& f) {
+    constexpr bool kHard = G == Through::kHard || G == Through::kHardDetached;
+    f(Dynamics<C, kHard ? Reset::kHard : Reset::kSubtract, kPowerOfTwo>());
+  }
+  template <class F>
+  static CKD_DEVICE void surrogate(const Rule&, F&& f) {
+    f(Surrogate());
+  }
+  template <class F>
+  static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
+    f(ResetGradient<G>());
+  }
+};
+
+// The usual ones: that of the CKDSNN paper, and SpikingJelly's default.
+using PaperNeuron = OneNeuron<Charge::kDecay, Through::kHard, Triangle, SurrogateKind::kTriangle, false>;
+using SpikingJellyNeuron = OneNeuron<Charge::kLeakInput, Through::kHard, Sigmoid, SurrogateKind::kSigmoid, true>;
 
 }  // namespace ckd::cuda

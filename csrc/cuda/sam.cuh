@@ -1,6 +1,7 @@
 // Spike activation map of spikes that exist already.
 #pragma once
 #include "locations.cuh"
+#include "series.cuh"
 
 namespace ckd::cuda {
 
@@ -17,17 +18,11 @@ __global__ void __launch_bounds__(512, 1) sam_kernel(const __grid_constant__ Sam
   const Extent& e = call.extent;
   // Spikes are whole numbers, so float sums of fewer than 2^24 of them are exact.
   Locations<float, W>::mean_over_channels(e, call.tile, call.sam, [&](const Place& place, float (&amount)[W]) {
-    int64_t at = e.input(place);
-    Pack<S, W> next = load<W>(call.spikes + at);
+    Stream<Series<S>, W, 0> stream({call.spikes + place.input}, e.repeated ? 0 : e.frame);
 #pragma unroll 1
-    for (int t = 1; t <= e.steps; ++t) {
-      const Pack<S, W> now = next;
-      if (t < e.steps && !e.repeated) {
-        at += e.frame;
-        next = load<W>(call.spikes + at);
-      }
+    for (int t = 0; t < e.steps; ++t) {
       float spikes[W];
-      widen(now, spikes);
+      Series<S>::values(stream.take(t, e.steps), spikes);
 #pragma unroll
       for (int j = 0; j < W; ++j) amount[j] += spikes[j];
     }

@@ -5,6 +5,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #define CKD_DEVICE __device__ __forceinline__
 
@@ -13,10 +15,13 @@ extern __shared__ __align__(16) unsigned char ckd_dynamic_shared[];
 
 namespace ckd::cuda {
 
-// One access to memory. With kWide<S> values it is 16 bytes, the widest there is.
+// One access to memory. With kWide<S> values it is 16 bytes, the widest there is. Pairs of 2-byte values stay in one
+// register until they are used: taken apart, a value in flight would be waited for.
 template <class S, int W>
 struct alignas(sizeof(S) * W) Pack {
-  S lane[W];
+  static constexpr bool kPairs = sizeof(S) == 2 && W > 1;
+  using Unit = std::conditional_t<kPairs, uint32_t, S>;
+  Unit unit[kPairs ? W / 2 : W];
 };
 
 template <class S>
@@ -32,32 +37,45 @@ CKD_DEVICE void store(S* to, const Pack<S, W>& pack) {
   *reinterpret_cast<Pack<S, W>*>(to) = pack;
 }
 
-// The two 2-byte types convert in pairs, which takes half the instructions.
-CKD_DEVICE float2 widen_pair(const Pack<__half, 2>& pair) { return __half22float2({pair.lane[0], pair.lane[1]}); }
-CKD_DEVICE float2 widen_pair(const Pack<__nv_bfloat16, 2>& pair) {
-  return __bfloat1622float2({pair.lane[0], pair.lane[1]});
+template <class To, class From>
+CKD_DEVICE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
 }
-CKD_DEVICE void narrow_pair(float a, float b, Pack<__half, 2>& pair) {
-  const __half2 both = __floats2half2_rn(a, b);
-  pair = {both.x, both.y};
+
+// A pair's first value lies in the low half.
+template <class S>
+CKD_DEVICE float2 widen_pair(uint32_t pair) {
+  if constexpr (std::is_same_v<S, __half>) {
+    return __half22float2(bits_as<__half2>(pair));
+  } else {
+    return {bits_as<float>(pair << 16), bits_as<float>(pair & 0xFFFF0000u)};
+  }
 }
-CKD_DEVICE void narrow_pair(float a, float b, Pack<__nv_bfloat16, 2>& pair) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
-  pair = {both.x, both.y};
+
+template <class S>
+CKD_DEVICE uint32_t narrow_pair(float first, float second) {
+  if constexpr (std::is_same_v<S, __half>) {
+    return bits_as<uint32_t>(__floats2half2_rn(first, second));
+  } else {
+    return bits_as<uint32_t>(__floats2bfloat162_rn(first, second));
+  }
 }
 
 template <class S, int W>
 CKD_DEVICE void widen(const Pack<S, W>& pack, float (&values)[W]) {
-  if constexpr (sizeof(S) == 4 || W == 1) {
-#pragma unroll
-    for (int j = 0; j < W; ++j) values[j] = static_cast<float>(pack.lane[j]);
-  } else {
+  if constexpr (Pack<S, W>::kPairs) {
 #pragma unroll
     for (int j = 0; j < W; j += 2) {
-      const float2 both = widen_pair(Pack<S, 2>{pack.lane[j], pack.lane[j + 1]});
+      const float2 both = widen_pair<S>(pack.unit[j / 2]);
       values[j] = both.x;
       values[j + 1] = both.y;
     }
+  } else {
+#pragma unroll
+    for (int j = 0; j < W; ++j) values[j] = static_cast<float>(pack.unit[j]);
   }
 }
 
@@ -65,17 +83,12 @@ CKD_DEVICE void widen(const Pack<S, W>& pack, float (&values)[W]) {
 template <class S, int W>
 CKD_DEVICE Pack<S, W> narrow(const float (&values)[W]) {
   Pack<S, W> pack;
-  if constexpr (sizeof(S) == 4 || W == 1) {
+  if constexpr (Pack<S, W>::kPairs) {
 #pragma unroll
-    for (int j = 0; j < W; ++j) pack.lane[j] = static_cast<S>(values[j]);
+    for (int j = 0; j < W; j += 2) pack.unit[j / 2] = narrow_pair<S>(values[j], values[j + 1]);
   } else {
 #pragma unroll
-    for (int j = 0; j < W; j += 2) {
-      Pack<S, 2> both;
-      narrow_pair(values[j], values[j + 1], both);
-      pack.lane[j] = both.lane[0];
-      pack.lane[j + 1] = both.lane[1];
-    }
+    for (int j = 0; j < W; ++j) pack.unit[j] = static_cast<S>(values[j]);
   }
   return pack;
 }
@@ -91,7 +104,7 @@ CKD_DEVICE void load_floats(const float* from, float (&values)[W]) {
   for (int j = 0; j < W; j += kPart) {
     const Pack<float, kPart> part = load<kPart>(from + j);
 #pragma unroll
-    for (int k = 0; k < kPart; ++k) values[j + k] = part.lane[k];
+    for (int k = 0; k < kPart; ++k) values[j + k] = part.unit[k];
   }
 }
 
@@ -102,7 +115,7 @@ CKD_DEVICE void store_floats(float* to, const float (&values)[W]) {
   for (int j = 0; j < W; j += kPart) {
     Pack<float, kPart> part;
 #pragma unroll
-    for (int k = 0; k < kPart; ++k) part.lane[k] = values[j + k];
+    for (int k = 0; k < kPart; ++k) part.unit[k] = values[j + k];
     store<kPart>(to + j, part);
   }
 }

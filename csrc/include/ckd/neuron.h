@@ -21,9 +21,9 @@ struct Constants {
         c1(Real(n.c1)) {}
 };
 
-// h[t] from v[t-1] and x[t]; `leak` is the decay or tau.
-template <Charge C, class Real>
-CKD_FN Real charge(Real v, Real x, Real leak, Real rest) {
+// h[t] from v[t-1] and x[t]; `leak` is the decay or tau, a Real or what a Real can be multiplied with or divided by.
+template <Charge C, class Real, class Leak>
+CKD_FN Real charge(Real v, Real x, Leak leak, Real rest) {
   if constexpr (C == Charge::kDecay) return v * leak + x;
   if constexpr (C == Charge::kLeak) return v - (v - rest) / leak + x;
   if constexpr (C == Charge::kLeakInput) return v + (x - (v - rest)) / leak;
@@ -35,8 +35,8 @@ CKD_FN Real delayed_drop(Real v, const Constants<Real>& k) {
   return v >= k.fire_level ? k.drop_later : Real(0);
 }
 
-template <Charge C, Reset R, class Real>
-CKD_FN Real potential(Real v, Real x, Real leak, const Constants<Real>& k) {
+template <Charge C, Reset R, class Real, class Leak>
+CKD_FN Real potential(Real v, Real x, Leak leak, const Constants<Real>& k) {
   const Real h = charge<C>(v, x, leak, k.rest);
   return R == Reset::kHard ? h : h - delayed_drop(v, k);
 }
@@ -69,8 +69,8 @@ CKD_FN Real fire_backward(Real h, Real gs, Real gv, Real sg, const Constants<Rea
 }
 
 // Gradients of x[t] and v[t-1] from gh.
-template <Charge C, class Real>
-CKD_FN Real grad_input(Real gh, Real leak) {
+template <Charge C, class Real, class Leak>
+CKD_FN Real grad_input(Real gh, Leak leak) {
   if constexpr (C == Charge::kLeakInput) return gh / leak;
   return gh;
 }
