@@ -217,12 +217,13 @@ def test_noise_has_mean_0_and_variance_1(distribution):
     assert abs(excess - expected) < 0.15
 
 
-def test_noise_follows_the_generator_only():
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_noise_follows_the_generator_only(distribution):
     torch.manual_seed(0)
-    first = standard_noise(torch.empty(5), "gaussian", generator(3))
+    first = standard_noise(torch.empty(5), distribution, generator(3))
     torch.manual_seed(1)
-    assert torch.equal(first, standard_noise(torch.empty(5), "gaussian", generator(3)))
-    assert not torch.equal(first, standard_noise(torch.empty(5), "gaussian", generator(4)))
+    assert torch.equal(first, standard_noise(torch.empty(5), distribution, generator(3)))
+    assert not torch.equal(first, standard_noise(torch.empty(5), distribution, generator(4)))
 
 
 @pytest.mark.parametrize(

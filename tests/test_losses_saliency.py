@@ -127,7 +127,7 @@ def test_released_code_puts_the_teacher_in_train_mode(batch):
 def test_saliency_map_refuses(batch):
     images, target = batch
     out = teacher()(images)
-    with pytest.raises(ValueError, match="teacher_map must be one of grad_cam, class_weights, got 'cam'"):
+    with pytest.raises(ValueError, match="must be one of grad_cam, grad_cam_predicted, class_weights, got 'cam'"):
         saliency_map("cam", out, -1, target)
     with pytest.raises(ValueError, match="stage 1 of this one is not: use teacher_map='grad_cam'"):
         saliency_map("class_weights", out, 1, target)

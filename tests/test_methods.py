@@ -153,6 +153,29 @@ def test_ckd_released_code(batch):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_gradient_of_nld_with_and_without_the_statistics(preset, batch):
+    parts, out, wanted, _ = run(build_method("nld", preset=preset), batch)
+    options = {"spread": "variance", "mixing": "probabilities"} if preset == "released-code" else {}
+    gradients = [
+        torch.autograd.grad(
+            nld_loss(
+                out.logits,
+                wanted.logits,
+                generator=torch.Generator().manual_seed(0),
+                detach_statistics=detach,
+                **options,
+            ),
+            out.logits,
+            retain_graph=True,
+        )[0]
+        for detach in (preset == "released-code", preset != "released-code")
+    ]
+    (actual,) = torch.autograd.grad(parts["nld"], out.logits)
+    torch.testing.assert_close(actual, gradients[1])
+    assert not torch.allclose(actual, gradients[0])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_samd_and_nld_alone_are_the_parts_of_ckd(preset, batch):
     both, *_ = run(build_method("ckd", preset=preset), batch)
     samd, *_ = run(build_method("samd", preset=preset), batch)
@@ -264,6 +287,13 @@ def test_global_seed_does_not_touch_the_noise(batch):
 def test_bad_options(name, options, error, message):
     with pytest.raises(error, match=message):
         build_method(name, **options)
+
+
+def test_a_student_spikes():
+    ann = build_model("ann_resnet_small", num_classes=10)
+    with pytest.raises(TypeError, match="KD distils into a spiking network, got ANNResNet"):
+        build_method("kd").bind(ann, ann)
+    build_method("ce").bind(ann)
 
 
 def test_bind_checks_stages():

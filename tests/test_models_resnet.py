@@ -62,6 +62,19 @@ def test_no_map_is_made_where_none_is_asked_for():
     assert small(sam_stages=())(torch.randn(2, 1, 20, 20)).sams == {}
 
 
+def test_only_the_last_neuron_of_a_stage_makes_a_map():
+    model, asked = small(blocks=(2, 2, 2), sam_stages=(2,)), []
+    for name, module in model.named_modules():
+        if name.endswith("activation"):
+            module.register_forward_hook(
+                lambda module, args, kwargs, output, name=name: asked.append((name, kwargs.get("return_sam", False))),
+                with_kwargs=True,
+            )
+    model(torch.randn(2, 1, 20, 20))
+    assert [name for name, sam in asked if sam] == ["stages.1.1.neuron2.activation"]
+    assert len(asked) == 13
+
+
 def test_logits_are_the_mean_of_the_step_logits():
     out = small()(torch.randn(3, 1, 20, 20))
     torch.testing.assert_close(out.logits, out.step_logits.mean(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ckdsnn.models.base import ANN
 from ckdsnn.models.outputs import ANNOutput, pick_stage, resolve_stage
 
 from .methods.base import Method
@@ -45,19 +46,18 @@ class FrozenTeacher(nn.Module):
         >>> sum(parts.values()).backward()
     """
 
-    def __init__(self, model: nn.Module, method: Method) -> None:
+    def __init__(self, model: ANN, method: Method) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.map_kind = method.teacher_map
         self.map_stages = method.teacher_map_stages
         self.feature_stages = method.teacher_feature_stages
         self.mode = method.teacher_mode
-        self.num_stages: int = model.num_stages  # type: ignore[assignment]
+        self.num_stages = model.num_stages
         for stage in (*self.map_stages, *self.feature_stages):
             resolve_stage(stage, self.num_stages)
-        reached = getattr(model, "differentiable_stages", range(1, self.num_stages + 1))
         for stage in self.map_stages:
-            if self._needs_autograd(stage) and resolve_stage(stage, self.num_stages) not in reached:
+            if self._needs_autograd(stage) and resolve_stage(stage, self.num_stages) not in model.differentiable_stages:
                 raise ValueError(
                     f"the teacher's logits do not depend on the features of stage {stage}, so Grad-CAM there is zero; "
                     "hook an earlier layer, e.g. blocks.11.norm1 of a transformer that classifies by its class token"
@@ -67,7 +67,7 @@ class FrozenTeacher(nn.Module):
     @property
     def classifier_weight(self) -> Tensor | None:
         """The model's, [K, C] or None."""
-        return self.model.classifier_weight  # type: ignore[return-value]
+        return self.model.classifier_weight
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Ignores ``mode``: the method decides which mode the teacher is in."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .base import ANN
 from .layout import RESNET19, RESNET20, RESNET20_DVS, ResNetLayout, conv3x3, projection, small_layout
 from .outputs import ANNOutput
 from .registry import register_model
@@ -29,27 +30,17 @@ class BasicBlock(nn.Module):
         return torch.relu(self.norm2(self.conv2(out)) + shortcut)
 
 
-class ANNResNet(nn.Module):
+class ANNResNet(ANN):
     """A residual network for small images: stem, stages of basic blocks, global average pooling, one linear layer.
 
     Args:
         layout: stem and stages.
         num_classes: K.
         in_channels: channels of the images.
-
-    Call:
-        images [B, in_channels, H, W], or frames [T, B, in_channels, H, W] that are averaged over time
-        -> :class:`ANNOutput` with the features of all stages.  With ``differentiable_from`` the features of that
-        stage start a new graph, so that Grad-CAM can differentiate by them and by later ones although all parameters
-        are frozen.
     """
 
     def __init__(self, layout: ResNetLayout, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.num_stages = len(layout.widths)
-        self.stage_channels = layout.widths
+        super().__init__(num_classes, in_channels, layout.widths)
         stem: list[nn.Module] = []
         channels = in_channels
         for width in layout.stem:
@@ -65,11 +56,10 @@ class ANNResNet(nn.Module):
 
     @property
     def classifier_weight(self) -> Tensor:
-        """[K, C]: class weights on the pooled features of the last stage."""
         return self.classifier.weight
 
     def forward(self, images: Tensor, *, differentiable_from: int | None = None) -> ANNOutput:
-        x = self.stem(static_images(images, self.in_channels))
+        x = self.stem(self.static_images(images))
         features = {}
         for number, stage in enumerate(self.stages, start=1):
             x = stage(x)
@@ -77,19 +67,6 @@ class ANNResNet(nn.Module):
                 x = x.detach().requires_grad_()
             features[number] = x
         return ANNOutput(self.classifier(x.mean((2, 3))), features, self.classifier_weight)
-
-
-def static_images(images: Tensor, in_channels: int) -> Tensor:
-    """``images`` [B, C, H, W] as they are; frames [T, B, C, H, W] averaged over time.
-
-    Raises:
-        ValueError: another number of dimensions, or of channels than ``in_channels``.
-    """
-    if images.dim() not in (4, 5) or images.shape[-3] != in_channels:
-        raise ValueError(
-            f"images must be [B, {in_channels}, H, W] or frames [T, B, {in_channels}, H, W], got {list(images.shape)}"
-        )
-    return images if images.dim() == 4 else images.mean(0)
 
 
 @register_model("ann_resnet19")

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ann_resnet import static_images
+from .base import ANN
 from .outputs import ANNOutput
 from .registry import nearest, register_model
 
 LAYOUTS = ("channels_first", "channels_last", "tokens")
 
 
-class HookedANN(nn.Module):
+class HookedANN(ANN):
     """A network whose layers stand for stages.
 
     Args:
@@ -33,9 +33,6 @@ class HookedANN(nn.Module):
             ``num_prefix_tokens``, as timm has it, else 1).
         classifier: name of the linear layer, where the logits are that layer on the spatial mean of the last stage;
             Grad-CAM then needs no backward pass.  Checked.
-
-    Call:
-        as :class:`~ckdsnn.models.ann_resnet.ANNResNet`.
 
     Raises:
         ValueError: a layer that does not exist or returns something else, logits of another shape, a classifier that
@@ -66,7 +63,6 @@ class HookedANN(nn.Module):
         prefix_tokens: int | None = None,
         classifier: str | None = None,
     ) -> None:
-        super().__init__()
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         if prefix_tokens is not None and layout != "tokens":
@@ -77,27 +73,28 @@ class HookedANN(nn.Module):
         for name in (*layers, *(() if classifier is None else (classifier,))):
             if name not in known:
                 raise ValueError(f"the model has no layer {name!r}" + nearest(name, list(known)))
+        super().__init__(num_classes, in_channels, (0,) * len(layers))
         self.model = model
         self.layers = tuple(layers)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
         self.image_size = image_size
         self.layout = layout
         own = getattr(model, "num_prefix_tokens", 1)
         self.prefix_tokens = int(own) if prefix_tokens is None else prefix_tokens
         self.classifier_name = classifier
-        self.num_stages = len(self.layers)
-        self.stage_channels, self.differentiable_stages = self._probe()
+        self.stage_channels, self._differentiable_stages = self._probe()
 
     @property
     def classifier_weight(self) -> Tensor | None:
-        """[K, C] of the named classifier, else None."""
         if self.classifier_name is None:
             return None
         return self.model.get_submodule(self.classifier_name).weight  # type: ignore[return-value]
 
+    @property
+    def differentiable_stages(self) -> tuple[int, ...]:
+        return self._differentiable_stages
+
     def forward(self, images: Tensor, *, differentiable_from: int | None = None) -> ANNOutput:
-        images = static_images(images, self.in_channels)
+        images = self.static_images(images)
         if images.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)

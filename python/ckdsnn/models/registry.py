@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from .base import ANN, SNN
 
-MODELS: dict[str, Callable[..., nn.Module]] = {}
+MODELS: dict[str, Callable[..., ANN | SNN]] = {}
+
+Builder = TypeVar("Builder", bound=Callable[..., ANN | SNN])
 
 
-def register_model(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+def register_model(name: str) -> Callable[[Builder], Builder]:
     """Decorator that makes a model available to :func:`build_model` under ``name``."""
 
-    def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def add(build: Builder) -> Builder:
         if name in MODELS:
             raise ValueError(f"a model named {name!r} is registered already")
         MODELS[name] = build
@@ -30,7 +32,7 @@ def nearest(name: str, known: list[str]) -> str:
     return (f"; did you mean {near[0]!r}? " if near else "; ") + f"known: {', '.join(sorted(known))}"
 
 
-def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
+def build_model(name: str, num_classes: int, **options: Any) -> ANN | SNN:
     """The model registered under ``name``.
 
     Args:

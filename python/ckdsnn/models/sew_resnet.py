@@ -8,19 +8,11 @@ from torch import Tensor, nn
 
 from ckd_kernels import Neuron, sam, surrogate
 
+from .base import SNN, classifier_head
 from .layout import conv3x3
-from .outputs import SNNOutput, resolve_stage
+from .outputs import SNNOutput
 from .registry import register_model
-from .spiking import (
-    NormNeuron,
-    as_neuron,
-    check_steps,
-    check_time,
-    classifier_head,
-    mean_logits,
-    per_step,
-    pooled_step_logits,
-)
+from .spiking import NormNeuron, as_neuron, per_step
 
 # SpikingJelly's IFNode as SEW-ResNet uses it.
 SEW_NEURON = Neuron(charge="integrate", detach_reset=True, surrogate=surrogate.ATan(2.0))
@@ -51,7 +43,7 @@ class SEWBlock(nn.Module):
         return out + shortcut
 
 
-class SEWResNet(nn.Module):
+class SEWResNet(SNN):
     """SEW-ResNet with the ADD connection, for images of ImageNet's size.
 
     Fang et al.: Deep residual learning in spiking neural networks (NeurIPS 2021).
@@ -65,7 +57,7 @@ class SEWResNet(nn.Module):
             reset, arctangent).
         sam_stages: stages whose map is returned, negative ones counted from the end.  A stage ends in a sum of spikes;
             the map is the mean of those sums over time and channels.
-        head: see :func:`~ckdsnn.models.spiking.classifier_head`.
+        head: see :func:`~ckdsnn.models.base.classifier_head`.
 
     Call:
         images [B, in_channels, H, W], encoded directly, or frames [T, B, in_channels, H, W] -> :class:`SNNOutput`; the
@@ -85,15 +77,8 @@ class SEWResNet(nn.Module):
         sam_stages: Sequence[int] = (-1,),
         head: str = "linear",
     ) -> None:
-        super().__init__()
-        check_steps(time_steps)
+        super().__init__(num_classes, in_channels, time_steps, WIDTHS, sam_stages)
         neuron = as_neuron(neuron)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.time_steps = time_steps
-        self.num_stages = len(WIDTHS)
-        self.stage_channels = WIDTHS
-        self.sam_stages = tuple(sorted({resolve_stage(stage, self.num_stages) for stage in sam_stages}))
         self.conv = nn.Conv2d(in_channels, WIDTHS[0], 7, stride=2, padding=3, bias=False)
         self.neuron = NormNeuron(WIDTHS[0], neuron)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -105,13 +90,8 @@ class SEWResNet(nn.Module):
             channels = width
         self.head = classifier_head(channels, num_classes, head)
 
-    @property
-    def classifier_weight(self) -> Tensor | None:
-        """[K, C] where the head is one linear layer, else None."""
-        return self.head.weight if isinstance(self.head, nn.Linear) else None
-
     def forward(self, images: Tensor) -> SNNOutput:
-        check_time(images, self.in_channels, self.time_steps)
+        self.check_input(images)
         if images.dim() == 4:
             x, _ = self.neuron(self.conv(images), time_steps=self.time_steps)
         else:
@@ -121,9 +101,7 @@ class SEWResNet(nn.Module):
         for number, stage in enumerate(self.stages, start=1):
             x = stage(x)
             features[number] = x
-        sams = {number: sam(features[number]) for number in self.sam_stages}
-        step_logits = pooled_step_logits(self.head, x)
-        return SNNOutput(mean_logits(step_logits), step_logits, features, sams, self.classifier_weight)
+        return self.finish(features, {number: sam(features[number]) for number in self.sam_stages})
 
 
 @register_model("sew_resnet18")

@@ -8,20 +8,11 @@ from torch import Tensor, nn
 
 from ckd_kernels import Neuron
 
+from .base import SNN, classifier_head
 from .layout import RESNET19, RESNET20, RESNET20_DVS, ResNetLayout, conv3x3, projection, small_layout
-from .outputs import SNNOutput, resolve_stage
+from .outputs import SNNOutput
 from .registry import register_model
-from .spiking import (
-    NormNeuron,
-    SpikingStem,
-    as_neuron,
-    check_steps,
-    check_time,
-    classifier_head,
-    mean_logits,
-    per_step,
-    pooled_step_logits,
-)
+from .spiking import NormNeuron, SpikingStem, as_neuron, per_step
 
 
 class SpikingBasicBlock(nn.Module):
@@ -52,7 +43,7 @@ class SpikingStage(nn.Sequential):
         return x, sam
 
 
-class SNNResNet(nn.Module):
+class SNNResNet(SNN):
     """A spiking residual network: the layout of :class:`ANNResNet` with neurons for ReLUs, unrolled over time.
 
     Args:
@@ -63,7 +54,7 @@ class SNNResNet(nn.Module):
         neuron: a :class:`ckd_kernels.Neuron` or the name of one of ``spiking.NEURONS``.
         sam_stages: stages whose spike activation map is returned, negative ones counted from the end.  The last neuron
             of the stage makes it while it fires.
-        head: see :func:`~ckdsnn.models.spiking.classifier_head`.
+        head: see :func:`~ckdsnn.models.base.classifier_head`.
         last_activation: ``"lif"``, or ``"relu"`` for the last block's last activation as in the released code; its map
             is then the mean of real numbers.
 
@@ -86,15 +77,8 @@ class SNNResNet(nn.Module):
         head: str = "linear",
         last_activation: str = "lif",
     ) -> None:
-        super().__init__()
-        check_steps(time_steps)
+        super().__init__(num_classes, in_channels, time_steps, layout.widths, sam_stages)
         neuron = as_neuron(neuron)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.time_steps = time_steps
-        self.num_stages = len(layout.widths)
-        self.stage_channels = layout.widths
-        self.sam_stages = tuple(sorted({resolve_stage(stage, self.num_stages) for stage in sam_stages}))
         self.stem = SpikingStem(in_channels, layout.stem, neuron, time_steps)
         self.stages = nn.ModuleList()
         channels = layout.stem[-1]
@@ -109,13 +93,8 @@ class SNNResNet(nn.Module):
             self.stages.append(SpikingStage(*blocks))
         self.head = classifier_head(channels, num_classes, head)
 
-    @property
-    def classifier_weight(self) -> Tensor | None:
-        """[K, C] where the head is one linear layer, else None."""
-        return self.head.weight if isinstance(self.head, nn.Linear) else None
-
     def forward(self, images: Tensor) -> SNNOutput:
-        check_time(images, self.in_channels, self.time_steps)
+        self.check_input(images)
         x = self.stem(images)
         features: dict[int, Tensor] = {}
         sams: dict[int, Tensor] = {}
@@ -124,8 +103,7 @@ class SNNResNet(nn.Module):
             features[number] = x
             if sam is not None:
                 sams[number] = sam
-        step_logits = pooled_step_logits(self.head, x)
-        return SNNOutput(mean_logits(step_logits), step_logits, features, sams, self.classifier_weight)
+        return self.finish(features, sams)
 
 
 @register_model("snn_resnet19")

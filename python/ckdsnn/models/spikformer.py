@@ -9,20 +9,11 @@ from torch import Tensor, nn
 
 from ckd_kernels import Neuron, sam, surrogate
 
+from .base import SNN, classifier_head
 from .layout import conv3x3
-from .outputs import SNNOutput, resolve_stage
+from .outputs import SNNOutput
 from .registry import register_model
-from .spiking import (
-    NormNeuron,
-    as_neuron,
-    check_steps,
-    check_time,
-    classifier_head,
-    mean_logits,
-    per_step,
-    pooled_step_logits,
-    spiking_layer,
-)
+from .spiking import NormNeuron, as_neuron, per_step, spiking_layer
 
 # SpikingJelly's LIFNode as Spikformer uses it.
 SPIKFORMER_NEURON = Neuron(charge="leak_input", tau=2.0, detach_reset=True, surrogate=surrogate.Sigmoid(4.0))
@@ -117,7 +108,7 @@ class SpikformerBlock(nn.Module):
         return out
 
 
-class Spikformer(nn.Module):
+class Spikformer(SNN):
     """Spikformer for small images; every block is a stage.
 
     Zhou et al.: Spikformer: when spiking neural network meets transformer (ICLR 2023).
@@ -134,7 +125,7 @@ class Spikformer(nn.Module):
             same with threshold 0.5.
         sam_stages: stages whose map is returned, negative ones counted from the end.  A block ends in a sum of spikes;
             the map is the mean of those sums over time and channels.
-        head: see :func:`~ckdsnn.models.spiking.classifier_head`.
+        head: see :func:`~ckdsnn.models.base.classifier_head`.
         released_norms: see :class:`SpikformerBlock`.
 
     Call:
@@ -159,17 +150,10 @@ class Spikformer(nn.Module):
         head: str = "linear",
         released_norms: bool = True,
     ) -> None:
-        super().__init__()
-        check_steps(time_steps)
+        super().__init__(num_classes, in_channels, time_steps, (dim,) * depth, sam_stages)
         if dim % 8 or dim % heads:
             raise ValueError(f"dim must be a multiple of 8 and of heads={heads}, got {dim}")
         neuron = as_neuron(neuron)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.time_steps = time_steps
-        self.num_stages = depth
-        self.stage_channels = (dim,) * depth
-        self.sam_stages = tuple(sorted({resolve_stage(stage, depth) for stage in sam_stages}))
         self.patches = PatchSplitting(in_channels, dim, neuron, time_steps)
         self.stages = nn.ModuleList(
             SpikformerBlock(dim, heads, dim * mlp_ratio, neuron, released_norms) for _ in range(depth)
@@ -180,21 +164,14 @@ class Spikformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    @property
-    def classifier_weight(self) -> Tensor | None:
-        """[K, C] where the head is one linear layer, else None."""
-        return self.head.weight if isinstance(self.head, nn.Linear) else None
-
     def forward(self, images: Tensor) -> SNNOutput:
-        check_time(images, self.in_channels, self.time_steps)
+        self.check_input(images)
         x = self.patches(images)
         features: dict[int, Tensor] = {}
         for number, stage in enumerate(self.stages, start=1):
             x = stage(x)
             features[number] = x
-        sams = {number: sam(features[number]) for number in self.sam_stages}
-        step_logits = pooled_step_logits(self.head, x)
-        return SNNOutput(mean_logits(step_logits), step_logits, features, sams, self.classifier_weight)
+        return self.finish(features, {number: sam(features[number]) for number in self.sam_stages})
 
 
 @register_model("spikformer_4_384")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from ckd_kernels import LIFOutput, Neuron, layers, sam
@@ -83,25 +82,6 @@ class NormNeuron(nn.Module):
         return fused.spikes, fused.sam
 
 
-def check_time(images: Tensor, in_channels: int, time_steps: int) -> None:
-    """Raises ValueError unless images are [B, C, H, W], or frames [T, B, C, H, W] of ``time_steps`` steps."""
-    if images.dim() not in (4, 5) or images.shape[-3] != in_channels:
-        raise ValueError(
-            f"images must be [B, {in_channels}, H, W] or frames [T, B, {in_channels}, H, W], got {list(images.shape)}"
-        )
-    if images.dim() == 5 and images.shape[0] != time_steps:
-        raise ValueError(
-            f"frames have {images.shape[0]} time steps in dimension 0 but the model has time_steps={time_steps}; "
-            "frames are [T, B, C, H, W]"
-        )
-
-
-def check_steps(time_steps: int) -> None:
-    """Raises ValueError unless ``time_steps`` >= 1."""
-    if time_steps < 1:
-        raise ValueError(f"time_steps must be >= 1, got {time_steps}")
-
-
 class SpikingStem(nn.Module):
     """3x3 convolutions with BN and a neuron each; static images pass the first convolution once (direct encoding).
 
@@ -132,31 +112,3 @@ class SpikingStem(nn.Module):
             else:
                 x, _ = neuron(per_step(conv, x))
         return x
-
-
-def classifier_head(channels: int, num_classes: int, head: str) -> nn.Module:
-    """Class scores from pooled features, one time step at a time.
-
-    Args:
-        head: ``"linear"``, or ``"released"`` for the released code's two linear layers with 256 units between and no
-            activation.
-
-    Raises:
-        ValueError: unknown head.
-    """
-    if head == "linear":
-        return nn.Linear(channels, num_classes)
-    if head == "released":
-        return nn.Sequential(nn.Linear(channels, 256), nn.Linear(256, num_classes))
-    raise ValueError(f"head must be 'linear' or 'released', got {head!r}")
-
-
-def pooled_step_logits(head: nn.Module, features: Tensor) -> Tensor:
-    """[T, B, K]: ``head`` on the spatial mean of features [T, B, C, H, W]."""
-    scores: Tensor = head(features.mean((3, 4)))
-    return scores
-
-
-def mean_logits(step_logits: Tensor) -> Tensor:
-    """[B, K]: mean over time of [T, B, K], in float32 at least."""
-    return step_logits.mean(0, dtype=torch.promote_types(step_logits.dtype, torch.float32))

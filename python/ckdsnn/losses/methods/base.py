@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ckdsnn.losses.divergence import full_precision
+from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
 from ckdsnn.models.registry import nearest
 
@@ -64,7 +65,7 @@ class Method(nn.Module):
         self.teacher_mode = "eval"
         self.student_options: dict[str, Any] = {}
 
-    def bind(self, student: nn.Module, teacher: nn.Module | None = None) -> Method:
+    def bind(self, student: SNN | ANN, teacher: ANN | None = None) -> Method:
         """Check that student and teacher fit the method and each other, and make the modules that depend on them.
 
         To be called once, before the optimiser is made.
@@ -72,28 +73,31 @@ class Method(nn.Module):
         Raises:
             ValueError: no teacher where one is needed, other classes, a stage or a map that one of them does not
                 return.
+            TypeError: a student that does not spike, for a method with a teacher.
         """
+        if not self.needs_teacher:
+            return self
+        if not isinstance(student, SNN):
+            raise TypeError(f"{type(self).__name__} distils into a spiking network, got {type(student).__name__}")
         for stage in self.sam_stages:
-            number = resolve_stage(stage, student.num_stages)  # type: ignore[arg-type]
-            if number not in student.sam_stages:  # type: ignore[operator]
+            number = resolve_stage(stage, student.num_stages)
+            if number not in student.sam_stages:
                 raise ValueError(
                     f"the method needs the spike activation map of stage {number}, but the student returns those of "
                     f"{student.sam_stages}; build it with sam_stages={self.sam_stages}"
                 )
         for stage in self.student_feature_stages:
-            resolve_stage(stage, student.num_stages)  # type: ignore[arg-type]
-        if not self.needs_teacher:
-            return self
+            resolve_stage(stage, student.num_stages)
         if teacher is None:
             raise ValueError(f"method {type(self).__name__} needs a teacher, got None")
         if student.num_classes != teacher.num_classes:
             raise ValueError(f"the student has {student.num_classes} classes but the teacher {teacher.num_classes}")
         for stage in (*self.teacher_map_stages, *self.teacher_feature_stages):
-            resolve_stage(stage, teacher.num_stages)  # type: ignore[arg-type]
+            resolve_stage(stage, teacher.num_stages)
         self.make_modules(student, teacher)
         return self
 
-    def make_modules(self, student: nn.Module, teacher: nn.Module) -> None:
+    def make_modules(self, student: SNN, teacher: ANN) -> None:
         """Make what depends on the two networks' channels; nothing by default."""
 
     def forward(

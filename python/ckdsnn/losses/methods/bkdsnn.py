@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ckdsnn.losses.divergence import full_precision
 from ckdsnn.losses.resize import resize_to
+from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
 
 from .base import Method, NoiseSource, register_method
@@ -45,7 +46,7 @@ class BKDSNN(Method):
         self.align: nn.Module | None = None
         self.restore: nn.Module | None = None
 
-    def make_modules(self, student: nn.Module, teacher: nn.Module) -> None:
+    def make_modules(self, student: SNN, teacher: ANN) -> None:
         channels, wanted = stage_channels(student, self.stage), stage_channels(teacher, self.stage)
         self.align = nn.Identity() if channels == wanted else nn.Conv2d(channels, wanted, 1)
         self.restore = nn.Sequential(

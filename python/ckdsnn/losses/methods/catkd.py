@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ckdsnn.losses.divergence import full_precision
+from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
 
 from .base import Method, register_method
@@ -41,9 +42,9 @@ class CATKD(Method):
         self.weight, self.resolution = weight, resolution
         self.student_feature_stages = self.teacher_feature_stages = (-1,)
 
-    def make_modules(self, student: nn.Module, teacher: nn.Module) -> None:
-        for name, model in (("student", student), ("teacher", teacher)):
-            self._weight_of(model.classifier_weight, name)  # type: ignore[arg-type]
+    def make_modules(self, student: SNN, teacher: ANN) -> None:
+        self._weight_of(student.classifier_weight, "student")
+        self._weight_of(teacher.classifier_weight, "teacher")
 
     def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
         student_weight = self._weight_of(student.classifier_weight, "student")

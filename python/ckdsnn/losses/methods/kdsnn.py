@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ckdsnn.losses.divergence import check_temperature, full_precision, kd_loss
 from ckdsnn.losses.resize import resize_to
+from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage, resolve_stage
 
 from .base import Method, register_method
@@ -44,7 +45,7 @@ class KDSNN(Method):
         self.student_feature_stages = self.teacher_feature_stages = tuple(stages)
         self.projections = nn.ModuleList()
 
-    def make_modules(self, student: nn.Module, teacher: nn.Module) -> None:
+    def make_modules(self, student: SNN, teacher: ANN) -> None:
         self.projections = nn.ModuleList(
             nn.Conv2d(stage_channels(student, stage), stage_channels(teacher, stage), 1)
             for stage in self.student_feature_stages
@@ -64,7 +65,6 @@ class KDSNN(Method):
         }
 
 
-def stage_channels(model: nn.Module, stage: int) -> int:
+def stage_channels(model: SNN | ANN, stage: int) -> int:
     """Channels of the features of ``stage``."""
-    channels: Sequence[int] = model.stage_channels  # type: ignore[assignment]
-    return channels[resolve_stage(stage, len(channels)) - 1]
+    return model.stage_channels[resolve_stage(stage, model.num_stages) - 1]
