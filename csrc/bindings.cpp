@@ -1,10 +1,11 @@
 // The Python module ckd_kernels._C: argument structs in, status out.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 
 #include <sstream>
 #include <string>
 
-#include "bindings.h"
 #include "build_config.h"
 
 namespace py = pybind11;

@@ -10,9 +10,12 @@
 
 namespace ckd::cpu::CKD_ISA {
 
-// Elements that a kernel carries through all time steps at once: a row of the state, and of every
-// temporary, stays in L1.
-inline constexpr int64_t kTile = 512;
+// Elements that a kernel carries through all time steps at once; every temporary has room for a tile.
+inline constexpr int64_t kTile = 2048;
+
+// Few steps: the rows of one tile continue those of the tile before it, so a tile whose temporaries stay in L1
+// is best. Many steps: each row is a stream that starts anew, and long rows (in L2) start fewer of them.
+inline int64_t tile_for(int64_t steps) { return steps == 1 ? 1024 : steps <= 4 ? 256 : kTile; }
 
 // A run of one outer index' frame that one thread works off, and which of `parts` it belongs to.
 struct Span {
@@ -32,24 +35,24 @@ class Cut {
 
   int64_t parts() const { return parts_; }
 
-  // Calls f(span) for all spans; spans of one part run in order in one thread.
-  template <class F>
-  void run(int threads, const F& f) const {
-    const auto part = [&](int64_t p) {
+  // Calls make()(span) for all spans, with one make() a thread; spans of one part run in order in one thread.
+  template <class Make>
+  void run(int threads, const Make& make) const {
+    const auto part = [&](auto& work, int64_t p) {
       const int64_t last = units_ * (p + 1) / parts_;
       for (int64_t unit = units_ * p / parts_; unit < last;) {
         const int64_t outer = unit / per_outer_, stop = std::min(last, (outer + 1) * per_outer_);
         const int64_t begin = (unit - outer * per_outer_) * quantum_;
-        f(Span{p, outer, begin, std::min(frame_, (stop - outer * per_outer_) * quantum_)});
+        work(Span{p, outer, begin, std::min(frame_, (stop - outer * per_outer_) * quantum_)});
         unit = stop;
       }
     };
-    if (threads <= 1 || small_ || parts_ == 1) {
-      for (int64_t p = 0; p < parts_; ++p) part(p);
-      return;
+#pragma omp parallel num_threads(threads) if (threads > 1 && !small_ && parts_ > 1)
+    {
+      auto work = make();
+#pragma omp for schedule(static)
+      for (int64_t p = 0; p < parts_; ++p) part(work, p);
     }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t p = 0; p < parts_; ++p) part(p);
   }
 
  private:

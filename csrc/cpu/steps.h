@@ -1,31 +1,83 @@
-// One time step of a tile: rows of the arithmetic's type, every loop a vector loop.
+// A few time steps of a tile at once: the state stays in registers from step to step, and the rows of
+// all steps are read side by side, which is what the hardware's prefetchers can follow.
+// Every loop over elements is a vector loop; the choices are template arguments.
 #pragma once
+#include <type_traits>
+
 #include "ckd/neuron.h"
 #include "storage.h"
 
 namespace ckd::cpu::CKD_ISA {
 
-// Advances v from t-1 to t and writes the spikes of step t.
-template <Charge C, Reset R, class Real, class Raw>
-void step_forward(const Constants<Real> k, const Raw one, int64_t n, const Real* __restrict x,
-                  const Real* __restrict leak, Real* __restrict v, Raw* __restrict spikes) {
+inline constexpr int kGroup = 4;  // time steps at once; what is left over runs as 2 and 1
+
+// Rows of consecutive time steps: element i of step g is at first[g*stride + i].
+template <class T>
+struct Rows {
+  T* first;
+  int64_t stride;
+};
+
+// The state before and after a group of steps; the two may be one row.
+template <class Real>
+struct State {
+  const Real* before;
+  Real* after;
+};
+
+// Advances v by G steps and writes their spikes; with Count, adds them to `count`.
+template <int G, Charge C, Reset R, bool Count, class In, class Out>
+void forward_steps(const Constants<typename In::Real> k, int64_t n, Rows<const typename In::Raw> x,
+                   const typename In::Real* __restrict leak, State<typename In::Real> v, Rows<typename Out::Raw> spikes,
+                   uint32_t* __restrict count) {
+  using Real = typename In::Real;
+  const typename In::Raw* __restrict from = x.first;
+  typename Out::Raw* __restrict to = spikes.first;
   CKD_SIMD
   for (int64_t i = 0; i < n; ++i) {
-    const Real h = potential<C, R>(v[i], x[i], leak[i], k);
-    spikes[i] = h >= k.fire_level ? one : Raw(0);
-    v[i] = after_reset<R>(h, k);
+    Real state = v.before[i];
+    uint32_t fired = 0;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const Real h = potential<C, R>(state, In::get(from[g * x.stride + i]), leak[i], k);
+      to[g * spikes.stride + i] = h >= k.fire_level ? Out::kOne : typename Out::Raw(0);
+      if constexpr (Count) fired += h >= k.fire_level ? 1u : 0u;
+      state = after_reset<R>(h, k);
+    }
+    v.after[i] = state;
+    if constexpr (Count) count[i] += fired;
   }
 }
 
-// The same, keeping h[t] instead of spikes.
-template <Charge C, Reset R, class Real>
-void step_recompute(const Constants<Real> k, int64_t n, const Real* __restrict x, const Real* __restrict leak,
-                    Real* __restrict v, Real* __restrict h_out) {
+// One step from rest, which needs no rows of state.
+template <Charge C, Reset R, class In, class Out>
+void forward_from_rest(const Constants<typename In::Real> k, int64_t n, const typename In::Raw* __restrict x,
+                       typename In::Real leak, typename Out::Raw* __restrict spikes) {
   CKD_SIMD
   for (int64_t i = 0; i < n; ++i) {
-    const Real h = potential<C, R>(v[i], x[i], leak[i], k);
-    h_out[i] = h;
-    v[i] = after_reset<R>(h, k);
+    const auto h = potential<C, R>(k.rest, In::get(x[i]), leak, k);
+    spikes[i] = h >= k.fire_level ? Out::kOne : typename Out::Raw(0);
+  }
+}
+
+// The same as forward_steps, keeping h instead of spikes.
+template <int G, Charge C, Reset R, class In>
+void recompute_steps(const Constants<typename In::Real> k, int64_t n, Rows<const typename In::Raw> x,
+                     const typename In::Real* __restrict leak, State<typename In::Real> v,
+                     Rows<typename In::Real> potentials) {
+  using Real = typename In::Real;
+  const typename In::Raw* __restrict from = x.first;
+  Real* __restrict to = potentials.first;
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    Real state = v.before[i];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const Real h = potential<C, R>(state, In::get(from[g * x.stride + i]), leak[i], k);
+      to[g * potentials.stride + i] = h;
+      state = after_reset<R>(h, k);
+    }
+    v.after[i] = state;
   }
 }
 
@@ -36,14 +88,40 @@ void surrogate_row(const Constants<Real> k, int64_t n, const Real* __restrict h,
   for (int64_t i = 0; i < n; ++i) sg[i] = S::derivative(h[i] - k.threshold, k.c0, k.c1);
 }
 
-// gh[t] from dL/ds[t] and the carry dL/dv[t], which becomes dL/dv[t-1] = gh*keep.
-template <Through G, class Real>
-void step_backward(const Constants<Real> k, int64_t n, const Real* __restrict h, const Real* __restrict sg,
-                   const Real* __restrict gs, const Real* __restrict keep, Real* __restrict gv, Real* __restrict gh) {
+// What the way back carries from step to step, and its constants; a row each.
+template <class Real>
+struct Carry {
+  Real* gv;          // dL/dv[t]
+  Real* pending;     // what dL/ds[t] loses to the delayed reset of step t+1
+  const Real* keep;  // dL/dv[t-1] over gh[t]
+};
+
+// G steps back: gh from dL/ds and the carry.
+template <int G, Through R, bool Delayed, class Real>
+void backward_steps(const Constants<Real> k, int64_t n, Rows<const Real> h, Rows<const Real> sg, Rows<const Real> gs,
+                    Carry<Real> carry, Rows<Real> gh) {
+  const Real* __restrict potentials = h.first;
+  const Real* __restrict slopes = sg.first;
+  const Real* __restrict from = gs.first;
+  const Real* __restrict keep = carry.keep;
+  Real* __restrict to = gh.first;
+  Real* __restrict gv_row = carry.gv;
+  Real* __restrict pending_row = carry.pending;
   CKD_SIMD
   for (int64_t i = 0; i < n; ++i) {
-    gh[i] = fire_backward<G>(h[i], gs[i], gv[i], sg[i], k);
-    gv[i] = gh[i] * keep[i];
+    Real gv = gv_row[i], pending = 0;
+    if constexpr (Delayed) pending = pending_row[i];
+#pragma GCC unroll 4
+    for (int g = G - 1; g >= 0; --g) {
+      Real grad_spike = from[g * gs.stride + i];
+      if constexpr (Delayed) grad_spike = grad_spike - pending;
+      const Real grad_h = fire_backward<R>(potentials[g * h.stride + i], grad_spike, gv, slopes[g * sg.stride + i], k);
+      if constexpr (Delayed) pending = grad_h * k.drop_later;
+      to[g * gh.stride + i] = grad_h;
+      gv = grad_h * keep[i];
+    }
+    gv_row[i] = gv;
+    if constexpr (Delayed) pending_row[i] = pending;
   }
 }
 
@@ -61,47 +139,22 @@ void reset_row(const Constants<Real> k, int64_t n, const Real* __restrict h, Rea
   for (int64_t i = 0; i < n; ++i) v[i] = after_reset<R>(h[i], k);
 }
 
-// The steps of one neuron: its charge, reset and surrogate turned from values into functions, once a call.
-template <class Real, class Raw>
-struct Steps {
-  void (*forward)(Constants<Real>, Raw, int64_t, const Real*, const Real*, Real*, Raw*);
-  void (*recompute)(Constants<Real>, int64_t, const Real*, const Real*, Real*, Real*);
-  void (*surrogate)(Constants<Real>, int64_t, const Real*, Real*);
-  void (*backward)(Constants<Real>, int64_t, const Real*, const Real*, const Real*, const Real*, Real*, Real*);
-  void (*leak)(Constants<Real>, int64_t, const Real*, const Real*, const Real*, const Real*, Real*);
-  void (*reset)(Constants<Real>, int64_t, const Real*, Real*);
+// Calls f(first step, integral_constant<G>) for groups of steps that cover [first, last) in order.
+template <class F>
+inline void in_groups(int64_t first, int64_t last, const F& f) {
+  int64_t t = first;
+  for (; t + kGroup <= last; t += kGroup) f(t, std::integral_constant<int, kGroup>{});
+  for (; t + 2 <= last; t += 2) f(t, std::integral_constant<int, 2>{});
+  for (; t < last; ++t) f(t, std::integral_constant<int, 1>{});
+}
 
-  explicit Steps(const Neuron& neuron) {
-    switch (neuron.charge) {
-      case Charge::kDecay: charged<Charge::kDecay>(neuron); break;
-      case Charge::kLeak: charged<Charge::kLeak>(neuron); break;
-      case Charge::kLeakInput: charged<Charge::kLeakInput>(neuron); break;
-    }
-    with_surrogate(neuron.surrogate, [&](auto s) { surrogate = surrogate_row<decltype(s), Real>; });
-    switch (through(neuron)) {
-      case Through::kHard: backward = step_backward<Through::kHard, Real>; break;
-      case Through::kHardDetached: backward = step_backward<Through::kHardDetached, Real>; break;
-      case Through::kSubtract: backward = step_backward<Through::kSubtract, Real>; break;
-      case Through::kSubtractDetached: backward = step_backward<Through::kSubtractDetached, Real>; break;
-    }
-  }
-
- private:
-  template <Charge C>
-  void charged(const Neuron& neuron) {
-    leak = leak_row<C, Real>;
-    if (neuron.reset == Reset::kHard) {
-      resets<C, Reset::kHard>();
-    } else {
-      resets<C, Reset::kSubtract>();
-    }
-  }
-  template <Charge C, Reset R>
-  void resets() {
-    forward = step_forward<C, R, Real, Raw>;
-    recompute = step_recompute<C, R, Real>;
-    reset = reset_row<R, Real>;
-  }
-};
+// The same groups from last to first.
+template <class F>
+inline void in_groups_back(int64_t first, int64_t last, const F& f) {
+  const int64_t left_over = (last - first) % kGroup;
+  if (left_over & 1) f(last - 1, std::integral_constant<int, 1>{});
+  if (left_over & 2) f(last - left_over, std::integral_constant<int, 2>{});
+  for (int64_t t = last - left_over - kGroup; t >= first; t -= kGroup) f(t, std::integral_constant<int, kGroup>{});
+}
 
 }  // namespace ckd::cpu::CKD_ISA

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -21,42 +22,38 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// One struct a storage type: `Real` is its arithmetic, `kOne` the bits of a spike; load and store
-// convert a row, rounding to nearest even.
+// One struct a storage type: `Real` is its arithmetic, `kOne` the bits of a spike. `get` and `put` convert an
+// element inside a vector loop, rounding to nearest even; load and store convert a row. Rows of Float32
+// are rows of float, too (the kernels are compiled with -fno-strict-aliasing).
 struct Float32 {
   using Raw = uint32_t;
   using Real = float;
   static constexpr Raw kOne = 0x3F800000u;
-  static void load(const Raw* __restrict from, Real* __restrict to, int64_t n) { std::memcpy(to, from, n * sizeof(Raw)); }
-  static void store(const Real* __restrict from, Raw* __restrict to, int64_t n) { std::memcpy(to, from, n * sizeof(Raw)); }
+  static Real get(Raw raw) { return bit_cast<Real>(raw); }
+  static Raw put(Real value) { return bit_cast<Raw>(value); }
 };
 
 struct Float64 {
   using Raw = uint64_t;
   using Real = double;
   static constexpr Raw kOne = 0x3FF0000000000000u;
-  static void load(const Raw* __restrict from, Real* __restrict to, int64_t n) { std::memcpy(to, from, n * sizeof(Raw)); }
-  static void store(const Real* __restrict from, Raw* __restrict to, int64_t n) { std::memcpy(to, from, n * sizeof(Raw)); }
+  static Real get(Raw raw) { return bit_cast<Real>(raw); }
+  static Raw put(Real value) { return bit_cast<Raw>(value); }
 };
 
 struct BFloat16 {
   using Raw = uint16_t;
   using Real = float;
   static constexpr Raw kOne = 0x3F80u;
-  static void load(const Raw* __restrict from, Real* __restrict to, int64_t n) {
-    CKD_SIMD
-    for (int64_t i = 0; i < n; ++i) to[i] = bit_cast<float>(static_cast<uint32_t>(from[i]) << 16);
-  }
-  static void store(const Real* __restrict from, Raw* __restrict to, int64_t n) {
-    CKD_SIMD
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t bits = bit_cast<uint32_t>(from[i]);
-      const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-      to[i] = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
-    }
+  static Real get(Raw raw) { return bit_cast<Real>(static_cast<uint32_t>(raw) << 16); }
+  static Raw put(Real value) {
+    const uint32_t bits = bit_cast<uint32_t>(value);
+    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return static_cast<Raw>(value != value ? 0x7FC0u : rounded);
   }
 };
 
+// The processor converts rows of these; no compiler puts that into a vector loop.
 struct Float16 {
   using Raw = uint16_t;
   using Real = float;
@@ -80,28 +77,55 @@ struct Float16 {
   }
 };
 
-// Whether a row in memory is a row of the arithmetic already.
+// What a vector loop reads and writes in place of a storage type: the type itself where it has get and put,
+// else rows converted to the arithmetic's type.
 template <class S>
-inline constexpr bool kIsReal = sizeof(typename S::Raw) == sizeof(typename S::Real);
+struct InLoop {
+  using type = S;
+};
+template <>
+struct InLoop<Float16> {
+  using type = Float32;
+};
 
-// The row itself where it needs no conversion, else `buffer`, filled.
 template <class S>
-inline const typename S::Real* as_real(const typename S::Raw* row, typename S::Real* buffer, int64_t n) {
-  if constexpr (kIsReal<S>) {
-    return reinterpret_cast<const typename S::Real*>(row);
+inline constexpr bool kConverts = !std::is_same_v<typename InLoop<S>::type, S>;
+
+// Rows of the arithmetic's type, as a storage type.
+template <class S>
+using RealOf = std::conditional_t<std::is_same_v<typename S::Real, double>, Float64, Float32>;
+
+template <class S>
+inline void load_row(const typename S::Raw* __restrict from, typename S::Real* __restrict to, int64_t n) {
+  if constexpr (kConverts<S>) {
+    S::load(from, to, n);
   } else {
-    S::load(row, buffer, n);
-    return buffer;
+    CKD_SIMD
+    for (int64_t i = 0; i < n; ++i) to[i] = S::get(from[i]);
+  }
+}
+
+template <class S>
+inline void store_row(const typename S::Real* __restrict from, typename S::Raw* __restrict to, int64_t n) {
+  if constexpr (kConverts<S>) {
+    S::store(from, to, n);
+  } else {
+    CKD_SIMD
+    for (int64_t i = 0; i < n; ++i) to[i] = S::put(from[i]);
   }
 }
 
 template <class F>
 void with_storage(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::kFloat32: return f(Float32{});
-    case DType::kBFloat16: return f(BFloat16{});
-    case DType::kFloat16: return f(Float16{});
-    case DType::kFloat64: return f(Float64{});
+    case DType::kFloat32:
+      return f(Float32{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    case DType::kFloat16:
+      return f(Float16{});
+    case DType::kFloat64:
+      return f(Float64{});
   }
 }
 

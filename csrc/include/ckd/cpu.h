@@ -17,9 +17,6 @@ CKD_CPU_CALLS(CKD_DECLARE)
 namespace v3 {
 CKD_CPU_CALLS(CKD_DECLARE)
 }
-namespace v4 {
-CKD_CPU_CALLS(CKD_DECLARE)
-}
 #undef CKD_DECLARE
 
 const char* level();

@@ -9,10 +9,8 @@
 
 namespace ckd {
 
-template <class Real>
-CKD_FN Real magnitude(Real x) {
-  return x < Real(0) ? -x : x;
-}
+CKD_FN float magnitude(float x) { return ::fabsf(x); }
+CKD_FN double magnitude(double x) { return ::fabs(x); }
 
 CKD_FN double exponential(double x) { return ::exp(x); }
 
@@ -39,7 +37,9 @@ CKD_FN float exponential(float x) {
 #endif
 }
 
-#define CKD_DERIVATIVE template <class Real> CKD_FN static Real derivative
+#define CKD_DERIVATIVE  \
+  template <class Real> \
+  CKD_FN static Real derivative
 #define CKD_UNUSED [[maybe_unused]]
 
 struct Sigmoid {
@@ -62,7 +62,7 @@ struct Triangle {
   static constexpr const char* name = "triangle";
   CKD_DERIVATIVE(Real u, Real c0, Real c1) {
     const Real d = c0 - magnitude(u) * c1;
-    return d < Real(0) ? Real(0) : d;
+    return Real(0) > d ? Real(0) : d;  // NaN stays NaN
   }
 };
 
@@ -125,7 +125,7 @@ enum class SurrogateKind : int {
 template <class F>
 CKD_FN void with_surrogate(SurrogateKind kind, F&& f) {
   switch (kind) {
-#define CKD_CASE(S)        \
+#define CKD_CASE(S)         \
   case SurrogateKind::k##S: \
     f(S{});                 \
     break;

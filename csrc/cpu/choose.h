@@ -1,0 +1,111 @@
+// From a neuron's values to the step functions made for them, once a call.
+#pragma once
+#include <type_traits>
+
+#include "steps.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+// f(integral_constant<Charge>, integral_constant<Reset>).
+template <class F>
+inline void with_charge_and_reset(const Neuron& neuron, const F& f) {
+  const auto with_reset = [&](auto charge) {
+    if (neuron.reset == Reset::kHard) {
+      f(charge, std::integral_constant<Reset, Reset::kHard>{});
+    } else {
+      f(charge, std::integral_constant<Reset, Reset::kSubtract>{});
+    }
+  };
+  switch (neuron.charge) {
+    case Charge::kDecay:
+      return with_reset(std::integral_constant<Charge, Charge::kDecay>{});
+    case Charge::kLeak:
+      return with_reset(std::integral_constant<Charge, Charge::kLeak>{});
+    case Charge::kLeakInput:
+      return with_reset(std::integral_constant<Charge, Charge::kLeakInput>{});
+  }
+}
+
+inline bool is_delayed(const Neuron& neuron) { return neuron.drop_later != 0 && !neuron.detach_reset; }
+
+// f(integral_constant<Through>, bool_constant<Delayed>).
+template <class F>
+inline void with_through(const Neuron& neuron, const F& f) {
+  switch (through(neuron)) {
+    case Through::kHard:
+      return f(std::integral_constant<Through, Through::kHard>{}, std::false_type{});
+    case Through::kHardDetached:
+      return f(std::integral_constant<Through, Through::kHardDetached>{}, std::false_type{});
+    case Through::kSubtractDetached:
+      return f(std::integral_constant<Through, Through::kSubtractDetached>{}, std::false_type{});
+    case Through::kSubtract:
+      if (is_delayed(neuron)) return f(std::integral_constant<Through, Through::kSubtract>{}, std::true_type{});
+      return f(std::integral_constant<Through, Through::kSubtract>{}, std::false_type{});
+  }
+}
+
+// A group function for each number of steps.
+template <class Function>
+struct ByGroup {
+  Function four, two, one;
+  template <int G>
+  Function get() const {
+    return G == 4 ? four : G == 2 ? two : one;
+  }
+};
+
+template <class In, class Out>
+struct ForwardSteps {
+  using Function = decltype(&forward_steps<1, Charge::kDecay, Reset::kHard, false, In, Out>);
+  ByGroup<Function> steps;
+  decltype(&forward_from_rest<Charge::kDecay, Reset::kHard, In, Out>) from_rest;
+  ForwardSteps(const Neuron& neuron, bool count) {
+    with_charge_and_reset(neuron, [&](auto c, auto r) {
+      constexpr Charge C = decltype(c)::value;
+      constexpr Reset R = decltype(r)::value;
+      from_rest = forward_from_rest<C, R, In, Out>;
+      if (count) {
+        steps = {forward_steps<4, C, R, true, In, Out>, forward_steps<2, C, R, true, In, Out>,
+                 forward_steps<1, C, R, true, In, Out>};
+      } else {
+        steps = {forward_steps<4, C, R, false, In, Out>, forward_steps<2, C, R, false, In, Out>,
+                 forward_steps<1, C, R, false, In, Out>};
+      }
+    });
+  }
+};
+
+template <class In>
+struct RecomputeSteps {
+  using Real = typename In::Real;
+  using Function = decltype(&recompute_steps<1, Charge::kDecay, Reset::kHard, In>);
+  ByGroup<Function> steps;
+  void (*leak)(Constants<Real>, int64_t, const Real*, const Real*, const Real*, const Real*, Real*);
+  void (*reset)(Constants<Real>, int64_t, const Real*, Real*);
+  void (*surrogate)(Constants<Real>, int64_t, const Real*, Real*);
+  explicit RecomputeSteps(const Neuron& neuron) {
+    with_charge_and_reset(neuron, [&](auto c, auto r) {
+      constexpr Charge C = decltype(c)::value;
+      constexpr Reset R = decltype(r)::value;
+      steps = {recompute_steps<4, C, R, In>, recompute_steps<2, C, R, In>, recompute_steps<1, C, R, In>};
+      leak = leak_row<C, Real>;
+      reset = reset_row<R, Real>;
+    });
+    with_surrogate(neuron.surrogate, [&](auto s) { surrogate = surrogate_row<decltype(s), Real>; });
+  }
+};
+
+template <class Real>
+struct BackwardSteps {
+  using Function = decltype(&backward_steps<1, Through::kHard, false, Real>);
+  ByGroup<Function> steps;
+  explicit BackwardSteps(const Neuron& neuron) {
+    with_through(neuron, [&](auto through, auto delayed) {
+      constexpr Through R = decltype(through)::value;
+      constexpr bool D = decltype(delayed)::value;
+      steps = {backward_steps<4, R, D, Real>, backward_steps<2, R, D, Real>, backward_steps<1, R, D, Real>};
+    });
+  }
+};
+
+}  // namespace ckd::cpu::CKD_ISA

@@ -1,0 +1,5 @@
+#ifdef CKD_FUSED
+#include "fused.h"
+
+template struct ckd::cpu::CKD_ISA::FusedSteps<ckd::cpu::CKD_ISA::Float32>;
+#endif
