@@ -1,0 +1,116 @@
+"""Contestants that take turns: each round times every one of them once, so that all see the same machine.
+
+The floor is a copy between buffers that exist already, of the bytes that the operation has to move.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+ROUNDS = 15
+FEWEST_ROUNDS = 3  # of a contestant that does not fit the time
+SECONDS = 2.5  # one contestant's share in one race
+
+Call = Callable[[], object]
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's malloc not to return memory to the system.
+
+    By default every tensor of more than 32 MB is fresh memory from the kernel, zeroed page by page as it is first
+    touched, which takes longer than any of the operations here.  A training process that runs for a while reuses its
+    memory, with glibc's threshold adapted or another allocator, and so does this.  The same for a whole
+    process: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 (some libraries only honour it when set from outside).
+    """
+    mmap_max, trim_threshold = -4, -1  # malloc.h
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
+
+
+def race(calls: dict[str, Call], device: str) -> dict[str, list[float]]:
+    """Seconds of every call, in rounds; the first call of each is not counted.
+
+    A contestant whose calls are long runs in fewer rounds.
+    """
+    first = {}
+    for name, call in calls.items():
+        call()
+        first[name] = _seconds(call, device)
+    rounds = {name: int(min(ROUNDS, max(FEWEST_ROUNDS, SECONDS / seconds))) for name, seconds in first.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(ROUNDS):
+            for name, call in calls.items():
+                # Rounds of the slow ones are spread over the whole race.
+                if i * rounds[name] // ROUNDS != (i + 1) * rounds[name] // ROUNDS:
+                    times[name].append(_seconds(call, device))
+    finally:
+        gc.enable()
+    return times
+
+
+def _seconds(call: Call, device: str) -> float:
+    if device == "cuda":
+        # The device's own clock, with the cache flushed as a network's other layers would.
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def peak_bytes(call: Call, device: str) -> int:
+    """The most memory that a call holds at once beyond what was there before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    held = peak = 0
+    for event in sorted(profile.events(), key=lambda e: e.time_range.end):
+        held += event.self_cpu_memory_usage
+        peak = max(peak, held)
+    return peak
+
+
+def copies(pairs: Sequence[tuple[Tensor, Tensor]]) -> Call:
+    """Copies each source into its destination."""
+
+    def copy() -> None:
+        for source, destination in pairs:
+            destination.copy_(source)
+
+    return copy
+
+
+def floor(x: Tensor, *, backward: bool) -> Call:
+    """A copy of the bytes that a multi-step neuron has to move.
+
+    Forward it reads x and writes spikes; backward it reads x and the gradient of the spikes and writes that of x:
+    2 and 5 tensors of x's size in all, a copy of 1 and of 2.5.
+    """
+    source, destination = torch.ones_like(x), torch.ones_like(x)
+    if not backward:
+        return copies([(source, destination)])
+    half = x.numel() // 2
+    other, last = torch.ones_like(x), torch.ones_like(x)
+    return copies([(source, destination), (other, last), (source.view(-1)[:half], last.view(-1)[:half])])
