@@ -107,7 +107,7 @@ def test_cache_is_used_and_refused_where_it_would_be_wrong(teacher_file):
     task.teacher.model.register_forward_hook(lambda *_: calls.append(1))
     fit(task, digits(), epochs=3)
     assert len(calls) == 1  # 120 renderings fit one evaluation batch
-    with pytest.raises(ValueError, match="cache keeps one answer a sample, but the data is augmented"):
+    with pytest.raises(RunError, match="cache keeps one answer a sample, but the data is augmented"):
         fit(snn("kd", TeacherConfig(checkpoint=teacher_file, cache=True)), digits(augmentation=Augmentation(shift=1)))
     released = snn("ckd", TeacherConfig(checkpoint=teacher_file, cache=True), {"preset": "released-code"})
     with pytest.raises(ValueError, match="needs a teacher in eval mode"):

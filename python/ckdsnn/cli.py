@@ -253,6 +253,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     # Testing needs the weights of a checkpoint, not the callbacks of its training.
     warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`")
+    # With averaged weights, they are what a checkpoint holds and what is to be tested.
+    warnings.filterwarnings("ignore", message=r"You're using the WeightAveraging callback, but loading")
     # The batches say themselves which samples they hold.
     warnings.filterwarnings("ignore", message=r"Couldn't infer the batch indices")
     # Lightning 2.6 calls what torch 2.13 deprecates.

@@ -124,7 +124,10 @@ class Distillation(L.LightningModule):
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
         parameters = [p for p in (*self.network.parameters(), *self.method.parameters()) if p.requires_grad]
-        return self.optimizer_config.lightning(parameters, steps, steps / max(1, self.trainer.max_epochs or 1))
+        try:
+            return self.optimizer_config.lightning(parameters, steps, steps / max(1, self.trainer.max_epochs or 1))
+        except ValueError as error:  # a warm-up longer than the training
+            raise RunError(str(error)) from error
 
     def on_fit_start(self) -> None:
         if self.teacher is None:
@@ -134,7 +137,7 @@ class Distillation(L.LightningModule):
         if self._teacher_config.cache:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             if data.augmentation.active:
-                raise ValueError(
+                raise RunError(
                     "teacher.cache keeps one answer a sample, but the data is augmented: set teacher.cache to false or "
                     "switch data.augmentation off"
                 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import torch
+import numpy as np
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ def maps_figure(images: Tensor, targets: Tensor, corners: Tensor, side: int, row
             for column, (axis, heat) in enumerate(zip(line, fine[:, 0], strict=True)):
                 _image(axis, images[column, 0], corners[column], side)
                 heat = heat - heat.amin()
-                axis.imshow(heat / heat.amax().clamp_min(1e-12), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
+                axis.imshow((heat / heat.amax().clamp_min(1e-12)).numpy(), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
                 right = row.predictions[column] == targets[column]
                 axis.set_xlabel(
                     f"says {int(row.predictions[column])}", color=RIGHT if right else WRONG, fontsize=9, labelpad=2
@@ -78,7 +78,7 @@ def maps_figure(images: Tensor, targets: Tensor, corners: Tensor, side: int, row
 
 
 def _image(axis: Axes, image: Tensor, corner: Tensor, side: int) -> None:
-    axis.imshow(image, cmap="gray", interpolation="nearest")
+    axis.imshow(image.numpy(), cmap="gray", interpolation="nearest")
     row, column = (int(value) - 0.5 for value in corner)
     axis.add_patch(Rectangle((column, row), side, side, fill=False, edgecolor="#4fc3f7", linewidth=1.0))
     axis.set_xticks([])
@@ -147,12 +147,12 @@ def curves_figure(cells: Cells, settings: DemoSettings) -> Figure:
         titles = {"train": f"{settings.student_samples} training digits", "validation": "300 validation digits"}
         for axis, (part, title) in zip(axes, titles.items(), strict=True):
             for key, student in STUDENTS.items():
-                runs = torch.tensor([cells[seed, key][f"{part}_curve"] for seed in range(settings.seeds)]) * 100
-                epochs = torch.arange(1, runs.shape[1] + 1)
+                runs = np.array([cells[seed, key][f"{part}_curve"] for seed in range(settings.seeds)]) * 100
+                epochs = np.arange(1, runs.shape[1] + 1)
                 mean = runs.mean(0)
                 axis.plot(epochs, mean, color=COLOURS[key], label=student.label, linewidth=1.8)
                 if settings.seeds > 1:
-                    band = runs.std(0)
+                    band = runs.std(0, ddof=1)
                     axis.fill_between(epochs, mean - band, mean + band, color=COLOURS[key], alpha=0.13, linewidth=0)
             axis.set_title(title)
             axis.set_xlabel("epoch")

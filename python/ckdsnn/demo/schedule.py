@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
@@ -31,9 +33,21 @@ class Stopped(Exception):
 def _start_worker(events: Any, stop: Any) -> None:
     global _events, _stop
     _events, _stop = events, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent says what to do
     limit_threads()
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal, but the parent alone is to answer it.
+
+    Processes that are started inside inherit the mask and keep it; the parent gets what came meanwhile at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow_parent() -> None:
@@ -139,24 +153,23 @@ def run_cells(out: Path, settings: DemoSettings, processes: int) -> Cells:
     if not missing:
         return cells
     context = multiprocessing.get_context("spawn")  # a forked copy of a process that ran OpenMP may hang
-    with context.Manager() as manager:
-        events, stop = manager.Queue(), manager.Event()
-        bars = _Bars(
-            sum(epochs_of(settings, key) for _, key in wanted),
-            sum(epochs_of(settings, key) for _, key in cells),
-            len(wanted),
-            len(cells),
-        )
-        workers = min(processes, len(missing))
-        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(events, stop))
-        try:
-            _drive(pool, events, bars, out, settings, missing, cells)
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            bars.close()
+    events, stop = context.Queue(), context.Event()
+    bars = _Bars(
+        sum(epochs_of(settings, key) for _, key in wanted),
+        sum(epochs_of(settings, key) for _, key in cells),
+        len(wanted),
+        len(cells),
+    )
+    workers = min(processes, len(missing))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(events, stop))
+    try:
+        _drive(pool, events, bars, out, settings, missing, cells)
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        bars.close()
     return cells
 
 
@@ -176,7 +189,8 @@ def _drive(
         ready = [(seed, key) for seed, key in waiting if key == TEACHER or (seed, TEACHER) in cells]
         for seed, key in ready:
             waiting.remove((seed, key))
-            running[pool.submit(_run_cell, out, seed, key, settings)] = (seed, key)
+            with _interrupts_held_back():
+                running[pool.submit(_run_cell, out, seed, key, settings)] = (seed, key)
         done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
         _show(events, bars, settings)
         for future in done:
