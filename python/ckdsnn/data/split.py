@@ -1,0 +1,44 @@
+"""Holding out a part of the training samples for validation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SPLIT_SEED = 0  # fixed: which samples validate must not change with a run's seed
+
+
+def split_off(targets: Tensor, count: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and `count` indices to validate on, both ascending.
+
+    Every class gives the same share of its samples, rounded so that the shares add up.
+
+    Args:
+        targets: int64 [N].
+        count: samples to hold out.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: fewer samples than asked for, or a class would have none left to train on.
+
+    Example:
+        >>> kept, held_out = split_off(torch.tensor([0, 1, 0, 1, 0, 1]), 2, num_classes=2)
+        >>> len(kept), len(held_out)
+        (4, 2)
+    """
+    if count >= len(targets):
+        raise ValueError(f"validation {count} leaves nothing of {len(targets)} training samples: hold out fewer")
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    by_class = [order[targets[order] == c] for c in range(num_classes)]
+    sizes = [len(rows) * count // len(targets) for rows in by_class]
+    for c in sorted(range(num_classes), key=lambda c: sizes[c] - len(by_class[c]) * count / len(targets)):
+        if sum(sizes) == count:
+            break
+        sizes[c] += 1
+    for c, (rows, size) in enumerate(zip(by_class, sizes, strict=True)):
+        if len(rows) and size >= len(rows):
+            raise ValueError(f"validation {count} leaves no sample of class {c} to train on: hold out fewer")
+    held_out = torch.cat([rows[:size] for rows, size in zip(by_class, sizes, strict=True)]).sort().values
+    kept = torch.ones(len(targets), dtype=torch.bool)
+    kept[held_out] = False
+    return kept.nonzero().flatten(), held_out
