@@ -111,7 +111,9 @@ def lif(
     steps = x.shape[time_dim]
     leak = _check_leak(x, neuron, decay, tau)
     per_channel = leak is not None and leak.dim() > 0
-    channel_dim = _check_channel_dim(x, time_dim, channel_dim, used=return_sam or per_channel)
+    # A leak of one channel is one value; channel_dim may be given with it all the same.
+    one_channel = channel_dim is not None and any(t is not None and t.dim() == 1 for t in (decay, tau))
+    channel_dim = _check_channel_dim(x, time_dim, channel_dim, used=return_sam or per_channel or one_channel)
     if leak is not None and per_channel and leak.shape != (x.shape[channel_dim],):
         raise ValueError(
             f"{neuron.leak_name} has shape {tuple(leak.shape)}; it must be one value, or one for each of the"

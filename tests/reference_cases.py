@@ -338,6 +338,7 @@ class Case:
     v_init: bool = False
     leak: str | None = None  # None, "scalar" or "channel"
     channel_dim: int | None = 2  # None: no activation map is asked for
+    spikes_only: bool = False  # neither the last potential nor an activation map is asked for
     seed: int = 0
 
     @property
@@ -367,11 +368,13 @@ class Case:
         channels = self.shape[self.channel_dim]
         return constant * (1 - torch.arange(channels, dtype=arithmetic_dtype(self.dtype)) / (8 * channels))
 
-    def make_upstream(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Random gradients of spikes, last potential and activation map."""
+    def make_upstream(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Random gradients of spikes, last potential and activation map, where they are asked for."""
         generator = torch.Generator().manual_seed(self.seed + 2)
         dtype = arithmetic_dtype(self.dtype)
         grad_spikes = torch.randn(self.shape, generator=generator).to(self.dtype)
+        if self.spikes_only:
+            return grad_spikes, None, None
         grad_v = torch.randn(self.frame_shape, generator=generator).to(dtype)
         if self.channel_dim is None:
             return grad_spikes, grad_v, None

@@ -119,6 +119,12 @@ def test_spikingjelly_parametric_start():
     assert tau.w.item() == pytest.approx(-math.log(5.0 - 1.0))
 
 
+def test_one_channel():
+    """One w for each of one channel is called like one for each of many."""
+    layer = layers.ParametricLIF(channels=1)
+    assert_same("spikes", layer(X[:, :, :1], channel_dim=2), lif(X[:, :, :1], layer.neuron))
+
+
 def test_modules_travel():
     """state_dict holds w and no state; copies, saving and moving work."""
     net = torch.nn.Sequential(torch.nn.Linear(5, 5), layers.ParametricLIF(channels=2, stateful=True), layers.LIF())

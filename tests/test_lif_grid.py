@@ -39,6 +39,8 @@ def test_gradients(target, charge, reset, detach, surrogate, plain):
     neuron = make_neuron(charge, reset, plain=plain, surrogate_=surrogate, detach_reset=detach, strict=plain)
     leak = None if charge == "integrate" or plain else "scalar"
     check_gradients(target, Case(neuron, v_init=not plain, leak=leak))
+    # What most training steps ask for, which kernels may serve on a path of its own.
+    check_gradients(target, Case(neuron, v_init=not plain, spikes_only=True))
 
 
 @pytest.mark.parametrize("channel_dim", [2, None], ids=["sam", "no-sam"])
@@ -52,6 +54,7 @@ def test_gradients_of_other_dtypes(target, charge, reset, detach, dtype, channel
     neuron = make_neuron(charge, reset, plain=False, surrogate_=SURROGATES[turn % 9], detach_reset=detach)
     leak = None if charge == "integrate" else "scalar" if channel_dim is None else "channel"
     check_gradients(target, Case(neuron, dtype=dtype, v_init=True, leak=leak, channel_dim=channel_dim, seed=turn))
+    check_gradients(target, Case(neuron, dtype=dtype, spikes_only=True, seed=turn))
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)

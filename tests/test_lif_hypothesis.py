@@ -61,6 +61,7 @@ def cases(draw: st.DrawFn, dtypes: list[torch.dtype]) -> Case:
         v_init=draw(st.booleans()),
         leak=draw(st.sampled_from(leaks)),
         channel_dim=channel_dim,
+        spikes_only=draw(st.booleans()),
         seed=draw(st.integers(0, 1000)),
     )
 

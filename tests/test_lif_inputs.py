@@ -56,6 +56,8 @@ def test_sequence_lengths(target, reset, steps):
     neuron = make_neuron("leak_input", reset, plain=False)
     check_gradients(target, Case(neuron, (steps, 2, 3, 5), v_init=True, leak="scalar", seed=steps))
     check_gradients(target, Case(neuron, (2, steps, 3, 5), 1, torch.bfloat16, seed=steps))
+    for dtype in (torch.float32, torch.bfloat16):
+        check_gradients(target, Case(neuron, (steps, 2, 3, 5), dtype=dtype, spikes_only=True, seed=steps))
 
 
 @pytest.mark.parametrize(("steps", "reset"), [(100, "hard"), (257, "soft_delayed"), (1000, "soft")])

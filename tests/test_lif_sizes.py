@@ -1,0 +1,88 @@
+"""Tensors larger than one tile, one vector and one thread's share, at sizes that divide none of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ckd_kernels
+from ckd_kernels import Neuron, build_info
+from lif_checks import check_gradients
+from reference_cases import SURROGATES, Case, make_neuron
+
+NEURONS = {
+    "paper": Neuron.paper(),
+    "spikingjelly": Neuron.spikingjelly_lif(),
+    "integrate": make_neuron("integrate", "soft", surrogate_="atan"),
+    "snntorch": Neuron.snntorch_leaky(beta=0.9),
+    "delayed": make_neuron("leak", "soft_delayed", plain=False, surrogate_="fast_sigmoid"),
+}
+# Elements of a frame: 2 x 9 x 61 x 67 = 73,566 and so on, over the 32,768 from which threads are started.
+SHAPES = [(1, 2, 9, 61, 67), (2, 3, 5, 29, 83), (4, 3, 7, 31, 33), (5, 1, 3, 2731), (19, 2, 5, 331), (35, 1, 7, 149)]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", NEURONS)
+def test_many_tiles(target, name, shape, dtype, threads):
+    """Everything that can be asked for, and spikes alone, which kernels may serve on a path of their own."""
+    neuron = NEURONS[name]
+    leak = None if neuron.leak_name is None else "channel"
+    check_gradients(target, Case(neuron, shape, dtype=dtype, v_init=True, leak=leak))
+    check_gradients(target, Case(neuron, shape, dtype=dtype, spikes_only=True))
+
+
+@pytest.mark.parametrize("memory", ["channels_last", "transposed", "offset", "repeated", "sliced"])
+@pytest.mark.parametrize("shape", [(4, 3, 37, 19, 23), (1, 3, 70, 20, 21), (2, 3, 300, 7, 9)], ids=str)
+def test_many_tiles_elsewhere_in_memory(target, shape, memory, threads):
+    """Channels that end within a tile or fill several, in every layout that is read in place."""
+    neuron = NEURONS["delayed"]
+    check_gradients(target, Case(neuron, shape, memory=memory, leak="channel"))
+    check_gradients(target, Case(neuron, (shape[1], shape[0], *shape[2:]), 1, memory=memory, leak="channel"))
+    check_gradients(target, Case(NEURONS["paper"], shape, memory=memory, spikes_only=True))
+
+
+def narrow_cases():
+    """Every neuron, dtype and kind of call once in a while."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    turn = 0
+    for charge in ("decay", "leak", "leak_input", "integrate"):
+        for reset in ("hard", "soft", "soft_delayed", "none"):
+            for dtype in dtypes:
+                neuron = make_neuron(charge, reset, plain=turn % 2 == 0, surrogate_=SURROGATES[turn % 9])
+                leak = "channel" if turn % 3 == 0 and charge != "integrate" else None
+                shape = (1 + turn % 21, 2, 3, 35)
+                yield Case(neuron, shape, dtype=dtype, leak=leak, spikes_only=turn % 2 == 1, seed=turn)
+                turn += 1
+
+
+@pytest.mark.skipif(build_info()["backends"]["cpu"] != "available", reason="the C++ kernels were not built")
+def test_narrow_instructions():
+    """The kernels for processors without AVX2 give the same: CKD_CPU_LEVEL is read once, so in a process of its own."""
+    code = """
+import torch
+from ckd_kernels import build_info
+from lif_checks import Target, check_gradients
+from test_lif_sizes import narrow_cases
+
+assert build_info()["compiled"]["cpu_level_in_use"] == "baseline"
+for case in narrow_cases():
+    check_gradients(Target("cpu", "cpu"), case)
+print("done")
+"""
+    tests, package = os.path.dirname(__file__), os.path.dirname(os.path.dirname(ckd_kernels.__file__))
+    environment = {**os.environ, "CKD_CPU_LEVEL": "baseline", "PYTHONPATH": os.pathsep.join([package, tests])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "done", done.stderr
