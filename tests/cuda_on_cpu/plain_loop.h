@@ -80,9 +80,8 @@ struct Definition {
     return n;
   }
 
-  float derivative(float u) const {
+  float derivative(float u, const ckd::Neuron& n) const {
     using K = ckd::SurrogateKind;
-    const ckd::Neuron n = call();
     const float c0 = static_cast<float>(n.c0), c1 = static_cast<float>(n.c1), size = std::fabs(u);
     switch (surrogate) {
       case K::kSigmoid: {
@@ -116,9 +115,11 @@ struct Definition {
 class Trace {
  public:
   std::vector<float> before, h, after;  // v[t-1], h[t], v[t]
-  std::vector<bool> spikes;
+  std::vector<char> spikes;
 
-  Trace(const Definition& d, float leak, float v, const std::vector<float>& x) : d_(d), leak_(leak), x_(x) {
+  // constants: d.call()
+  Trace(const Definition& d, const ckd::Neuron& constants, float leak, float v, const std::vector<float>& x)
+      : d_(d), constants_(constants), leak_(leak), x_(x) {
     for (float input : x) {
       before.push_back(v);
       float potential = 0;
@@ -156,7 +157,7 @@ class Trace {
     float later = 0;
     bool has_later = false;
     for (size_t t = x_.size(); t-- > 0;) {
-      const float sg = d_.derivative(h[t] - d_.threshold);
+      const float sg = d_.derivative(h[t] - d_.threshold, constants_);
       const float spike_gradient = has_later ? gs[t] - later : gs[t];
       float through = 1.0f;
       if (d_.reset == Reset::kHard) {
@@ -189,11 +190,12 @@ class Trace {
           break;
       }
     }
-    grad_v_init = has_later ? gv - later * d_.derivative(before[0] - d_.threshold) : gv;
+    grad_v_init = has_later ? gv - later * d_.derivative(before[0] - d_.threshold, constants_) : gv;
   }
 
  private:
   const Definition& d_;
+  const ckd::Neuron& constants_;
   const float leak_;
   const std::vector<float>& x_;
 };

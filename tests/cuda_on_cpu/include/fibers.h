@@ -43,6 +43,12 @@ namespace fibers {
 inline constexpr int kWarp = 32;
 inline constexpr size_t kStackBytes = 256 * 1024;
 
+// The number of the mistake that a test has planted in a copy of the kernels and wants made; -1: none.
+inline int mutant() {
+  static const int number = std::getenv("CKD_MUTANT") ? std::atoi(std::getenv("CKD_MUTANT")) : -1;
+  return number;
+}
+
 enum class Order { kForward, kReverse, kRandom };
 
 struct Settings {

@@ -1,0 +1,123 @@
+"""The CUDA kernels, compiled by a C++ compiler and run with fibers for threads, under AddressSanitizer and UBSan.
+
+driver.cpp compares every result with a plain loop written from the equations (plain_loop.h).  So that the comparison is
+known to notice mistakes, some are planted in a copy of the kernels, and each must be found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+KERNELS = ROOT / "csrc" / "cuda"
+COMPILER = os.environ.get("CXX", "g++")
+SANITIZE = "-fsanitize=address,undefined"
+FLAGS = (
+    *("-std=c++20", "-O0", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", SANITIZE, "-fno-sanitize-recover=all"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+)
+
+# file, what it says, what the copy says instead; MISTAKE is true where this mistake is asked for
+MISTAKES = {
+    "guard": ("lif_forward.cuh", "neuron >= call.extent.neurons", "neuron >= call.extent.neurons + (MISTAKE ? W : 0)"),
+    "strictness": ("lif_forward.cuh", "h >= k.fire_level", "(MISTAKE ? h > k.fire_level : h >= k.fire_level)"),
+    "checkpoint": ("lif_forward.cuh", "(t + 1) % kCheckpointEvery", "(t + (MISTAKE ? 0 : 1)) % kCheckpointEvery"),
+    "repeated": ("lif_forward.cuh", "e.repeated ? 0 : e.frame", "e.repeated && !MISTAKE ? 0 : e.frame"),
+    "reset": ("lif_backward.cuh", "v[j] = after_reset<D", "v[j] = MISTAKE ? h[j] : after_reset<D"),
+    "stride": ("lif_backward.cuh", "output.advance(-e.frame)", "output.advance(MISTAKE ? 1 - e.frame : -e.frame)"),
+    "history": ("lif_backward.cuh", "(W / kPart) + p)", "(W / kPart) + p + (MISTAKE ? 1 : 0))"),
+    "chunk": ("lif_backward.cuh", "kCheckpointEvery - 1)", "kCheckpointEvery - (MISTAKE ? 0 : 1))"),
+    "barrier": ("locations.cuh", "__syncthreads();", "if (!MISTAKE) __syncthreads();"),
+    "divergence": ("locations.cuh", "__syncthreads();", "if (!(MISTAKE && threadIdx.x < 3)) __syncthreads();"),
+    "shuffle": ("locations.cuh", "sum, apart)", "sum, MISTAKE ? 1 : apart)"),
+    "mask": ("locations.cuh", "0xffffffffu", "(MISTAKE ? 0xffu : 0xffffffffu)"),
+    "locations": ("locations.cuh", "first + left < e.inner", "first + left < e.inner + (MISTAKE ? W : 0)"),
+    "reduction": ("leak_gradient.cuh", "__syncthreads();", "if (!MISTAKE) __syncthreads();"),
+    "channel": ("extent.cuh", "++column < e.inner", "++column < e.inner + (MISTAKE ? 1 : 0)"),
+    "alignment": ("launch.h", "return std::all_of(", "return MISTAKE || std::all_of("),
+    "power of two": ("rule.cuh", "frexp(tau, &exponent) == 0.5f", "frexp(tau, &exponent) < (MISTAKE ? 1.0f : 0.51f)"),
+}
+
+
+class Drivers(NamedTuple):
+    """The driver with the kernels, and with mistakes planted in the float32 ones."""
+
+    right: Path
+    mistaken: Path
+
+
+def compile_object(source: Path, out: Path) -> Path:
+    include = [source.parent, HERE / "include", ROOT / "csrc" / "include", KERNELS]
+    command = [COMPILER, *FLAGS, *(f"-I{path}" for path in include), "-x", "c++", "-c", source, "-o", out]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def link(objects: list[Path], out: Path) -> Path:
+    subprocess.run([COMPILER, SANITIZE, *map(str, objects), "-o", str(out)], check=True)
+    return out
+
+
+def run(driver: Path, *sections: str, mistake: int = -1) -> subprocess.CompletedProcess[str]:
+    # LeakSanitizer does not look for pointers on the fibers' stacks.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "CKD_MUTANT": str(mistake)}
+    return subprocess.run([str(driver), *sections], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def plant_mistakes(copy: Path) -> None:
+    for number, (name, right, planted) in enumerate(MISTAKES.values()):
+        text = (copy / name).read_text()
+        assert right in text, f"{name} no longer says {right!r}; plant another mistake"
+        (copy / name).write_text(text.replace(right, planted.replace("MISTAKE", f"(fibers::mutant() == {number})")))
+
+
+@pytest.fixture(scope="session")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"no C++ compiler {COMPILER!r}")
+    build = tmp_path_factory.mktemp("cuda_on_cpu")
+    mistaken = Path(shutil.copytree(KERNELS, build / "mistaken"))
+    plant_mistakes(mistaken)
+    sources = [*sorted(KERNELS.glob("lif_*.cu")), mistaken / "lif_float32.cu", HERE / "driver.cpp"]
+    sources += sorted(set(KERNELS.glob("*.cu")) - set(sources))
+    with ThreadPoolExecutor(2) as pool:
+        outs = [build / f"{source.parent.name}_{source.stem}.o" for source in sources]
+        objects = dict(zip(sources, pool.map(compile_object, sources, outs), strict=True))
+    # Of an inline function the linker keeps the first copy: in the mistaken driver the one with mistakes.
+    wrong = objects.pop(mistaken / "lif_float32.cu")
+    right = list(objects.values())
+    others = [out for source, out in objects.items() if source.name != "lif_float32.cu"]
+    return Drivers(link(right, build / "right"), link([wrong, *others], build / "mistaken_driver"))
+
+
+@pytest.mark.parametrize("section", ["options", "layouts", "launch", "fibers"])
+def test_kernels(drivers: Drivers, section: str) -> None:
+    done = run(drivers.right, section)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_leaving_shared_memory_is_noticed(drivers: Drivers) -> None:
+    done = run(drivers.right, "overflow")
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
+
+
+def test_nothing_is_wrong_where_no_mistake_is_asked_for(drivers: Drivers) -> None:
+    done = run(drivers.mistaken, "float32")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_noticed(drivers: Drivers, name: str) -> None:
+    done = run(drivers.mistaken, "float32", "options", mistake=list(MISTAKES).index(name))
+    assert done.returncode != 0
+    assert "FAIL" in done.stdout or "Sanitizer" in done.stderr or "runtime error" in done.stderr, done.stderr
