@@ -39,12 +39,11 @@ _VARIANTS = {4: _variants(512), 2: _variants(1024)}
 
 @triton.jit
 def _load_steps(steps_ptr, first, time_steps, tile, STEPS: tl.constexpr):
-    """The time steps from ``first`` on, as far as they exist; all loads are in flight together."""
+    """The time steps from ``first`` on, as far as they exist, as they are stored; all loads are in flight together."""
     values = ()
     for k in tl.static_range(STEPS):
         exists = mask_at(tile, first + k, time_steps)
-        value = tl.load(steps_ptr + (first + k) * tile.frame + tile.place, mask=exists, other=0.0)
-        values = values + (value.to(tl.float32),)
+        values = values + (tl.load(steps_ptr + (first + k) * tile.frame + tile.place, mask=exists, other=0.0),)
     return values
 
 
@@ -141,7 +140,7 @@ def _backward(
             else:
                 xs = _load_steps(x_ptr, t, time_steps, tile, 4)
             for k in tl.static_range(4):
-                v = after_reset(n, charge(n, v, xs[k], CHARGE, EXACT_INVERSE, RESET), RESET)
+                v = after_reset(n, charge(n, v, xs[k].to(tl.float32), CHARGE, EXACT_INVERSE, RESET), RESET)
         before = v
         if REPEATED:
             xs = _repeat(frozen, STEPS)
@@ -155,14 +154,14 @@ def _backward(
         for k in tl.static_range(STEPS):
             h = v
             if first + k < time_steps:
-                h = charge(n, v, xs[k], CHARGE, EXACT_INVERSE, RESET)
+                h = charge(n, v, xs[k].to(tl.float32), CHARGE, EXACT_INVERSE, RESET)
                 v = after_reset(n, h, RESET)
             hs = hs + (h,)
         for k in tl.static_range(STEPS - 1, -1, -1):
             t = first + k
             if t < time_steps:
                 h = hs[k]
-                gs = gss[k] + from_sam
+                gs = gss[k].to(tl.float32) + from_sam
                 if DELAYED:
                     gs = gs - delayed
                 sg = surrogate_derivative(h - threshold, c0, c1, SURROGATE)
@@ -178,7 +177,7 @@ def _backward(
                         v = after_reset(n, hs[k - 1], RESET)
                     else:
                         v = before
-                    sum_leak += grad_leak_step(n, gh, v, xs[k], CHARGE)
+                    sum_leak += grad_leak_step(n, gh, v, xs[k].to(tl.float32), CHARGE)
                 if DELAYED:
                     delayed = gh * threshold
                 gv = grad_before(n, gh, CHARGE)

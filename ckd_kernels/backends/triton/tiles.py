@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,7 +26,8 @@ from ...ops.layout import Layout
 _UNIT = 16
 
 # No fused multiply-add, the numerics contract; loads are grouped by hand, so that Triton need not pipeline them.
-OPTIONS = {"enable_fp_fusion": False, "num_warps": 4, "num_stages": 1}
+# 128 threads, in warps of 32, or AMD's of 64.
+OPTIONS = {"enable_fp_fusion": False, "num_warps": 2 if torch.version.hip else 4, "num_stages": 1}
 
 
 class Variant(NamedTuple):

@@ -1,0 +1,212 @@
+"""Triton kernels compiled for real GPUs, with none at hand: what the machine code uses, and when it is compiled."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if triton.knobs.runtime.interpret:
+    pytest.skip("Triton kernels are interpreted in this process", allow_module_level=True)
+
+import triton.compiler  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver  # noqa: E402
+
+from ckd_kernels import Neuron, lif, sam, surrogate, use_backend  # noqa: E402
+from ckd_kernels.backends import triton as backend  # noqa: E402
+from ckd_kernels.backends.triton.tiles import OPTIONS, Kernel  # noqa: E402
+
+LIF, LIF_BACKWARD, SAM = (
+    importlib.import_module(f"ckd_kernels.backends.triton.{name}") for name in ("lif", "lif_backward", "sam")
+)
+CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+class Request(NamedTuple):
+    """A compilation that a launch asked for."""
+
+    kernel: str
+    constants: dict[str, Any]
+    source: Any
+    options: dict[str, Any]
+
+    def compile(self, architecture: int | str) -> Any:
+        if isinstance(architecture, int):
+            return _compile(self.source, target=GPUTarget("cuda", architecture, 32), options=self.options)
+        return _compile(self.source, target=GPUTarget("hip", architecture, 64), options=OPTIONS | {"num_warps": 2})
+
+
+_compile = triton.compiler.compile
+
+
+class FakeKernel:
+    """A compiled kernel whose launches are counted."""
+
+    function = None
+    packed_metadata = ()
+
+    def __init__(self, gpu: FakeGPU) -> None:
+        self.gpu = gpu
+
+    def launch_metadata(self, *_: Any) -> None:
+        return None
+
+    def run(self, *_: Any) -> None:
+        self.gpu.launches += 1
+
+
+class FakeGPU:
+    """Stands for a GPU: keeps what is to be compiled and launched, and does none of it."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.launches = 0
+
+    def compile(self, source: Any, target: Any = None, options: Any = None, **_: Any) -> Any:
+        names = source.fn.arg_names
+        constants = {names[path[0]]: value for path, value in source.constants.items()}
+        # Every target has its own notion of an architecture.
+        options = {name: value for name, value in options.items() if name != "arch"}
+        self.requests.append(Request(source.fn.fn.__name__.strip("_"), constants, source, options))
+        return FakeKernel(self)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
+    """CPU tensors are launched on a fake GPU, by kernels that were never compiled."""
+    fake = FakeGPU()
+    monkeypatch.setattr(triton.compiler, "compile", fake.compile)
+    monkeypatch.setattr(backend, "unavailable", lambda *_: None)
+    monkeypatch.setattr(LIF, "_KERNEL", Kernel(LIF._forward))
+    monkeypatch.setattr(LIF_BACKWARD, "_KERNEL", Kernel(LIF_BACKWARD._backward))
+    monkeypatch.setattr(SAM, "_KERNEL", Kernel(SAM._sam))
+    finish = SAM._finish
+    monkeypatch.setattr(SAM, "_finish", triton.JITFunction(finish.fn, do_not_specialize=finish.do_not_specialize))
+    monkeypatch.setattr(type(driver), "active", fake)
+    with use_backend("triton"):
+        yield fake
+
+
+def train(x: torch.Tensor, neuron: Neuron, **options: Any) -> None:
+    leaves = {"x": x, **{name: value for name, value in options.items() if isinstance(value, torch.Tensor)}}
+    leaves = {name: value.detach().requires_grad_() for name, value in leaves.items()}
+    out = lif(**leaves, neuron=neuron, **{k: v for k, v in options.items() if k not in leaves})
+    outputs = [out] if isinstance(out, torch.Tensor) else [o for o in out if o is not None]
+    torch.autograd.backward(outputs, [torch.zeros_like(o) for o in outputs])
+
+
+def test_another_size_compiles_nothing(gpu: FakeGPU) -> None:
+    def step(*shape: int, offset: int = 0, threshold: float = 1.0) -> None:
+        x = torch.zeros(torch.Size(shape).numel() + offset)[offset:].view(shape)
+        train(x, Neuron(charge="leak_input", tau=2.5 * threshold, threshold=threshold), return_sam=True)
+
+    step(4, 2, 16, 8, 8)
+    compiled = [request.kernel for request in gpu.requests]
+    assert sorted(compiled) == ["backward"] * 3 + ["finish"] + ["forward"] * 2
+    launched = gpu.launches
+    for time_steps in (1, 2, 7, 8, 16, 17, 40):
+        step(time_steps, 2, 16, 8, 8)
+    step(4, 1, 1, 1, 2)
+    step(1, 1, 16, 4, 4)
+    step(4, 16, 16, 8, 16)
+    step(6, 3, 21, 7, 7)
+    step(4, 2, 16, 8, 8, offset=1)
+    step(4, 2, 16, 8, 8, threshold=0.9)
+    assert gpu.launches == launched + 13 * 3
+    assert len(gpu.requests) == 6
+
+
+def test_another_option_compiles(gpu: FakeGPU) -> None:
+    # The test above sees compilations at all.
+    x = torch.zeros(4, 2, 16)
+    for neuron in (Neuron(), Neuron(reset="soft"), Neuron(surrogate=surrogate.ATan())):
+        train(x, neuron)
+    assert len(gpu.requests) == 5 + 5 + 3
+    sam(x)
+    assert len(gpu.requests) == 5 + 5 + 3 + 3
+
+
+def plain(dtype: torch.dtype) -> None:
+    train(torch.zeros(4, 2, 16, dtype=dtype), Neuron())
+
+
+def parametric(dtype: torch.dtype) -> None:
+    x = torch.zeros(4, 2, 16, 8, 8, dtype=dtype)
+    train(x, Neuron(charge="leak_input", surrogate=surrogate.Sigmoid()), tau=torch.full((16,), 2.0), return_sam=True)
+
+
+def channels_last(dtype: torch.dtype) -> None:
+    x = torch.zeros(4, 2, 8, 8, 16, dtype=dtype).movedim(-1, 2)
+    train(x, Neuron(), decay=torch.full((16,), 0.5), return_sam=True)
+
+
+def accesses(ptx: str) -> list[int]:
+    """Bytes of each access to global memory."""
+    found = re.findall(r"(?:ld|st)\.global[.\w:]*?(?:\.v(\d))?\.[bfus](\d+)\b", ptx)
+    return [int(count or 1) * int(bits) // 8 for count, bits in found]
+
+
+def resources(kernel: Any, tmp_path: Path) -> tuple[int, int]:
+    """Registers, and bytes of the stack (where spilled registers go)."""
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(kernel.asm["cubin"])
+    command = [str(CUDA_TOOLS / "cuobjdump"), "-res-usage", str(binary)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", done.stdout + done.stderr).groups()
+    return int(registers), int(stack) + int(local)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("call", [plain, parametric, channels_last])
+def test_machine_code(gpu: FakeGPU, call: Callable[[torch.dtype], None], dtype: torch.dtype, tmp_path: Path) -> None:
+    call(dtype)
+    for request in gpu.requests:
+        kernel = request.compile(90)
+        registers, spilled = resources(kernel, tmp_path)
+        what = f"{request.kernel} {request.constants}"
+        assert spilled == 0, f"{what}: {spilled} bytes spilled, {registers} registers"
+        ptx = kernel.asm["ptx"]
+        # Approximate division or a contracted multiply-add would change spikes.
+        assert not re.search(r"div\.(full|approx)", ptx), what
+        if call is not parametric:  # whose exp has multiply-adds of its own
+            assert "fma." not in ptx, what
+        if request.constants.get("UNIT") == 16 and call is plain:
+            assert set(accesses(ptx)) == {16}, what
+        if request.constants.get("UNIT") == 16:
+            assert accesses(ptx).count(16) >= 8, what
+
+
+@pytest.mark.parametrize("architecture", [80, 100, 120, "gfx942"])
+def test_every_architecture(gpu: FakeGPU, architecture: int | str, tmp_path: Path) -> None:
+    plain(BF16)
+    for request in gpu.requests:
+        if request.constants["UNIT"] == 1 or request.constants["STEPS"] == 8:
+            continue
+        kernel = request.compile(architecture)
+        if architecture == "gfx942":
+            assert set(re.findall(r"\.vgpr_spill_count: +(\d+)", kernel.asm["amdgcn"])) == {"0"}
+            assert set(re.findall(r"(?:global|buffer)_((?:load|store)_\w+)", kernel.asm["amdgcn"])) == {
+                "load_dwordx4",
+                "store_dwordx4",
+            }
+        else:
+            assert resources(kernel, tmp_path)[1] == 0
+            assert min(accesses(kernel.asm["ptx"])) >= 16
