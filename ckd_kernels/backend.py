@@ -70,12 +70,12 @@ def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> Mod
     return module
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.backends.{_MODULES[name]}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _choose(device_type: str) -> str:
     """The fastest backend for a device type; warns once where that is the slow reference."""
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())

@@ -118,7 +118,7 @@ class Neuron:
         object.__setattr__(self, name, float(value))
 
     @staticmethod
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def from_spec(spec: str) -> Neuron:
         """The neuron whose ``spec`` attribute is ``spec``."""
         *values, name, alpha = spec.split("|")

@@ -25,7 +25,7 @@ def compiled_facts() -> dict[str, Any] | None:
     return {**module.build_info(), "cpu_level_in_use": module.cpu.level()}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why the backend ``name`` ("cpu" or "cuda") cannot run on a device type and dtype; None if it can."""
     module: ModuleType | None = compiled()

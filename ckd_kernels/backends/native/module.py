@@ -17,7 +17,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64:
 _CHARGES = {"decay": 0, "integrate": 0, "leak": 1, "leak_input": 2}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled() -> ModuleType | None:
     """ckd_kernels._C, or None where it was not built."""
     try:
@@ -66,6 +66,4 @@ def shape_struct(layout: Layout) -> Any:
     """Sizes as the kernels take them."""
     module = compiled()
     assert module is not None
-    return module.Shape(
-        layout.outer, layout.steps, layout.rows, layout.channels, layout.inner, layout.repeated
-    )
+    return module.Shape(layout.outer, layout.steps, layout.rows, layout.channels, layout.inner, layout.repeated)

@@ -16,6 +16,8 @@ from ...neuron import Neuron
 class Step:
     """A neuron with its constants in the arithmetic's dtype; ``leak`` overrides its decay or tau."""
 
+    leak: Tensor  # unset where the charge is "integrate", which has none
+
     def __init__(self, neuron: Neuron, leak: Tensor | None, like: Tensor) -> None:
         self.neuron = neuron
         self.rest = neuron.rest
@@ -23,7 +25,8 @@ class Step:
         self.threshold = torch.full((), neuron.threshold, dtype=like.dtype, device=like.device)
         if leak is None and neuron.leak_name is not None:
             leak = torch.full((), getattr(neuron, neuron.leak_name), dtype=like.dtype, device=like.device)
-        self.leak = leak
+        if leak is not None:
+            self.leak = leak
 
     def fires(self, h: Tensor) -> Tensor:
         return h >= self.fire_level
@@ -68,16 +71,17 @@ class Step:
 
     def charge_backward(self, gh: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients of x[t], v[t-1] and, elementwise, the leak; ``v`` is v[t-1]."""
-        kind, leak = self.neuron.charge, self.leak
+        kind = self.neuron.charge
+        if kind == "integrate":
+            return gh, gh, None
+        leak = self.leak
         if kind == "decay":
             return gh, gh * leak, gh * v
         if kind == "leak":
             keep = 1.0 - torch.div(torch.ones_like(leak), leak)
             return gh, gh * keep, gh * torch.div(v - self.rest, leak * leak)
-        if kind == "leak_input":
-            keep = 1.0 - torch.div(torch.ones_like(leak), leak)
-            return torch.div(gh, leak), gh * keep, gh * torch.div((v - self.rest) - x, leak * leak)
-        return gh, gh, None
+        keep = 1.0 - torch.div(torch.ones_like(leak), leak)
+        return torch.div(gh, leak), gh * keep, gh * torch.div((v - self.rest) - x, leak * leak)
 
     def delayed_reset_gradient(self, gh: Tensor) -> Tensor | None:
         """What dL/ds[t] gets from h[t+1], whose gradient is ``gh``."""
