@@ -36,6 +36,8 @@ def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
     if name == "cuda":
         if not hasattr(module, "cuda"):
             return "the CUDA kernels were not compiled; install ckd-kernels where nvcc is, or with CKD_CUDA=ON"
+        if not torch.cuda.is_available():
+            return "PyTorch sees no GPU"
         if dtype == torch.float64:
             return "the CUDA kernels have no float64; use float32, or the backend 'reference'"
     return None
