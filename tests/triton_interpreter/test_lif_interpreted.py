@@ -135,6 +135,12 @@ def test_a_threshold_that_is_met_exactly() -> None:
         check(x, Neuron(charge="integrate", strict=strict), some_spikes=False, return_v=True)
 
 
+def test_what_a_tile_has_beyond_the_tensor_counts_nowhere() -> None:
+    # With this v_reset it would fire, and have a gradient.
+    neuron = Neuron(v_reset=1.5, reset="hard")
+    check(current(3, 1, 3, 3, 3), neuron, decay=torch.tensor([0.8]), return_sam=True)
+
+
 def test_without_a_gradient_of_spikes() -> None:
     x = current(5, 1, 2, 4, 4)
     gradients = []
