@@ -2,9 +2,20 @@
 // gradient. Most training steps are made of these calls, and at the speed of memory only such a loop keeps up;
 // calls that ask for more go through rows of temporaries (wide.h) and give the same bits.
 #pragma once
+#include <limits>
+
 #include "choose.h"
 
 namespace ckd::cpu::CKD_ISA {
+
+// Makes a row of state fit for `put_tame`: no NaN but the default one, which arithmetic passes on as it is.
+template <class S>
+inline void tame(int64_t n, typename S::Real* __restrict row) {
+  if constexpr (sizeof(typename S::Raw) == sizeof(typename S::Real)) return;
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i)
+    row[i] = row[i] != row[i] ? std::numeric_limits<typename S::Real>::quiet_NaN() : row[i];
+}
 
 // What a group of steps is given; the rows of v and gv are null for a sequence of one step from rest.
 template <class S>
@@ -40,7 +51,7 @@ void fused_steps(const Constants<typename S::Real> k, const Constants<typename S
     for (int g = G - 1; g >= 0; --g) {
       const Real sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
       const Real gh = fire_backward<T>(h[g], S::get(gs[g * rows.gs.stride + i]), gv, sg, back);
-      gx[g * rows.gx.stride + i] = S::put(grad_input<C>(gh, leak));
+      gx[g * rows.gx.stride + i] = S::put_tame(grad_input<C>(gh, leak));
       gv = grad_before<C>(gh, leak);
     }
     if constexpr (!FromRest) gv_row[i] = gv;

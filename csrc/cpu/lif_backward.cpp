@@ -37,6 +37,7 @@ class FusedTile {
     const int64_t n = end - begin, state = at_.state(outer, begin);
     if (one_from_rest_) return fused_.from_rest(fused_.k, fused_.back, fused_.leak, n, rows(outer, 0, begin, nullptr));
     load_state(call_.grad_v, state, Real(0), n, gv_);
+    if (call_.grad_v) tame<S>(n, gv_);
     for (int64_t chunk = checkpoint_count(call_.shape.steps); chunk >= 0; --chunk) {
       const int64_t first = chunk * kCheckpointEvery;
       const int64_t last = std::min<int64_t>(call_.shape.steps, first + kCheckpointEvery);
@@ -65,6 +66,7 @@ class FusedTile {
     const int64_t state = at_.state(outer, begin);
     const int64_t checkpoint = (chunk - 1) * call_.shape.outer * at_.frame + state;
     load_state(chunk == 0 ? call_.v_init : call_.checkpoints, chunk == 0 ? state : checkpoint, fused_.k.rest, n, v_);
+    if (chunk > 0 || call_.v_init) tame<S>(n, v_);
     Real* v = v_;
     in_groups(first, last, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;

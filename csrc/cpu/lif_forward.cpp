@@ -26,7 +26,9 @@ void forward(const LifForward& call, int threads) {
   // Counts are integers until the end, in the memory of the map itself.
   uint32_t* map = reinterpret_cast<uint32_t*>(call.sam);
   const int64_t tile = tile_for(shape.steps);
-  const bool one_from_rest = shape.steps == 1 && !call.v_init && !call.v_last && !call.leak && !map;
+  // Whether one group of steps is the whole sequence, and nobody asks for its state.
+  const bool whole =
+      (shape.steps == 4 || shape.steps == 2 || shape.steps == 1) && !call.v_init && !call.v_last && !call.leak && !map;
 
   Cut(shape, map ? whole_rows(shape, tile) : tile).run(threads, [&] {
     return [&](const Span& span) {
@@ -49,12 +51,9 @@ void forward(const LifForward& call, int threads) {
         in_groups(0, shape.steps, [&](int64_t t, auto group) {
           constexpr int G = decltype(group)::value;
           const auto input = input_rows<G, S>(x, at, shape.repeated, span.outer, t, begin, n, converted);
-          if (one_from_rest) {
-            return forward_steps.from_rest(k, n, input.first, Real(call.neuron.leak),
-                                           spikes + at.step(span.outer, t, begin));
-          }
-          forward_steps.steps.template get<G>()(k, n, input, leak, {before, v},
-                                                {spikes + at.step(span.outer, t, begin), at.frame}, count);
+          const Rows<Raw> output{spikes + at.step(span.outer, t, begin), at.frame};
+          if (whole) return forward_steps.from_rest.template get<G>()(k, n, input, Real(call.neuron.leak), output);
+          forward_steps.steps.template get<G>()(k, n, input, leak, {before, v}, output, count);
           before = v;
           const int64_t done = t + G;
           if (call.checkpoints && done % kCheckpointEvery == 0 && done < shape.steps) {

@@ -49,14 +49,21 @@ void forward_steps(const Constants<typename In::Real> k, int64_t n, Rows<const t
   }
 }
 
-// One step from rest, which needs no rows of state.
-template <Charge C, Reset R, class In, class Out>
-void forward_from_rest(const Constants<typename In::Real> k, int64_t n, const typename In::Raw* __restrict x,
-                       typename In::Real leak, typename Out::Raw* __restrict spikes) {
+// A whole sequence of G steps from rest, which needs no rows of state.
+template <int G, Charge C, Reset R, class In, class Out>
+void forward_from_rest(const Constants<typename In::Real> k, int64_t n, Rows<const typename In::Raw> x,
+                       typename In::Real leak, Rows<typename Out::Raw> spikes) {
+  const typename In::Raw* __restrict from = x.first;
+  typename Out::Raw* __restrict to = spikes.first;
   CKD_SIMD
   for (int64_t i = 0; i < n; ++i) {
-    const auto h = potential<C, R>(k.rest, In::get(x[i]), leak, k);
-    spikes[i] = h >= k.fire_level ? Out::kOne : typename Out::Raw(0);
+    typename In::Real state = k.rest;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const auto h = potential<C, R>(state, In::get(from[g * x.stride + i]), leak, k);
+      to[g * spikes.stride + i] = h >= k.fire_level ? Out::kOne : typename Out::Raw(0);
+      state = after_reset<R>(h, k);
+    }
   }
 }
 

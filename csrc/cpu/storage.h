@@ -31,6 +31,7 @@ struct Float32 {
   static constexpr Raw kOne = 0x3F800000u;
   static Real get(Raw raw) { return bit_cast<Real>(raw); }
   static Raw put(Real value) { return bit_cast<Raw>(value); }
+  static Raw put_tame(Real value) { return put(value); }
 };
 
 struct Float64 {
@@ -46,11 +47,12 @@ struct BFloat16 {
   using Real = float;
   static constexpr Raw kOne = 0x3F80u;
   static Real get(Raw raw) { return bit_cast<Real>(static_cast<uint32_t>(raw) << 16); }
-  static Raw put(Real value) {
+  // Right for every number, and for a NaN unless its payload is all ones: that one would round to -0.
+  static Raw put_tame(Real value) {
     const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    return static_cast<Raw>(value != value ? 0x7FC0u : rounded);
+    return static_cast<Raw>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
   }
+  static Raw put(Real value) { return value != value ? Raw(0x7FC0u) : put_tame(value); }
 };
 
 // The processor converts rows of these; no compiler puts that into a vector loop.
