@@ -170,9 +170,9 @@ def test_methods_and_teachers_must_go_together(teacher_file):
     with pytest.raises(ValueError, match="method ce uses no teacher"):
         snn("ce", TeacherConfig(checkpoint=teacher_file))
     with pytest.raises(ValueError, match="has 10 classes, the data has 7"):
-        load_teacher(TeacherConfig(checkpoint=teacher_file), num_classes=7)
+        load_teacher(TeacherConfig(checkpoint=teacher_file), num_classes=7, in_channels=1)
     with pytest.raises(ValueError, match=r"holds ann_resnet_small.*asks for ann_resnet20"):
-        load_teacher(TeacherConfig(name="ann_resnet20", checkpoint=teacher_file), num_classes=10)
+        load_teacher(TeacherConfig(name="ann_resnet20", checkpoint=teacher_file), num_classes=10, in_channels=1)
 
 
 def test_broken_checkpoints_are_named(tmp_path, teacher_file):

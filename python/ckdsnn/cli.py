@@ -6,7 +6,8 @@
     ckdsnn validate | test | predict --config RECIPE
     ckdsnn demo                        the whole story on scikit-learn's digits
 
-Every option of a recipe can be given on the command line. The same command on an unfinished run goes on with it.
+RECIPE is a file, or the name of a packaged recipe such as cifar100_resnet19_t4. Every option of a recipe can be given
+on the command line too. The same command on an unfinished run goes on with it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import re
 import sys
 import warnings
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +38,8 @@ from ckdsnn.checkpoint import (
     provenance,
     write_text_atomically,
 )
-from ckdsnn.data import ArrayDataModule
+from ckdsnn.configuration import TeacherConfig
+from ckdsnn.data import DataModule
 from ckdsnn.losses import METHODS
 from ckdsnn.train import Distillation
 
@@ -45,6 +48,10 @@ VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "demo")
 
 class Parser(LightningArgumentParser):
     """Reports errors without the two screens of usage before them, and says which option was probably meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation that is clear today may mean something else tomorrow.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = _option_names(self)
@@ -62,7 +69,7 @@ UNKNOWN_OPTION = r"(?:unrecognized arguments: --|does not accept option '|[Oo]pt
 
 def _option_names(parser: LightningArgumentParser) -> set[str]:
     names = {action.dest for action in parser._actions}
-    for data in _subclasses(ArrayDataModule):
+    for data in _subclasses(DataModule):
         names |= {f"data.init_args.{name}" for name in inspect.signature(data).parameters}
     for subparser in getattr(parser._subparsers, "_group_actions", []):
         for choice in set(subparser.choices.values()):
@@ -72,6 +79,7 @@ def _option_names(parser: LightningArgumentParser) -> set[str]:
 
 def _subclasses(cls: type) -> set[type]:
     found = {cls}
+    subclass: type
     for subclass in cls.__subclasses__():
         found |= _subclasses(subclass)
     return found
@@ -100,7 +108,7 @@ class CLI(LightningCLI):
         sys.argv[1:] = arguments  # Lightning warns when arguments are given beside those of the process
         super().__init__(
             Distillation,
-            ArrayDataModule,
+            DataModule,
             subclass_mode_data=True,
             parser_class=Parser,
             parser_kwargs={"prog": "ckdsnn", "description": __doc__},
@@ -127,6 +135,10 @@ class CLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_channels", "model.in_channels", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take the model's arguments from the checkpoint; here the recipe says what to build, and a
+        checkpoint that holds something else is refused."""
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self.out = Path(config.out)
@@ -143,7 +155,7 @@ class CLI(LightningCLI):
             method = METHODS.get(config.model.method.name)
             if method is not None and not method.needs_teacher:
                 config.model.teacher = None  # a recipe's teacher stays unused when the command line asks for ce
-            elif teacher.checkpoint is None:
+            elif teacher.checkpoint is None and not TeacherConfig(**teacher.as_dict()).comes_trained:
                 teacher.checkpoint = str(self.out / "teacher" / "last.ckpt")
         last = self.out / "last.ckpt"
         if config.ckpt_path is None and (self.subcommand != "fit" or last.exists()):
@@ -154,7 +166,7 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, FileNotFoundError) as error:
+        except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
             # jsonargparse wraps what a data module refuses into a page about unions of types.
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise RunError(str(cause)) from error
@@ -261,6 +273,26 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(lightning|torch)\.")
 
 
+def with_recipes(arguments: list[str]) -> list[str]:
+    """`--config NAME` means the packaged recipe of that name, where there is no such file."""
+    recipes = {path.name.removesuffix(".yaml"): str(path) for path in (files("ckdsnn") / "recipes").iterdir()}
+    found = list(arguments)
+    for place, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        where = place if value else place + 1
+        name = value or (arguments[where] if where < len(arguments) else "")
+        if Path(name).exists() or not name or name.endswith((".yaml", ".yml", ".json")):
+            continue
+        if name not in recipes:
+            near = difflib.get_close_matches(name, recipes, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RunError(f"--config {name}: no such file or recipe; {hint}recipes: {', '.join(sorted(recipes))}")
+        found[where] = f"{option}={recipes[name]}" if value else recipes[name]
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -276,6 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     quiet()
     try:
+        rest = with_recipes(rest)
         if verb == "teacher":
             CLI(["fit", *rest], teacher=True)
         elif verb == "distill":
@@ -283,8 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
             CLI(["fit", *rest])
             CLI(["test", *rest])
         else:
-            CLI(arguments)
-    except RunError as error:
+            CLI([verb, *rest])
+    except (RunError, FileNotFoundError) as error:
         print(f"ckdsnn: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -30,7 +30,8 @@ class TeacherConfig:
     Attributes:
         name: model, a key of `ckdsnn.models.MODELS`; None: whatever the checkpoint holds.
         options: of that model.
-        checkpoint: of a finished training by this package; None on the command line: the teacher of the same run.
+        checkpoint: of a finished training by this package; None: an external model that brings its weights or, on the
+            command line, the teacher of the same run.
         epochs: how long `ckdsnn teacher` trains it.
         cache: keep its answer to every training sample in memory after the first time; for data that is not augmented.
     """
@@ -40,6 +41,13 @@ class TeacherConfig:
     checkpoint: str | None = None
     epochs: int = 300
     cache: bool = False
+
+    @property
+    def comes_trained(self) -> bool:
+        """Whether the model brings weights of its own: one from timm, torchvision or the user's code."""
+        asked = {**self.options, **(self.options.get("model_options") or {})}
+        # timm calls it pretrained, torchvision weights.
+        return self.name == "external" and bool(asked.get("weights") or asked.get("pretrained"))
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

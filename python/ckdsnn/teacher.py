@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
-from torch import nn
 
 from ckdsnn.checkpoint import load_checkpoint
 from ckdsnn.configuration import TeacherConfig, as_plain
 from ckdsnn.data import Batch
 from ckdsnn.losses import FrozenTeacher
-from ckdsnn.models import ANNOutput, build_model
+from ckdsnn.models import ANN, ANNOutput, build_model
 
 
-def load_teacher(config: TeacherConfig, num_classes: int) -> nn.Module:
-    """The teacher with its trained weights.
+def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> ANN:
+    """The teacher with its trained weights, from its checkpoint or, for an external model, from where it came.
 
     Raises:
         ValueError: no checkpoint, or it holds another model or another number of classes.
     """
+    if config.checkpoint is None and config.comes_trained:
+        assert config.name is not None
+        return cast(ANN, build_model(config.name, num_classes, in_channels=in_channels, **config.options))
     if config.checkpoint is None:
         raise ValueError(
             "teacher.checkpoint is missing: train one with `ckdsnn teacher` (or both with `ckdsnn distill`)"
@@ -38,7 +41,9 @@ def load_teacher(config: TeacherConfig, num_classes: int) -> nn.Module:
             f"teacher.checkpoint {config.checkpoint} has {made['num_classes']} classes, the data has {num_classes}: "
             "use a teacher that was trained on this data set"
         )
-    model = build_model(made["name"], num_classes=num_classes, in_channels=made["in_channels"], **made["options"])
+    model = cast(
+        ANN, build_model(made["name"], num_classes=num_classes, in_channels=made["in_channels"], **made["options"])
+    )
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     model.load_state_dict(weights)

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ckdsnn.analysis import FiringRate
 from ckdsnn.checkpoint import RunError, provenance, random_state, restore_random_state
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
-from ckdsnn.data import Batch
+from ckdsnn.data import ArrayDataModule, Batch
 from ckdsnn.losses import METHODS, FrozenTeacher, Method, build_method
 from ckdsnn.models import MODELS, ANNOutput, SNNOutput, build_model
 from ckdsnn.optimisation import OptimizerConfig
@@ -84,7 +84,7 @@ class Distillation(L.LightningModule):
         self._teacher_config = teacher
         self._cache: TeacherCache | None = None
         if teacher is not None:
-            model = load_teacher(teacher, num_classes)
+            model = load_teacher(teacher, num_classes, in_channels)
             self.method.bind(self.network, model)
             self._frozen.append(FrozenTeacher(model, self.method))
         else:
@@ -136,10 +136,10 @@ class Distillation(L.LightningModule):
         assert self._teacher_config is not None
         if self._teacher_config.cache:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            if data.augmentation.active:
+            if not isinstance(data, ArrayDataModule) or data.augmentation.active:
                 raise RunError(
-                    "teacher.cache keeps one answer a sample, but the data is augmented: set teacher.cache to false or "
-                    "switch data.augmentation off"
+                    "teacher.cache keeps one answer a sample, but the data is augmented or not in memory: set "
+                    "teacher.cache to false or switch data.augmentation off"
                 )
             self._cache = TeacherCache(self.teacher, data.in_order("train"))
 

@@ -4,6 +4,19 @@ from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import Batch, BatchLoader
 from ckdsnn.data.cifar import CIFAR
 from ckdsnn.data.digits import DigitsCanvas
-from ckdsnn.data.module import ArrayDataModule, Arrays
+from ckdsnn.data.folder import ImageFolder
+from ckdsnn.data.frames import DVSFrames
+from ckdsnn.data.module import ArrayDataModule, Arrays, DataModule
 
-__all__ = ["CIFAR", "ArrayDataModule", "Arrays", "Augmentation", "Batch", "BatchLoader", "DigitsCanvas"]
+__all__ = [
+    "CIFAR",
+    "ArrayDataModule",
+    "Arrays",
+    "Augmentation",
+    "Batch",
+    "BatchLoader",
+    "DVSFrames",
+    "DataModule",
+    "DigitsCanvas",
+    "ImageFolder",
+]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,11 +67,25 @@ def _clear_box(images: Tensor, top: Tensor, left: Tensor, box_h: Tensor, box_w: 
     return images.masked_fill(inside.to(images.device), 0.0)
 
 
+@lru_cache
+def _auto_augment(policy: str) -> Callable[[Tensor], Tensor]:
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"auto_augment is torchvision's, which cannot be imported ({error}): install the torchvision that goes "
+            "with your torch, or set auto_augment to none"
+        ) from error
+    return v2.AutoAugment(v2.AutoAugmentPolicy[policy.upper()])
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """Random augmentation of normalised training batches, in the order of the fields.
+    """Random augmentation of training batches, in the order of the fields.
 
     Attributes:
+        auto_augment: AutoAugment (Cubuk et al., arXiv 1805.09501) of uint8 images with the policy found for "cifar10",
+            "imagenet" or "svhn"; needs torchvision. The only step that goes image by image, and by far the slowest.
         shift: zero-pad by this many pixels and crop back at random (0: off).
         flip: mirror left to right with probability 1/2.
         erase: probability of erasing a random box (0: off).
@@ -76,6 +93,7 @@ class Augmentation:
 
     Raises:
         ValueError: an option outside its range.
+        ImportError: auto_augment without torchvision.
 
     Example:
         >>> images = torch.rand(8, 3, 32, 32)
@@ -84,6 +102,7 @@ class Augmentation:
         torch.Size([8, 3, 32, 32])
     """
 
+    auto_augment: Literal["none", "cifar10", "imagenet", "svhn"] = "none"
     shift: int = 0
     flip: bool = False
     erase: float = 0.0
@@ -94,13 +113,32 @@ class Augmentation:
             raise ValueError(f"shift and cutout are pixels >= 0, got shift={self.shift}, cutout={self.cutout}")
         if not 0 <= self.erase <= 1:
             raise ValueError(f"erase is a probability in [0, 1], got {self.erase}")
+        if self.auto_augment not in ("none", "cifar10", "imagenet", "svhn"):
+            raise ValueError(f"auto_augment must be none, cifar10, imagenet or svhn, got {self.auto_augment!r}")
+        if self.auto_augment != "none":
+            _auto_augment(self.auto_augment)
 
     @property
     def active(self) -> bool:
-        return bool(self.shift or self.flip or self.erase or self.cutout)
+        return bool(self.auto_augment != "none" or self.shift or self.flip or self.erase or self.cutout)
+
+    def on_pixels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The part that works on raw uint8 images [B, C, H, W], before normalisation."""
+        if self.auto_augment == "none":
+            return images
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"auto_augment needs uint8 images [B, C, H, W], got {images.dtype} {list(images.shape)}")
+        transform = _auto_augment(self.auto_augment)
+        # torchvision draws from the global generator, which is nobody else's business.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            return torch.stack([transform(image) for image in images])
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augments [B, C, H, W] images, or [T, B, C, H, W] frames alike at all T, and leaves the argument alone."""
+        """The part that works on normalised images [B, C, H, W], or frames [T, B, C, H, W] alike at all T.
+
+        The argument stays as it is.
+        """
         if self.shift:
             images = random_shift(images, generator, self.shift)
         if self.flip:

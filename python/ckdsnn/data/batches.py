@@ -6,13 +6,13 @@ exactly the batches that it would have seen without the interruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+from ckdsnn.data.augment import Augmentation
 
 
 class Batch(NamedTuple):
@@ -122,7 +122,7 @@ class BatchLoader:
         sampler: order and batches.
         mean, std: per channel; images become `(image / 255 - mean) / std` if they are uint8, else
             `(image - mean) / std`. None leaves the values (uint8 are still divided by 255).
-        augment: `augment(images, generator)`, called on the normalised batch with a generator of its own.
+        augment: random augmentation; every batch has a generator of its own.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class BatchLoader:
         *,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         self.images, self.targets = images, targets
         self.sampler, self.augment = sampler, augment
@@ -155,7 +155,10 @@ class BatchLoader:
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         indices = indices.to(self.images.device)
-        images = torch.addcmul(self._add, self.images[indices].float(), self._multiply)
+        pixels = self.images[indices]
+        if self.augment is not None:
+            pixels = self.augment.on_pixels(pixels, generator)
+        images = torch.addcmul(self._add, pixels.float(), self._multiply)
         if images.ndim == 5:  # frames lie sample by sample in memory; the models take time first
             images = images.transpose(0, 1)
         if self.augment is not None:

@@ -165,6 +165,7 @@ class CIFAR(ArrayDataModule):
                 f"extract it in {root}"
             )
         self.layout, self.validation = layout, validation
+        self._files: dict[tuple[str, ...], Arrays] = {}
         self.has_validation = validation > 0
         self.num_classes, self.mean, self.std = layout.num_classes, layout.mean, layout.std
 
@@ -179,11 +180,14 @@ class CIFAR(ArrayDataModule):
         return Arrays(whole.images[chosen], whole.targets[chosen])
 
     def _read(self, names: tuple[str, ...]) -> Arrays:
-        for name in names:
-            path = self.folder / name
-            if path.is_file():
-                found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-                if found != self.layout.md5[name]:
-                    print(f"note: {path} is not the official file: its md5 is {found}, not {self.layout.md5[name]}")
-        batches = [read_batch(self.folder / name, self.layout.label_key, self.num_classes) for name in names]
-        return Arrays(torch.cat([b.images for b in batches]), torch.cat([b.targets for b in batches]))
+        if names not in self._files:
+            batches = [read_batch(self.folder / name, self.layout.label_key, self.num_classes) for name in names]
+            self._say_if_not_official(names)
+            images, targets = torch.cat([b.images for b in batches]), torch.cat([b.targets for b in batches])
+            self._files[names] = Arrays(images, targets)
+        return self._files[names]
+
+    def _say_if_not_official(self, names: tuple[str, ...]) -> None:
+        found = {n: hashlib.md5((self.folder / n).read_bytes(), usedforsecurity=False).hexdigest() for n in names}
+        if others := [f"{name} {md5}" for name, md5 in found.items() if md5 != self.layout.md5[name]]:
+            print(f"note: not the official files in {self.folder}; md5 {', '.join(others)}")

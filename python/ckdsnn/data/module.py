@@ -1,4 +1,4 @@
-"""A Lightning data module over data sets that fit in memory."""
+"""What the data modules have in common, and the ones whose data fits in memory."""
 
 from __future__ import annotations
 
@@ -19,19 +19,11 @@ class Arrays(NamedTuple):
     targets: Tensor
 
 
-class ArrayDataModule(L.LightningDataModule):
-    """Base of the in-memory data sets: a subclass says what they are and implements `load`.
+class DataModule(L.LightningDataModule):
+    """Base of all data sets; its loaders yield `Batch`es.
 
-    The whole data set lies on the training device, and gathering, scaling and augmentation happen there in batches.
-
-    Class attributes of a subclass: `num_classes`, `in_channels`, and `mean`, `std` per channel where images are to be
-    normalised.
-
-    Args:
-        batch_size: training samples a batch and process.
-        seed: order of the samples and augmentation.
-        augmentation: applied to training batches only.
-        eval_batch_size: samples a batch in validation, test and prediction.
+    Attributes of a subclass or its instances: `num_classes`, `in_channels`, `has_validation`, and `mean`, `std` per
+    channel where images are to be normalised.
     """
 
     num_classes: int
@@ -39,6 +31,26 @@ class ArrayDataModule(L.LightningDataModule):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     has_validation: bool = True
+
+    @property
+    def share(self) -> dict[str, int]:
+        """This process and the number of processes, as arguments of `EpochSampler`."""
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+class ArrayDataModule(DataModule):
+    """Base of the in-memory data sets: a subclass says what they are and implements `load`.
+
+    The whole data set lies on the training device, and gathering, scaling and augmentation happen there in batches.
+
+    Args:
+        batch_size: training samples a batch and process.
+        seed: order of the samples and augmentation.
+        augmentation: applied to training batches only.
+        eval_batch_size: samples a batch in validation, test and prediction.
+    """
 
     def __init__(
         self,
@@ -123,8 +135,7 @@ class ArrayDataModule(L.LightningDataModule):
             drop_last=train,
             seed=self.seed,
             views=views,
-            rank=self.trainer.global_rank if self.trainer is not None else 0,
-            world_size=self.trainer.world_size if self.trainer is not None else 1,
+            **self.share,
         )
         augment = self.augmentation if train and self.augmentation.active else None
         return BatchLoader(images, targets, sampler, mean=self.mean, std=self.std, augment=augment)

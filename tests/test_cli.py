@@ -1,0 +1,181 @@
+"""The command line: unknown options, recipes, verbs."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ckdsnn import cli
+from ckdsnn.checkpoint import load_checkpoint
+
+RECIPES = sorted((Path(cli.__file__).parent / "recipes").glob("*.yaml"))
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def failing(capsys):
+    def fail(*arguments):
+        try:
+            status = run(*arguments)
+        except SystemExit as stopped:
+            status = stopped.code
+        shown = capsys.readouterr().err
+        assert status in (1, 2), shown
+        assert "Traceback" not in shown
+        assert "usage:" not in shown
+        return shown
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["--model.optimizer.lrr", 0.1], "did you mean 'model.optimizer.lr'?"),
+        (["--data.init_args.batchsize", 3], "did you mean 'batch_size'?"),
+        (["--trainer.max_epoch", 3], "did you mean 'trainer.max_epochs'?"),
+        (["--model.teacher.epoch", 3], "did you mean 'epochs'?"),
+        (["--model.method.name", "kdd"], "did you mean 'kd'?"),
+        (["--model.network.name", "snn_resnet_smal"], "did you mean 'snn_resnet_small'?"),
+        (["--model.network.options", '{"time_step": 2}'], "did you mean 'time_steps'?"),
+    ],
+)
+def test_unknown_options_suggest_the_nearest(failing, arguments, suggestion):
+    assert suggestion in failing("fit", "--config", "digits", *arguments)
+
+
+def test_unknown_keys_in_a_file(failing, tmp_path):
+    recipe = yaml.safe_load((RECIPES[0].parent / "digits.yaml").read_text())
+    recipe["data"]["init_args"]["viewz"] = recipe["data"]["init_args"].pop("views")
+    (tmp_path / "recipe.yaml").write_text(yaml.dump(recipe))
+    assert "did you mean 'views'?" in failing("fit", "--config", tmp_path / "recipe.yaml")
+
+
+def test_unknown_commands_and_recipes(failing):
+    assert "did you mean 'test'?" in failing("tset")
+    assert "did you mean 'cifar10_resnet19_t4'?" in failing("fit", "--config", "cifar10_resnet19_t5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.views", 0], "views must be at least 1, got 0"),
+        (["--model.network.options", '{"time_steps": 0}'], "time_steps"),
+        (["--out", "nowhere"], "no checkpoint at nowhere/teacher/last.ckpt"),
+        (["--model.optimizer.momentum", 0.9], "belong to sgd"),
+    ],
+)
+def test_impossible_values_are_named(failing, arguments, message):
+    assert message in failing("fit", "--config", "digits", *arguments)
+
+
+@pytest.mark.parametrize("verb", ["test", "validate", "predict"])
+def test_nothing_trained_yet(failing, verb, tmp_path):
+    shown = failing(
+        verb, "--config", "digits", "--out", tmp_path, "--model.method.name", "ce", "--model.method.options", "{}"
+    )
+    assert f"no checkpoint at {tmp_path / 'last.ckpt'}" in shown
+
+
+def test_print_config_can_be_read_back(capsys, tmp_path):
+    def printed(*arguments):
+        with pytest.raises(SystemExit):
+            run("fit", *arguments, "--print_config")
+        return capsys.readouterr().out
+
+    first = printed("--config", "digits", "--trainer.max_epochs", 7)
+    assert yaml.safe_load(first)["trainer"]["max_epochs"] == 7
+    (tmp_path / "config.yaml").write_text(first)
+    assert printed("--config", tmp_path / "config.yaml") == first
+
+
+def cifar(root, folder, names, label_key, classes):
+    rng = np.random.default_rng(0)
+    (root / folder).mkdir()
+    for name in names:
+        labels = list(range(classes)) * 2
+        data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+        (root / folder / name).write_bytes(pickle.dumps({"data": data, label_key: labels}, protocol=2))
+
+
+@pytest.mark.parametrize(
+    "recipe", [path for path in RECIPES if path.name.startswith("cifar1") and "dvs" not in path.name]
+)
+def test_recipes_build_what_their_names_say(recipe, tmp_path, monkeypatch, capsys):
+    """Everything but the training, on two images a class."""
+    cifar(tmp_path, "cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels", 10)
+    cifar(tmp_path, "cifar-100-python", ["train", "test"], "fine_labels", 100)
+    built = []
+    monkeypatch.setattr(cli.CLI, "_run_subcommand", lambda self, _: built.append(self))
+    name = recipe.name.removesuffix(".yaml")
+    # Without torchvision there is no AutoAugment, and no processor here computes in bfloat16 for a test's sake.
+    status = run("teacher", "--config", name, "--data.root", tmp_path, "--data.augmentation.auto_augment", "none",
+                 "--data.validation", 0, "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
+                 "--out", tmp_path / "out")  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    made = built[0]
+    assert made.model.network.num_classes == (100 if "cifar100" in name else 10)
+    assert made.trainer.max_epochs == 300
+    assert yaml.safe_load(recipe.read_text())["model"]["network"]["options"]["time_steps"] == int(name[-1])
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    small = ["--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}', "--data.train_samples", 60]
+    small += ["--model.teacher.options", '{"widths": [4, 6, 8]}', "--model.teacher.epochs", 1]
+    command = ["--config", "digits", "--out", out, *small, "--trainer.max_epochs", 2]
+    assert run("distill", *command) == 0
+    return out, command
+
+
+def test_distill_trains_teacher_and_student_and_tests(distilled):
+    out, _ = distilled
+    teacher, student = load_checkpoint(out / "teacher" / "last.ckpt"), load_checkpoint(out / "last.ckpt")
+    assert (teacher["ckdsnn"]["network"]["name"], teacher["epoch"]) == ("ann_resnet_small", 0)
+    assert (student["ckdsnn"]["network"]["name"], student["epoch"]) == ("snn_resnet_small", 1)
+    assert student["ckdsnn"]["config"]["data"]["init_args"]["train_samples"] == 60
+    metrics = json.loads((out / "test.json").read_text())["metrics"]
+    assert 0 < metrics["test/firing_rate"] < 1
+    assert (out / "best.ckpt").exists()
+    assert list((out / "tensorboard").rglob("events*"))
+    rows = list(csv.DictReader((out / "logs" / "version_0" / "metrics.csv").open()))
+    assert {"train/samd", "train/nld", "train/ce", "val/accuracy"} <= rows[0].keys()
+    saved = yaml.safe_load((out / "config.yaml").read_text())
+    assert saved["trainer"]["max_epochs"] == 2
+    assert saved["model"]["teacher"]["checkpoint"].endswith("teacher/last.ckpt")
+
+
+def test_again_it_is_finished(distilled, capsys):
+    out, command = distilled
+    before = load_checkpoint(out / "last.ckpt")["global_step"]
+    assert run("distill", *command) == 0
+    assert f"{out} is finished" in capsys.readouterr().out
+    assert load_checkpoint(out / "last.ckpt")["global_step"] == before
+
+
+def test_predictions_agree_with_the_test(distilled):
+    out, command = distilled
+    assert run("predict", *command) == 0
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [int(row["index"]) for row in rows] == list(range(600))
+    right = sum(row["target"] == row["prediction"] for row in rows)
+    accuracy = json.loads((out / "test.json").read_text())["metrics"]["test/accuracy"]
+    assert right / 600 == pytest.approx(accuracy, abs=1e-6)
+    assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_a_half_written_checkpoint_is_refused(distilled, failing, tmp_path):
+    out, command = distilled
+    whole = (out / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(whole[:-1000])
+    shown = failing("fit", *command, "--ckpt_path", tmp_path / "last.ckpt")
+    assert "cannot be read" in shown
+    assert (out / "last.ckpt").read_bytes() == whole
