@@ -124,7 +124,7 @@ def lif(
         v_init = _check_v_init(v_init, x, frame_shape)
     x = _in_place(x, time_dim, channel_dim)
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v_init, leak))
-    spikes, v, sam_, _ = LIFFunction.apply(
+    spikes, *rest = LIFFunction.apply(
         x,
         v_init,
         leak,
@@ -139,7 +139,7 @@ def lif(
     )
     if not (return_v or return_sam):
         return spikes
-    return LIFOutput(spikes, v if return_v else None, sam_ if return_sam else None)
+    return LIFOutput(spikes, rest[0] if return_v else None, rest[-1] if return_sam else None)
 
 
 def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:

@@ -4,6 +4,8 @@ One op runs all time steps forward and one runs them backward.  The backward op
 recomputes the membrane potential from x, so x is all that is saved; sequences of more
 than ``CHECKPOINT_EVERY`` steps add the potential at every such step, so that a backward
 kernel can hold one chunk's potentials on chip and still read x once.
+
+Both return a list of what was asked for, in this order: spikes, v, sam, checkpoints; grad_x, grad_v_init, grad_leak.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ CHECKPOINT_EVERY = 16
 
 LIBRARY.define(
     "lif_forward(Tensor x, Tensor? v_init, Tensor? leak, str neuron, str backend, int time_dim, SymInt time_steps,"
-    " int channel_dim, bool return_v, bool return_sam, bool save_checkpoints) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int channel_dim, bool return_v, bool return_sam, bool save_checkpoints) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
     "lif_backward(Tensor x, Tensor? v_init, Tensor? leak, Tensor? checkpoints, Tensor? grad_spikes, Tensor? grad_v,"
     " Tensor? grad_sam, str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim, bool need_v_init,"
-    " bool need_leak) -> (Tensor, Tensor, Tensor)",
+    " bool need_leak) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -55,19 +57,20 @@ def _layout(x: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> Layo
 
 def _allocate(
     x: Tensor, layout: Layout, return_v: bool, return_sam: bool, save_checkpoints: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    state = state_dtype(x.dtype)
-    nothing = (0,)
-    return (
-        layout.empty(x),
-        layout.empty(x, dtype=state, without=(layout.time_dim,)) if return_v else x.new_empty(nothing, dtype=state),
-        layout.empty(x, dtype=torch.float32, without=(layout.time_dim, layout.channel_dim))
-        if return_sam
-        else x.new_empty(nothing, dtype=torch.float32),
-        x.new_empty(
-            (checkpoint_count(layout.steps), layout.outer, layout.frame) if save_checkpoints else nothing, dtype=state
-        ),
-    )
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    state, time_dim = state_dtype(x.dtype), layout.time_dim
+    spikes = layout.empty(x)
+    v = layout.empty(x, dtype=state, without=(time_dim,)) if return_v else None
+    sam = layout.empty(x, dtype=torch.float32, without=(time_dim, layout.channel_dim)) if return_sam else None
+    checkpoints = None
+    if save_checkpoints:
+        size = (checkpoint_count(layout.steps), layout.outer, layout.frame)
+        checkpoints = torch.empty(size, dtype=state, device=x.device)
+    return spikes, v, sam, checkpoints
+
+
+def _present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
 
 
 def _lif_forward(
@@ -82,10 +85,10 @@ def _lif_forward(
     return_v: bool,
     return_sam: bool,
     save_checkpoints: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     layout = _layout(x, time_dim, time_steps, channel_dim)
     out = _allocate(x, layout, return_v, return_sam, save_checkpoints)
-    spikes, v, sam, checkpoints = out
+    spikes, v, sam, _ = out
     if spikes.numel() > 0:
         if v_init is not None:
             v_init = layout.aligned(v_init, without=(time_dim,))
@@ -95,19 +98,15 @@ def _lif_forward(
             x,
             v_init,
             leak,
-            spikes,
-            v if return_v else None,
-            sam if return_sam else None,
-            checkpoints if save_checkpoints else None,
+            *out,
         )
     else:
         # No spike fired, and no time step changed the potential.
-        if return_v and v_init is not None:
-            v.copy_(v_init)
-        elif return_v:
-            v.fill_(Neuron.from_spec(neuron).rest)
-        sam.zero_()
-    return out
+        if v is not None:
+            v.copy_(v_init) if v_init is not None else v.fill_(Neuron.from_spec(neuron).rest)
+        if sam is not None:
+            sam.zero_()
+    return _present(out)
 
 
 def _lif_forward_fake(
@@ -122,19 +121,19 @@ def _lif_forward_fake(
     return_v: bool,
     return_sam: bool,
     save_checkpoints: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _allocate(x, _layout(x, time_dim, time_steps, channel_dim), return_v, return_sam, save_checkpoints)
+) -> list[Tensor]:
+    layout = _layout(x, time_dim, time_steps, channel_dim)
+    return _present(_allocate(x, layout, return_v, return_sam, save_checkpoints))
 
 
 def _allocate_gradients(
     x: Tensor, leak: Tensor | None, layout: Layout, need_v_init: bool, need_leak: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    state = state_dtype(x.dtype)
-    return (
-        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device),
-        layout.empty(x, dtype=state, without=(layout.time_dim,)) if need_v_init else x.new_empty((0,), dtype=state),
-        torch.empty_like(leak) if need_leak and leak is not None else x.new_empty((0,), dtype=state),
-    )
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    grad_x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    grad_v_init = None
+    if need_v_init:
+        grad_v_init = layout.empty(x, dtype=state_dtype(x.dtype), without=(layout.time_dim,))
+    return grad_x, grad_v_init, torch.empty_like(leak) if need_leak and leak is not None else None
 
 
 def _lif_backward(
@@ -152,7 +151,7 @@ def _lif_backward(
     channel_dim: int,
     need_v_init: bool,
     need_leak: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     layout = _layout(x, time_dim, time_steps, channel_dim)
     out = _allocate_gradients(x, leak, layout, need_v_init, need_leak)
     grad_x, grad_v_init, grad_leak = out
@@ -175,18 +174,15 @@ def _lif_backward(
             grad_spikes,
             grad_v,
             grad_sam,
-            grad_x,
-            grad_v_init if need_v_init else None,
-            grad_leak if need_leak else None,
+            *out,
         )
     else:
         grad_x.zero_()
-        grad_leak.zero_()
-        if grad_v is not None and need_v_init:
-            grad_v_init.copy_(grad_v)
-        else:
-            grad_v_init.zero_()
-    return out
+        if grad_leak is not None:
+            grad_leak.zero_()
+        if grad_v_init is not None:
+            grad_v_init.copy_(grad_v) if grad_v is not None else grad_v_init.zero_()
+    return _present(out)
 
 
 def _lif_backward_fake(
@@ -204,8 +200,9 @@ def _lif_backward_fake(
     channel_dim: int,
     need_v_init: bool,
     need_leak: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _allocate_gradients(x, leak, _layout(x, time_dim, time_steps, channel_dim), need_v_init, need_leak)
+) -> list[Tensor]:
+    layout = _layout(x, time_dim, time_steps, channel_dim)
+    return _present(_allocate_gradients(x, leak, layout, need_v_init, need_leak))
 
 
 register("lif_forward", _lif_forward, _lif_forward_fake)
@@ -213,10 +210,15 @@ register("lif_backward", _lif_backward, _lif_backward_fake)
 
 
 class LIFFunction(torch.autograd.Function):
-    """Differentiable LIF over the two ops; gradients for x, v_init and leak where they are needed."""
+    """Differentiable LIF over the two ops: spikes, then v and sam where asked for.
+
+    Without ``setup_context``, for which PyTorch inspects the signature at every call; that takes
+    longer than all else here.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
+        ctx: Any,
         x: Tensor,
         v_init: Tensor | None,
         leak: Tensor | None,
@@ -228,58 +230,27 @@ class LIFFunction(torch.autograd.Function):
         return_v: bool,
         return_sam: bool,
         save_checkpoints: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return torch.ops.ckd_kernels.lif_forward(
-            x,
-            v_init,
-            leak,
-            neuron,
-            backend,
-            time_dim,
-            time_steps,
-            channel_dim,
-            return_v,
-            return_sam,
-            save_checkpoints,
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, v_init, leak, *ctx.options, return_v, return_sam, save_checkpoints = inputs
-        ctx.returned = return_v, return_sam
-        _, v, sam, checkpoints = output
-        ctx.save_for_backward(x, v_init, leak, checkpoints if save_checkpoints else None)
-        unused = [t for t, used in ((v, return_v), (sam, return_sam), (checkpoints, False)) if not used]
-        ctx.mark_non_differentiable(*unused)
+    ) -> tuple[Tensor, ...]:
+        place = neuron, backend, time_dim, time_steps, channel_dim
+        out = torch.ops.ckd_kernels.lif_forward(x, v_init, leak, *place, return_v, return_sam, save_checkpoints)
+        ctx.save_for_backward(x, v_init, leak, out[-1] if save_checkpoints else None)
+        ctx.place, ctx.returned = place, (return_v, return_sam)
         ctx.set_materialize_grads(False)
+        return tuple(out[:-1] if save_checkpoints else out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple:
-        # torch.compile hands gradients even for outputs that carry none.
-        return_v, return_sam = ctx.returned
-        grad_spikes = grad_outputs[0]
-        grad_v = grad_outputs[1] if return_v else None
-        grad_sam = grad_outputs[2] if return_sam else None
-        if grad_spikes is None and grad_v is None and grad_sam is None:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:  # type: ignore[override]
+        if all(grad is None for grad in grads):
             return (None,) * 11
-        x, v_init, leak, checkpoints = ctx.saved_tensors
+        return_v, return_sam = ctx.returned
+        grad_v = grads[1] if return_v else None
+        grad_sam = grads[-1] if return_sam else None
         need_x, need_v_init, need_leak = ctx.needs_input_grad[:3]
-        grad_x, grad_v_init, grad_leak = torch.ops.ckd_kernels.lif_backward(
-            x,
-            v_init,
-            leak,
-            checkpoints,
-            grad_spikes,
-            grad_v,
-            grad_sam,
-            *ctx.options,
-            need_v_init,
-            need_leak,
+        out = torch.ops.ckd_kernels.lif_backward(
+            *ctx.saved_tensors, grads[0], grad_v, grad_sam, *ctx.place, need_v_init, need_leak
         )
-        return (
-            grad_x if need_x else None,
-            grad_v_init if need_v_init else None,
-            grad_leak if need_leak else None,
-            *(None,) * 8,
-        )
+        grad_x = out[0] if need_x else None
+        grad_v_init = out[1] if need_v_init else None
+        grad_leak = out[-1] if need_leak else None
+        return (grad_x, grad_v_init, grad_leak, *(None,) * 8)

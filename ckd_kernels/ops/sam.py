@@ -48,15 +48,14 @@ class SAMFunction(torch.autograd.Function):
     """Differentiable SAM; its gradient is one value a location, repeated over time and channels by strides."""
 
     @staticmethod
-    def forward(spikes: Tensor, backend: str, time_dim: int, time_steps: int, channel_dim: int) -> Tensor:  # type: ignore[override]
-        return torch.ops.ckd_kernels.sam(spikes, backend, time_dim, time_steps, channel_dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        spikes, _, ctx.time_dim, time_steps, ctx.channel_dim = inputs
+    def forward(  # type: ignore[override]
+        ctx: Any, spikes: Tensor, backend: str, time_dim: int, time_steps: int, channel_dim: int
+    ) -> Tensor:
+        ctx.time_dim, ctx.channel_dim = time_dim, channel_dim
         ctx.shape, ctx.dtype = spikes.shape, spikes.dtype
         # One frame that stands for all time steps gets the gradient of each of them.
-        ctx.count = spikes.shape[ctx.channel_dim] * (time_steps if spikes.shape[ctx.time_dim] == time_steps else 1)
+        ctx.count = spikes.shape[channel_dim] * (time_steps if spikes.shape[time_dim] == time_steps else 1)
+        return torch.ops.ckd_kernels.sam(spikes, backend, time_dim, time_steps, channel_dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
