@@ -190,8 +190,9 @@ def test_machine_code(gpu: FakeGPU, call: Callable[[torch.dtype], None], dtype: 
             assert "fma." not in ptx, what
         if request.constants.get("UNIT") == 16 and call is plain:
             assert set(accesses(ptx)) == {16}, what
-        if request.constants.get("UNIT") == 16:
-            assert accesses(ptx).count(16) >= 8, what
+        elif request.constants.get("UNIT") == 16:
+            # A learnable decay or tau leaves registers for 8 bytes of a 2-byte type; sums and leaks are narrow.
+            assert sum(size >= 8 for size in accesses(ptx)) >= 8, what
 
 
 @pytest.mark.parametrize("architecture", [80, 100, 120, "gfx942"])

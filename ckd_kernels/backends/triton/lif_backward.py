@@ -3,6 +3,8 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs, disable-error-code="assignment"
 # ruff: noqa: RUF005 (no starred expressions in Triton's language)
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -29,12 +31,12 @@ from .tiles import Kernel, Variant, cut, mask_at, this_tile
 _SHORT = tl.constexpr(4)
 
 
-def _variants(elements: int) -> tuple[Variant, Variant, Variant]:
-    return Variant(True, elements, 4), Variant(True, elements, 8), Variant(False, 256, 8)
-
-
-# Each thread holds the potentials of 16 bytes of x: 4 elements of 4 bytes, or 8 of 2.
-_VARIANTS = {4: _variants(512), 2: _variants(1024)}
+@functools.cache
+def _variants(element_size: int, learnt: bool) -> tuple[Variant, Variant, Variant]:
+    # Each thread holds the potentials of 16 bytes of x: 4 elements of 4 bytes, or 8 of 2.  With a learnable decay
+    # or tau it holds x as well: 8 elements for 8 steps would not fit into registers, so that it is 4.
+    elements = 2048 // element_size
+    return Variant(True, elements, 4), Variant(True, 512 if learnt else elements, 8), Variant(False, 256, 8)
 
 
 @triton.jit
@@ -223,7 +225,7 @@ def lif_backward(
         checkpoints = x.new_empty((0,), dtype=torch.float32)
     inputs = (x, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, grad_x, grad_v_init)
     tiles = cut(layout, inputs)
-    variants = _VARIANTS[x.element_size()]
+    variants = _variants(x.element_size(), leak is not None and grad_leak is not None)
     variant = variants[2 if not tiles.aligned else 0 if layout.steps <= _SHORT.value else 1]
     with torch.cuda.device_of(x):
         leak_sums = None
