@@ -41,7 +41,6 @@ def test_lif_with_sam(device, shape, dtype, work, contestant, enter):
         backend, _, with_map = name.removeprefix("ours-").partition("+")
 
         def step():
-            x.grad = None
             with use_backend(backend):
                 if with_map == "sam":
                     out = lif(x, paper, return_sam=True)
@@ -53,6 +52,7 @@ def test_lif_with_sam(device, shape, dtype, work, contestant, enter):
                     outputs, gradients = [lif(x, paper)], [upstream]
                 if work == "training":
                     torch.autograd.backward(outputs, gradients)
+                    x.grad = None
 
         return step
 
