@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,10 @@ from ckdsnn import cli
 from ckdsnn.checkpoint import load_checkpoint
 
 RECIPES = sorted((Path(cli.__file__).parent / "recipes").glob("*.yaml"))
+
+
+SMALL = ["--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}', "--data.train_samples", 60]
+SMALL += ["--model.teacher.options", '{"widths": [4, 6, 8]}', "--model.teacher.epochs", 1, "--trainer.max_epochs", 2]
 
 
 def run(*arguments):
@@ -129,9 +136,7 @@ def test_recipes_build_what_their_names_say(recipe, tmp_path, monkeypatch, capsy
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "digits"
-    small = ["--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}', "--data.train_samples", 60]
-    small += ["--model.teacher.options", '{"widths": [4, 6, 8]}', "--model.teacher.epochs", 1]
-    command = ["--config", "digits", "--out", out, *small, "--trainer.max_epochs", 2]
+    command = ["--config", "digits", "--out", out, *SMALL]
     assert run("distill", *command) == 0
     return out, command
 
@@ -153,11 +158,11 @@ def test_distill_trains_teacher_and_student_and_tests(distilled):
     assert saved["model"]["teacher"]["checkpoint"].endswith("teacher/last.ckpt")
 
 
-def test_again_it_is_finished(distilled, capsys):
+def test_again_it_is_finished(distilled, capfd):
     out, command = distilled
     before = load_checkpoint(out / "last.ckpt")["global_step"]
     assert run("distill", *command) == 0
-    assert f"{out} is finished" in capsys.readouterr().out
+    assert f"{out} is finished" in capfd.readouterr().out
     assert load_checkpoint(out / "last.ckpt")["global_step"] == before
 
 
@@ -179,3 +184,24 @@ def test_a_half_written_checkpoint_is_refused(distilled, failing, tmp_path):
     shown = failing("fit", *command, "--ckpt_path", tmp_path / "last.ckpt")
     assert "cannot be read" in shown
     assert (out / "last.ckpt").read_bytes() == whole
+
+
+def test_two_processes_train_one_model(tmp_path):
+    """Distributed training over gloo, with averaged weights, clipping and bfloat16 on the way."""
+    out = tmp_path / "ddp"
+    options = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.method.name", "ce",
+               "--model.method.options", "{}", "--data.batch_size", "15", "--trainer.precision", "bf16-mixed",
+               "--trainer.gradient_clip_val", "1", "--trainer.callbacks+=EMAWeightAveraging"]  # fmt: skip
+    command = [sys.executable, "-m", "ckdsnn.cli", "fit", "--config", "digits", "--out", out, *SMALL, *options]
+    done = subprocess.run(
+        [str(argument) for argument in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    made = load_checkpoint(out / "last.ckpt")
+    assert made["global_step"] == 4  # 60 digits, 2 x 15 a step, 2 epochs
+    assert "averaging_state" in made
+    assert all(value.isfinite().all() for value in made["state_dict"].values() if value.is_floating_point())

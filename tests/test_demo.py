@@ -1,5 +1,6 @@
 """The demo: its numbers, its figures, and that neither interruption nor leftovers harm it."""
 
+import fcntl
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ GAINS = {"ce": (0, 0, 0), "kd": (2, 4, 6), "samd": (1, -1, 0), "nld": (3, 3, 3),
 def cells(seeds=3, epochs=4):
     made = {}
     for seed in range(seeds):
-        curve = [0.1 * seed + 0.2 * e for e in range(1, epochs + 1)]
+        curve = [(e, 0.1 * seed + 0.2 * e) for e in range(1, epochs + 1)]
         common = {"train_curve": curve, "validation_curve": curve}
         made[seed, TEACHER] = {"test_accuracy": 0.9, "firing_rate": None, "seconds": 20.0, **common}
         for key, gain in GAINS.items():
@@ -137,7 +138,11 @@ def test_bad_options(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_out_that_is_a_file(tmp_path):
+def test_out_that_is_a_file_or_taken(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="out must be a folder"):
-        main(["--quick", "--out", str(tmp_path / "file")])
+    assert main(["--quick", "--out", str(tmp_path / "file")]) == 1
+    assert "out must be a folder" in capsys.readouterr().err
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["--quick", "--out", str(tmp_path)]) == 1
+    assert "another demo is running in" in capsys.readouterr().err

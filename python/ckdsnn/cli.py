@@ -17,6 +17,7 @@ import inspect
 import json
 import logging
 import re
+import subprocess
 import sys
 import warnings
 from importlib.resources import files
@@ -105,7 +106,6 @@ class CLI(LightningCLI):
     def __init__(self, arguments: list[str], *, teacher: bool = False) -> None:
         self.for_teacher = teacher
         self.out = Path()
-        sys.argv[1:] = arguments  # Lightning warns when arguments are given beside those of the process
         super().__init__(
             Distillation,
             DataModule,
@@ -117,6 +117,7 @@ class CLI(LightningCLI):
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0},
             auto_configure_optimizers=False,
+            args=arguments,
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -261,6 +262,8 @@ def quiet() -> None:
     """Keeps from the terminal what says nothing about the user's run."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # The verbs are mapped to Lightning's.
+    warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     # Going on with a run is what its folder is for.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     # Testing needs the weights of a checkpoint, not the callbacks of its training.
@@ -293,6 +296,20 @@ def with_recipes(arguments: list[str]) -> list[str]:
     return found
 
 
+def distill(options: list[str]) -> int:
+    """Teacher, student and test, each a process: where Lightning starts processes for several devices, it starts them
+    with the command of the process that it finds itself in."""
+    for verb in ("teacher", "fit", "test"):
+        stage = subprocess.Popen([sys.executable, "-m", "ckdsnn.cli", verb, *options])
+        try:
+            status = stage.wait()
+        except KeyboardInterrupt:  # the stage got it too, and says so
+            return stage.wait()
+        if status:
+            return status
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -311,10 +328,10 @@ def main(arguments: list[str] | None = None) -> int:
         rest = with_recipes(rest)
         if verb == "teacher":
             CLI(["fit", *rest], teacher=True)
+        elif verb == "distill" and not {"-h", "--help", "--print_config"}.intersection(rest):
+            return distill(rest)
         elif verb == "distill":
-            CLI(["fit", *rest], teacher=True)
             CLI(["fit", *rest])
-            CLI(["test", *rest])
         else:
             CLI([verb, *rest])
     except (RunError, FileNotFoundError) as error:

@@ -49,20 +49,21 @@ def read_cell(out: Path, seed: int, key: str, settings: DemoSettings) -> dict[st
 class _EpochReport(Callback):
     """Collects the accuracies after every epoch and reports progress after every batch."""
 
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.train: list[float] = []
-        self.validation: list[float] = []
+    def __init__(self, report: Report, validate_every: int) -> None:
+        self.report, self.validate_every = report, validate_every
+        self.train: list[tuple[int, float]] = []  # epochs done, accuracy
+        self.validation: list[tuple[int, float]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         self.report(trainer.current_epoch, {})
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.train.append(metrics["train/accuracy"])
-        self.validation.append(metrics["val/accuracy"])
-        shown = {"loss": metrics["train/loss"], "val": metrics["val/accuracy"]}
-        self.report(trainer.current_epoch + 1, shown)
+        done = trainer.current_epoch + 1
+        self.train.append((done, metrics["train/accuracy"]))
+        if done % self.validate_every == 0:
+            self.validation.append((done, metrics["val/accuracy"]))
+        self.report(done, {"loss": metrics["train/loss"], "accuracy": metrics["train/accuracy"]})
 
 
 def silence_lightning() -> None:
@@ -93,7 +94,7 @@ def train_cell(out: Path, seed: int, key: str, settings: DemoSettings, report: R
     else:
         data = settings.student_data(seed)
         task = settings.student(key, seed, str(checkpoint_path(out, seed, TEACHER)))
-    epochs = _EpochReport(report)
+    epochs = _EpochReport(report, settings.validate_every)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -104,6 +105,7 @@ def train_cell(out: Path, seed: int, key: str, settings: DemoSettings, report: R
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        check_val_every_n_epoch=settings.validate_every,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )

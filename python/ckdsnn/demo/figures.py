@@ -140,17 +140,18 @@ def _bars(
 
 
 def curves_figure(cells: Cells, settings: DemoSettings) -> Figure:
-    """Accuracy on training and validation digits after every epoch: mean over seeds, band of one standard deviation."""
+    """Accuracy on training and validation digits over the epochs: mean over seeds, band of one standard deviation."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         titles = {"train": f"{settings.student_samples} training digits", "validation": "300 validation digits"}
         for axis, (part, title) in zip(axes, titles.items(), strict=True):
             for key, student in STUDENTS.items():
-                runs = np.array([cells[seed, key][f"{part}_curve"] for seed in range(settings.seeds)]) * 100
-                epochs = np.arange(1, runs.shape[1] + 1)
+                curves = np.array([cells[seed, key][f"{part}_curve"] for seed in range(settings.seeds)])
+                epochs, runs = curves[0, :, 0], 100 * curves[:, :, 1]
                 mean = runs.mean(0)
-                axis.plot(epochs, mean, color=COLOURS[key], label=student.label, linewidth=1.8)
+                marker = "" if part == "train" else "o"
+                axis.plot(epochs, mean, marker=marker, markersize=4, color=COLOURS[key], label=student.label)
                 if settings.seeds > 1:
                     band = runs.std(0, ddof=1)
                     axis.fill_between(epochs, mean - band, mean + band, color=COLOURS[key], alpha=0.13, linewidth=0)

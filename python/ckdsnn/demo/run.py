@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from ckdsnn.checkpoint import provenance, write_text_atomically
+from ckdsnn.checkpoint import RunError, provenance, write_text_atomically
 from ckdsnn.demo.cells import load_cell
 from ckdsnn.demo.figures import MapRow, accuracy_figure, curves_figure, maps_figure, save_figure
 from ckdsnn.demo.report import statement, summarise, table
@@ -57,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or Path("runs/demo-quick" if options.quick else "runs/demo")
     try:
         run_demo(settings, out, processes=options.processes, fresh=options.fresh)
+    except (RunError, NotADirectoryError) as error:
+        print(f"ckdsnn demo: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "\ninterrupted: the trainings that were finished are kept, the same command goes on from there",
@@ -81,10 +87,12 @@ def run_demo(settings: DemoSettings, out: Path, *, processes: int | None = None,
     started = time.perf_counter()
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"out must be a folder, {out} is a file: name another one")
-    if fresh:
-        for folder in out.glob("seed[0-9]*"):
-            shutil.rmtree(folder)
-    cells = run_cells(out, settings, processes or len(os.sched_getaffinity(0)))
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone_in(out):
+        if fresh:
+            for folder in out.glob("seed[0-9]*"):
+                shutil.rmtree(folder)
+        cells = run_cells(out, settings, processes or len(os.sched_getaffinity(0)))
     summary = summarise(cells, settings)
     results = {
         "settings": dataclasses.asdict(settings),
@@ -102,6 +110,19 @@ def run_demo(settings: DemoSettings, out: Path, *, processes: int | None = None,
     print(f"\n{table(summary)}\n\n{statement(summary, settings)}\n")
     print(f"{time.perf_counter() - started:.0f} s; results in {out / 'results.json'}, figures in {out / 'figures'}")
     return results
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Holds the folder: two demos in it would delete each other's unfinished trainings."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
+        except BlockingIOError:
+            raise RunError(
+                f"another demo is running in {out}: wait for it, or name another folder with --out"
+            ) from None
+        yield
 
 
 @torch.no_grad()

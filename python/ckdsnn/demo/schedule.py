@@ -105,7 +105,9 @@ class _Bars:
                 bar_format="{desc:<24} epoch {n_fmt:>2}/{total_fmt} |{bar:24}| {postfix}",
             )
         bar = self._bars[cell]
-        bar.set_postfix_str(f"loss {metrics['loss']:.3f}  validation {100 * metrics['val']:.1f} %", refresh=False)
+        bar.set_postfix_str(
+            f"loss {metrics['loss']:.3f}  training accuracy {100 * metrics['accuracy']:.1f} %", refresh=False
+        )
         bar.update(epochs - bar.n)
 
     def finish(self, cell: tuple[int, str], result: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ class DemoSettings:
         views: renderings of each training digit; an epoch passes each digit once, in the next rendering.
         teacher_epochs, teacher_batch: the teacher learns from the whole pool of 897 digits.
         student_epochs, student_batch, student_samples: the student learns from this many of them.
+        validate_every: epochs between looks at the validation digits, which are for the curves only.
         lr: peak learning rate of AdamW with a one-cycle schedule.
     """
 
@@ -53,6 +54,7 @@ class DemoSettings:
     teacher_batch: int = 64
     student_epochs: int = 40
     student_samples: int = 300
+    validate_every: int = 5
     student_batch: int = 30
     lr: float = 0.01
 
@@ -65,7 +67,7 @@ class DemoSettings:
     @classmethod
     def quick(cls, seeds: int = 1) -> DemoSettings:
         """A run of some seconds that shows that everything works; its accuracies mean nothing."""
-        return cls(seeds=seeds, teacher_epochs=2, student_epochs=2)
+        return cls(seeds=seeds, teacher_epochs=2, student_epochs=2, validate_every=1)
 
     def fingerprint(self) -> dict[str, Any]:
         """All that a single cell depends on: finished cells with another fingerprint are not reused."""
