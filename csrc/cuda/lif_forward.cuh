@@ -78,12 +78,13 @@ __global__ void __launch_bounds__(256, 1) lif_forward_kernel(const __grid_consta
 }
 
 // The same, with the spike activation map.
-template <class S, int W, template <class, int> class Locations>
+template <class S, int W, int kSteps, template <class, int> class Locations>
 __global__ void __launch_bounds__(512, 1) lif_forward_sam_kernel(const __grid_constant__ ForwardCall<S> call) {
   Locations<int, W>::mean_over_channels(call.extent, call.tile, call.sam, [&](const Place& place, int (&count)[W]) {
     const Leak<W, Locations<int, W>::kChannelsInside> leak(call.leak, call.extent, place);
-    AnyNeuron::dynamics(
-        call.rule, [&](auto dynamics) { fire<W, 0, decltype(dynamics)>(call, place, leak, SpikeCount<W>{count}); });
+    AnyNeuron::dynamics(call.rule, [&](auto dynamics) {
+      fire<W, kSteps, decltype(dynamics)>(call, place, leak, SpikeCount<W>{count});
+    });
   });
 }
 

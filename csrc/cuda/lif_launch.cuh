@@ -23,6 +23,16 @@ LeakSource leak_source(const Call& call) {
   return {static_cast<const float*>(call.leak), call.leak_per_channel, static_cast<float>(call.neuron.leak)};
 }
 
+template <class S, int W, template <class, int> class Locations>
+cudaError_t launch_forward_sam(const ForwardCall<S>& call, const LaunchSize& size, void* stream) {
+  if constexpr (W > 1) {
+    const Extent& e = call.extent;
+    if (!e.repeated && e.steps == 1) return launch(lif_forward_sam_kernel<S, W, 1, Locations>, size, stream, call);
+    if (!e.repeated && e.steps == 4) return launch(lif_forward_sam_kernel<S, W, 4, Locations>, size, stream, call);
+  }
+  return launch(lif_forward_sam_kernel<S, W, 0, Locations>, size, stream, call);
+}
+
 template <class S, int W>
 cudaError_t launch_forward(const LifForward& call, void* stream, int processors) {
   ForwardCall<S> arguments{Extent(call.shape),
@@ -47,14 +57,12 @@ cudaError_t launch_forward(const LifForward& call, void* stream, int processors)
     }
     return launch(lif_forward_kernel<S, W, 0, false>, size, stream, arguments);
   }
-  if (e.inner == 1) {
-    const LocationSize size = row_size(e.locations(), e.channels, W);
-    arguments.tile = {size.across, size.deep};
-    return launch(lif_forward_sam_kernel<S, W, RowLocations>, size.size, stream, arguments);
-  }
-  const LocationSize size = planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
+  const bool channels_last = e.inner == 1;
+  const LocationSize size = channels_last ? row_size(e.locations(), e.channels, W)
+                                          : planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
   arguments.tile = {size.across, size.deep};
-  return launch(lif_forward_sam_kernel<S, W, PlanarLocations>, size.size, stream, arguments);
+  return channels_last ? launch_forward_sam<S, W, RowLocations>(arguments, size.size, stream)
+                       : launch_forward_sam<S, W, PlanarLocations>(arguments, size.size, stream);
 }
 
 template <class S>
@@ -129,7 +137,7 @@ template <class S, int W, class NeuronKind>
 cudaError_t launch_usual_backward(const BackwardCall<S>& call, void* stream) {
   if (call.grad_spikes && call.extent.steps == 1) return launch_backward<S, W, NeuronKind, 1, false>(call, stream);
   if (call.grad_spikes && call.extent.steps == 4) return launch_backward<S, W, NeuronKind, 4, false>(call, stream);
-  return launch_backward<S, W, AnyNeuron, 0, false>(call, stream);
+  return launch_backward<S, W, NeuronKind, 0, false>(call, stream);
 }
 
 template <class S, int W>
