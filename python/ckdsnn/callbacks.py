@@ -32,12 +32,11 @@ class ProgressBar(TQDMProgressBar):
         return bar
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # On every process: metrics are reduced over all of them, and one that does not ask leaves the others waiting.
+        items = self.get_metrics(trainer, pl_module)
         super().on_train_epoch_end(trainer, pl_module)
         if not self._live and trainer.is_global_zero:
-            items = {
-                n: f"{v:.4g}" if isinstance(v, float) else v for n, v in self.get_metrics(trainer, pl_module).items()
-            }
-            shown = "  ".join(f"{name} {value}" for name, value in items.items())
+            shown = "  ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in items.items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}", flush=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
