@@ -1,10 +1,12 @@
 """Order, sharding, resumption and augmentation of in-memory batches."""
 
+import sys
 from itertools import chain
 
 import pytest
 import torch
 
+from ckdsnn.data import augment
 from ckdsnn.data.augment import Augmentation, cutout, random_erase, random_flip, random_shift
 from ckdsnn.data.batches import BatchLoader, EpochSampler, counter_generator
 
@@ -155,3 +157,31 @@ def test_bad_augmentation_is_named(options, message):
 def test_too_small_a_data_set_for_one_batch():
     with pytest.raises(ValueError, match=r"10 training samples do not fill one batch of 16.*lower batch_size to 10"):
         EpochSampler(10, 16, shuffle=True, drop_last=True)
+
+
+def test_auto_augment_goes_image_by_image_from_the_given_generator(monkeypatch):
+    monkeypatch.setattr(augment, "_auto_augment", lambda policy: lambda image: image + torch.randint(1, 9, ()).byte())
+    augmentation = Augmentation(auto_augment="cifar10")
+    assert augmentation.active
+    pixels = torch.zeros(30, 3, 4, 4, dtype=torch.uint8)
+    before = torch.get_rng_state()
+    out = augmentation.on_pixels(pixels, counter_generator(0))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(out, augmentation.on_pixels(pixels, counter_generator(0)))
+    assert not torch.equal(out, augmentation.on_pixels(pixels, counter_generator(1)))
+    assert len({image.flatten()[0].item() for image in out}) > 3
+    with pytest.raises(ValueError, match=r"needs uint8 images .*float32"):
+        augmentation.on_pixels(pixels.float(), counter_generator(0))
+
+
+def test_auto_augment_without_torchvision(monkeypatch):
+    augment._auto_augment.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    with pytest.raises(ImportError, match=r"auto_augment is torchvision's.*or set auto_augment to none"):
+        Augmentation(auto_augment="cifar10")
+
+
+def test_on_a_batch_pixels_come_first(monkeypatch):
+    monkeypatch.setattr(augment, "_auto_augment", lambda policy: lambda image: image * 0)
+    batch = next(iter(loader(Augmentation(auto_augment="cifar10", shift=1), mean=(0.5,), std=(1.0,))))
+    assert batch.images.unique().tolist() == [-0.5, 0.0]  # black where there was an image, the mean where it was padded

@@ -107,8 +107,7 @@ def accuracy_figure(summary: dict[str, dict[str, Any]]) -> Figure:
             textcoords="offset points",
             ha="right",
         )
-        lowest = min(min(summary[key]["accuracy"]) for key in keys)
-        left.set_xlim(max(0.0, 10 * ((lowest - 8) // 10)), min(100.0, max(teacher.mean + 3, 100 * (lowest > 95))))
+        left.set_xlim(0, 100)
         left.set_xlabel("test accuracy at the last epoch, % (dots: seeds)")
         gains = [key for key in keys if summary[key]["gain"] is not None]
         _bars(right, gains, [summary[key]["gain"] for key in gains], summary, form="+.1f")

@@ -91,8 +91,8 @@ def statement(summary: dict[str, dict[str, Any]], settings: DemoSettings) -> str
         f"In this run SAMD + NLD is {over_ce.show('+.1f')} over CE and {over_kd.show('+.1f')} over KD.",
         "This run does not show that SAMD + NLD beats KD: with so few seeds one seed can reverse any difference here.",
         "Ten seeds of a prototype of this setting gave SAMD + NLD over CE +4.7 ± 2.8 (ahead in all ten) but over KD",
-        "only +1.4 ± 3.7 (p = .27): the gain over CE is established, the gain over KD is not. The setting was chosen,",
-        "out of six, because SAMD + NLD did best in it on validation data, so it favours the method.",
+        "only +1.4 ± 3.7 (p = .27): there the gain over CE is established, the gain over KD is not. The setting was",
+        "chosen, out of six, because SAMD + NLD did best in it on validation data, so it favours the method.",
     ]
     if settings.student_epochs < DemoSettings.student_epochs:
         lines.append("This was a shortened run: it shows that everything works, its accuracies mean nothing.")
