@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from ckd_kernels.backend import build_info
 from ckd_kernels.ops import lif as lif_op
 from ckd_kernels.ops import sam as sam_op
 from lif_checks import Target
+
+# Processes that tests start import what is installed, too, not the folder that they start in.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 try:
     from hypothesis import settings
