@@ -203,6 +203,7 @@ def test_two_processes_train_one_model(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        cwd=tmp_path,  # not in the source tree, whose packages are not compiled and would come first
     )
     try:
         _, messages = process.communicate(timeout=240)

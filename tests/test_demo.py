@@ -85,7 +85,11 @@ def test_interrupted_and_run_again(tmp_path, capsys):
     """Ctrl-C keeps what is finished; the same command does the rest, whatever else lies in the folder."""
     out = tmp_path / "demo"
     running = subprocess.Popen(
-        command(out), stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "COLUMNS": "100"}
+        command(out),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,  # not in the source tree, whose packages are not compiled and would come first
     )
     finished = out / "seed0" / TEACHER / "result.json"
     deadline = time.monotonic() + 240

@@ -59,6 +59,7 @@ def run(folder: Path, *command: str, kill_at: int = 0, every: int | str = 2) -> 
         capture_output=True,
         text=True,
         timeout=300,
+        cwd=folder,  # not in the source tree, whose packages are not compiled and would come first
     )
 
 

@@ -17,6 +17,7 @@ import inspect
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -296,11 +297,18 @@ def with_recipes(arguments: list[str]) -> list[str]:
     return found
 
 
+def _own_command() -> list[str]:
+    """How this command is started. By its script where it is installed: `python -m` would put the working folder before
+    what is installed, and the packages of a source tree are not compiled."""
+    script = shutil.which("ckdsnn", path=str(Path(sys.executable).parent))
+    return [sys.executable, script] if script else [sys.executable, "-m", "ckdsnn.cli"]
+
+
 def distill(options: list[str]) -> int:
     """Teacher, student and test, each a process: where Lightning starts processes for several devices, it starts them
     with the command of the process that it finds itself in."""
     for verb in ("teacher", "fit", "test"):
-        stage = subprocess.Popen([sys.executable, "-m", "ckdsnn.cli", verb, *options])
+        stage = subprocess.Popen([*_own_command(), verb, *options])
         try:
             status = stage.wait()
         except KeyboardInterrupt:  # the stage got it too, and says so
