@@ -146,7 +146,9 @@ class Distillation(L.LightningModule):
     def on_train_start(self) -> None:
         # As late as possible: whatever drew random numbers on the way here would otherwise show.
         if self._state_to_restore is not None:
-            restore_random_state(self._state_to_restore)
+            restore_random_state(self._state_to_restore["random_state"])
+            # Lightning restores the loader too, but not where the number of steps was asked for before, as it is here.
+            self.trainer.train_dataloader.load_state_dict(self._state_to_restore["train_loader"])
             self._state_to_restore = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -213,6 +215,8 @@ class Distillation(L.LightningModule):
             **provenance(),
         }
         checkpoint["random_state"] = random_state()
+        if self.trainer.train_dataloader is not None:
+            checkpoint["train_loader"] = self.trainer.train_dataloader.state_dict()
         if self.teacher is not None and self.teacher.mode == "train":
             # Its running statistics move with training, so the file that it came from does not tell them.
             checkpoint["teacher_buffers"] = dict(self.teacher.named_buffers())
@@ -234,7 +238,7 @@ class Distillation(L.LightningModule):
                 + "; ".join(changed)
                 + ". Choose another folder for the new run, or go on with the old configuration"
             )
-        self._state_to_restore = checkpoint["random_state"]
+        self._state_to_restore = {name: checkpoint[name] for name in ("random_state", "train_loader")}
         if self.teacher is not None and "teacher_buffers" in checkpoint:
             self.teacher.load_state_dict(checkpoint["teacher_buffers"], strict=False)
 
