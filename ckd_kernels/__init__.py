@@ -2,9 +2,9 @@
 
 from . import layers, surrogate
 from .backend import build_info, use_backend
-from .functional import LIFOutput, lif, sam
+from .functional import LIFOutput, bn_lif, lif, sam
 from .neuron import Neuron
 
 __version__ = "0.1.0"
 
-__all__ = ["LIFOutput", "Neuron", "build_info", "layers", "lif", "sam", "surrogate", "use_backend"]
+__all__ = ["LIFOutput", "Neuron", "bn_lif", "build_info", "layers", "lif", "sam", "surrogate", "use_backend"]

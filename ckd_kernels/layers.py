@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functional import LIFOutput, lif
+from .functional import LIFOutput, bn_lif, lif
 from .neuron import Neuron
 
-__all__ = ["IF", "LIF", "ParametricLIF"]
+__all__ = ["IF", "LIF", "BatchNormLIF", "ParametricLIF"]
 
 
 class _SpikingLayer(nn.Module):
@@ -52,11 +52,14 @@ class _SpikingLayer(nn.Module):
             channel_dim=channel_dim,
             **self._leak(),
         )
+        return self._keep_state(out)
+
+    def _keep_state(self, out: Tensor | LIFOutput) -> Tensor | LIFOutput:
         if not isinstance(out, LIFOutput):
             return out
         if self.stateful:
             self.v = out.v
-        return out._replace(v=None) if return_sam else out.spikes
+        return out._replace(v=None) if out.sam is not None else out.spikes
 
     def reset(self) -> None:
         """Forgets the membrane potential: the next call starts at rest."""
@@ -172,3 +175,130 @@ class ParametricLIF(_SpikingLayer):
     def _leak(self) -> dict[str, Tensor]:
         rate = torch.sigmoid(self.w)
         return {"decay": rate} if self.neuron.leak_name == "decay" else {"tau": 1.0 / rate}
+
+
+class BatchNormLIF(_SpikingLayer):
+    """Batch normalisation over time, batch and space, and a spiking neuron, in one: see :func:`ckd_kernels.bn_lif`.
+
+    Stands for ``nn.Sequential(nn.BatchNorm2d(num_features), neuron)`` with the normalisation applied to time and
+    batch taken together; its parameters, buffers and their names are those of nn.BatchNorm2d, so that checkpoints of
+    the pair load into it, and back.
+
+    Args:
+        num_features: C.
+        neuron: any; default the CKDSNN paper's.
+        eps, momentum, affine, track_running_stats: as nn.BatchNorm2d; ``momentum=None`` is the cumulative average.
+        alpha: None, or the weight starts at ``alpha*threshold``, threshold-dependent batch normalisation (Zheng et
+            al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks", AAAI 2021).
+        time_dim: 0 for ``[T, B, C, ...]``, 1 for ``[B, T, C, ...]``.
+        channel_dim: where channels are, counted with time.
+        stateful: carry the membrane potential from call to call until `reset`.
+        process_group: processes that share their statistics, as nn.SyncBatchNorm; None: each its own.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`ckd_kernels.bn_lif`.
+
+    Example:
+        >>> import torch
+        >>> from ckd_kernels import layers
+        >>> layer = layers.BatchNormLIF(8)
+        >>> y = torch.randn(4, 2, 8, 5, 5)
+        >>> layer(y, residual=torch.zeros_like(y)).shape
+        torch.Size([4, 2, 8, 5, 5])
+        >>> sorted(layer.state_dict()) == sorted(torch.nn.BatchNorm2d(8).state_dict())
+        True
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        neuron: Neuron | None = None,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        alpha: float | None = None,
+        time_dim: int = 0,
+        channel_dim: int = 2,
+        stateful: bool = False,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__(Neuron.paper() if neuron is None else neuron, time_dim=time_dim, stateful=stateful)
+        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
+            raise ValueError(f"num_features must be an integer >= 1, got {num_features!r}")
+        if not eps > 0.0:
+            raise ValueError(f"eps must be > 0, got {eps!r}")
+        if momentum is not None and not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must be None or in [0, 1], got {momentum!r}")
+        if alpha is not None and not affine:
+            raise ValueError(f"alpha={alpha!r} is where the weight starts, and affine=False has none; leave it out")
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.alpha = alpha
+        self.channel_dim = channel_dim
+        self.process_group = process_group
+        self.register_parameter("weight", nn.Parameter(torch.empty(num_features)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.empty(num_features)) if affine else None)
+        self.register_buffer("running_mean", torch.empty(num_features) if track_running_stats else None)
+        self.register_buffer("running_var", torch.empty(num_features) if track_running_stats else None)
+        count = torch.tensor(0, dtype=torch.long) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", count)
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Forgets the running statistics."""
+        if self.track_running_stats:
+            self.running_mean.zero_()  # type: ignore[union-attr]
+            self.running_var.fill_(1)  # type: ignore[union-attr]
+            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
+
+    def reset_parameters(self) -> None:
+        """Running statistics, weight and bias as they start."""
+        self.reset_running_stats()
+        if self.affine:
+            nn.init.constant_(self.weight, 1.0 if self.alpha is None else self.alpha * self.neuron.threshold)
+            nn.init.zeros_(self.bias)
+
+    def forward(  # type: ignore[override]
+        self, y: Tensor, residual: Tensor | None = None, *, return_sam: bool = False
+    ) -> Tensor | LIFOutput:
+        """Spikes of y's shape, or a :class:`LIFOutput` with ``return_sam``; see :func:`ckd_kernels.bn_lif`."""
+        tracks = self.training and self.track_running_stats
+        out = bn_lif(
+            y,
+            self.weight,
+            self.bias,
+            # In training without tracking, as nn.BatchNorm2d, the buffers stay as they are.
+            self.running_mean if tracks or not self.training else None,
+            self.running_var if tracks or not self.training else None,
+            self.neuron,
+            training=self.training or self.running_mean is None,
+            momentum=self._momentum() if tracks else 0.0,
+            eps=self.eps,
+            residual=residual,
+            time_dim=self.time_dim,
+            channel_dim=self.channel_dim,
+            v_init=self.v,
+            return_v=self.stateful,
+            return_sam=return_sam,
+            process_group=self.process_group,
+        )
+        return self._keep_state(out)
+
+    def _momentum(self) -> float:
+        """Share of this batch in the running statistics; counts the batch."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def extra_repr(self) -> str:
+        shown = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
+        return f"{shown}, track_running_stats={self.track_running_stats}, {super().extra_repr()}"

@@ -41,9 +41,13 @@ ckd::Shape make_shape(int64_t outer, int64_t steps, int64_t rows, int64_t channe
   return ckd::Shape{outer, steps, rows, channels, inner, repeated};
 }
 
+ckd::Affine make_affine(Address scale, Address shift, Address residual) {
+  return ckd::Affine{pointer<void>(scale), pointer<void>(shift), pointer<void>(residual)};
+}
+
 ckd::LifForward make_lif_forward(const ckd::Neuron& neuron, const ckd::Shape& shape, int dtype, Address x,
                                  Address v_init, Address leak, bool leak_per_channel, Address spikes, Address v_last,
-                                 Address sam, Address checkpoints) {
+                                 Address sam, Address checkpoints, const ckd::Affine& affine) {
   ckd::LifForward call;
   call.neuron = neuron;
   call.shape = shape;
@@ -56,13 +60,15 @@ ckd::LifForward make_lif_forward(const ckd::Neuron& neuron, const ckd::Shape& sh
   call.v_last = pointer<void>(v_last);
   call.sam = pointer<float>(sam);
   call.checkpoints = pointer<void>(checkpoints);
+  call.affine = affine;
   return call;
 }
 
 ckd::LifBackward make_lif_backward(const ckd::Neuron& neuron, const ckd::Shape& shape, int dtype, Address x,
                                    Address v_init, Address leak, bool leak_per_channel, Address checkpoints,
                                    Address grad_spikes, Address grad_v, Address grad_sam, Address grad_x,
-                                   Address grad_v_init, Address grad_leak) {
+                                   Address grad_v_init, Address grad_leak, const ckd::Affine& affine, Address mean,
+                                   Address offset, Address slope, Address grad_residual, Address sums) {
   ckd::LifBackward call;
   call.neuron = neuron;
   call.shape = shape;
@@ -78,6 +84,21 @@ ckd::LifBackward make_lif_backward(const ckd::Neuron& neuron, const ckd::Shape& 
   call.grad_x = pointer<void>(grad_x);
   call.grad_v_init = pointer<void>(grad_v_init);
   call.grad_leak = pointer<void>(grad_leak);
+  call.affine = affine;
+  call.mean = pointer<void>(mean);
+  call.offset = pointer<void>(offset);
+  call.slope = pointer<void>(slope);
+  call.grad_residual = pointer<void>(grad_residual);
+  call.sums = pointer<double>(sums);
+  return call;
+}
+
+ckd::BatchStatistics make_batch_statistics(const ckd::Shape& shape, int dtype, Address y, Address moments) {
+  ckd::BatchStatistics call;
+  call.shape = shape;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.y = pointer<void>(y);
+  call.moments = pointer<double>(moments);
   return call;
 }
 
@@ -96,7 +117,9 @@ void bind_calls(py::module_& m) {
   m.attr("SURROGATES") = surrogate_names();
   py::class_<ckd::Neuron>(m, "Neuron").def(py::init(&make_neuron));
   py::class_<ckd::Shape>(m, "Shape").def(py::init(&make_shape));
+  py::class_<ckd::Affine>(m, "Affine").def(py::init(&make_affine));
   py::class_<ckd::LifForward>(m, "LifForward").def(py::init(&make_lif_forward));
   py::class_<ckd::LifBackward>(m, "LifBackward").def(py::init(&make_lif_backward));
+  py::class_<ckd::BatchStatistics>(m, "BatchStatistics").def(py::init(&make_batch_statistics));
   py::class_<ckd::SamForward>(m, "Sam").def(py::init(&make_sam));
 }

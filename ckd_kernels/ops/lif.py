@@ -55,7 +55,7 @@ def _layout(x: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> Layo
     return layout
 
 
-def _allocate(
+def allocate(
     x: Tensor, layout: Layout, return_v: bool, return_sam: bool, save_checkpoints: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     state, time_dim = state_dtype(x.dtype), layout.time_dim
@@ -69,7 +69,16 @@ def _allocate(
     return spikes, v, sam, checkpoints
 
 
-def _present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
+def nothing_fired(neuron: str, v_init: Tensor | None, out: tuple[Tensor | None, ...]) -> None:
+    """What `allocate` gave where there are no time steps or no elements: no time step changed the potential."""
+    _, v, sam, _ = out
+    if v is not None:
+        v.copy_(v_init) if v_init is not None else v.fill_(Neuron.from_spec(neuron).rest)
+    if sam is not None:
+        sam.zero_()
+
+
+def present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
@@ -87,9 +96,8 @@ def _lif_forward(
     save_checkpoints: bool,
 ) -> list[Tensor]:
     layout = _layout(x, time_dim, time_steps, channel_dim)
-    out = _allocate(x, layout, return_v, return_sam, save_checkpoints)
-    spikes, v, sam, _ = out
-    if spikes.numel() > 0:
+    out = allocate(x, layout, return_v, return_sam, save_checkpoints)
+    if out[0].numel() > 0:
         if v_init is not None:
             v_init = layout.aligned(v_init, without=(time_dim,))
         resolve(backend, "lif", x.device, x.dtype).lif_forward(
@@ -101,12 +109,8 @@ def _lif_forward(
             *out,
         )
     else:
-        # No spike fired, and no time step changed the potential.
-        if v is not None:
-            v.copy_(v_init) if v_init is not None else v.fill_(Neuron.from_spec(neuron).rest)
-        if sam is not None:
-            sam.zero_()
-    return _present(out)
+        nothing_fired(neuron, v_init, out)
+    return present(out)
 
 
 def _lif_forward_fake(
@@ -123,10 +127,10 @@ def _lif_forward_fake(
     save_checkpoints: bool,
 ) -> list[Tensor]:
     layout = _layout(x, time_dim, time_steps, channel_dim)
-    return _present(_allocate(x, layout, return_v, return_sam, save_checkpoints))
+    return present(allocate(x, layout, return_v, return_sam, save_checkpoints))
 
 
-def _allocate_gradients(
+def allocate_gradients(
     x: Tensor, leak: Tensor | None, layout: Layout, need_v_init: bool, need_leak: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     grad_x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
@@ -153,7 +157,7 @@ def _lif_backward(
     need_leak: bool,
 ) -> list[Tensor]:
     layout = _layout(x, time_dim, time_steps, channel_dim)
-    out = _allocate_gradients(x, leak, layout, need_v_init, need_leak)
+    out = allocate_gradients(x, leak, layout, need_v_init, need_leak)
     grad_x, grad_v_init, grad_leak = out
     if x.numel() > 0 and time_steps > 0:
         if v_init is not None:
@@ -182,7 +186,7 @@ def _lif_backward(
             grad_leak.zero_()
         if grad_v_init is not None:
             grad_v_init.copy_(grad_v) if grad_v is not None else grad_v_init.zero_()
-    return _present(out)
+    return present(out)
 
 
 def _lif_backward_fake(
@@ -202,7 +206,7 @@ def _lif_backward_fake(
     need_leak: bool,
 ) -> list[Tensor]:
     layout = _layout(x, time_dim, time_steps, channel_dim)
-    return _present(_allocate_gradients(x, leak, layout, need_v_init, need_leak))
+    return present(allocate_gradients(x, leak, layout, need_v_init, need_leak))
 
 
 register("lif_forward", _lif_forward, _lif_forward_fake)

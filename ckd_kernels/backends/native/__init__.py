@@ -8,11 +8,22 @@ from typing import Any
 
 import torch
 
+from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
 from .lif import lif_backward, lif_forward
 from .module import compiled
 from .sam import sam
 
-__all__ = ["compiled_facts", "lif_backward", "lif_forward", "sam", "unavailable"]
+__all__ = [
+    "bn_lif_backward",
+    "bn_lif_forward",
+    "bn_lif_reduce",
+    "bn_statistics",
+    "compiled_facts",
+    "lif_backward",
+    "lif_forward",
+    "sam",
+    "unavailable",
+]
 
 _REBUILD = "install ckd-kernels with `pip install .`, which compiles them"
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...neuron import Neuron
 from ...ops.layout import Layout
-from .module import address, compiled, neuron_struct, shape_struct, storage
+from .module import lif_backward_struct, lif_forward_struct
 from .run import run
 
 
@@ -21,20 +21,7 @@ def lif_forward(
     sam: Tensor | None,
     checkpoints: Tensor | None,
 ) -> None:
-    call = compiled().LifForward(  # type: ignore[union-attr]
-        neuron_struct(neuron, x.dtype),
-        shape_struct(layout),
-        storage(x),
-        address(x),
-        address(v_init),
-        address(leak),
-        leak is not None and leak.dim() > 0,
-        address(spikes),
-        address(v_last),
-        address(sam),
-        address(checkpoints),
-    )
-    run(call, x)
+    run(lif_forward_struct(neuron, layout, x, v_init, leak, spikes, v_last, sam, checkpoints), x)
 
 
 def lif_backward(
@@ -51,20 +38,6 @@ def lif_backward(
     grad_v_init: Tensor | None,
     grad_leak: Tensor | None,
 ) -> None:
-    call = compiled().LifBackward(  # type: ignore[union-attr]
-        neuron_struct(neuron, x.dtype),
-        shape_struct(layout),
-        storage(x),
-        address(x),
-        address(v_init),
-        address(leak),
-        leak is not None and leak.dim() > 0,
-        address(checkpoints),
-        address(grad_spikes),
-        address(grad_v),
-        address(grad_sam),
-        address(grad_x),
-        address(grad_v_init),
-        address(grad_leak),
-    )
-    run(call, x)
+    upstream = grad_spikes, grad_v, grad_sam
+    gradients = grad_x, grad_v_init, grad_leak
+    run(lif_backward_struct(neuron, layout, x, v_init, leak, checkpoints, *upstream, *gradients), x)

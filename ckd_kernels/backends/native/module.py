@@ -67,3 +67,94 @@ def shape_struct(layout: Layout) -> Any:
     module = compiled()
     assert module is not None
     return module.Shape(layout.outer, layout.steps, layout.rows, layout.channels, layout.inner, layout.repeated)
+
+
+@functools.cache
+def _no_affine() -> Any:
+    return affine_struct(None, None, None)
+
+
+def affine_struct(scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Any:
+    """Normalisation and residual as the kernels take them."""
+    module = compiled()
+    assert module is not None
+    return module.Affine(address(scale), address(shift), address(residual))
+
+
+def lif_forward_struct(
+    neuron: Neuron,
+    layout: Layout,
+    x: Tensor,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    spikes: Tensor,
+    v_last: Tensor | None,
+    sam: Tensor | None,
+    checkpoints: Tensor | None,
+    affine: Any = None,
+) -> Any:
+    """A neuron over all time steps of x, or of what ``affine`` makes of it."""
+    module = compiled()
+    assert module is not None
+    return module.LifForward(
+        neuron_struct(neuron, x.dtype),
+        shape_struct(layout),
+        storage(x),
+        address(x),
+        address(v_init),
+        address(leak),
+        leak is not None and leak.dim() > 0,
+        address(spikes),
+        address(v_last),
+        address(sam),
+        address(checkpoints),
+        affine or _no_affine(),
+    )
+
+
+def lif_backward_struct(
+    neuron: Neuron,
+    layout: Layout,
+    x: Tensor,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    checkpoints: Tensor | None,
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    grad_sam: Tensor | None,
+    grad_x: Tensor | None,
+    grad_v_init: Tensor | None,
+    grad_leak: Tensor | None,
+    affine: Any = None,
+    *,
+    mean: Tensor | None = None,
+    offset: Tensor | None = None,
+    slope: Tensor | None = None,
+    grad_residual: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> Any:
+    """The way back of `lif_forward_struct`."""
+    module = compiled()
+    assert module is not None
+    return module.LifBackward(
+        neuron_struct(neuron, x.dtype),
+        shape_struct(layout),
+        storage(x),
+        address(x),
+        address(v_init),
+        address(leak),
+        leak is not None and leak.dim() > 0,
+        address(checkpoints),
+        address(grad_spikes),
+        address(grad_v),
+        address(grad_sam),
+        address(grad_x),
+        address(grad_v_init),
+        address(grad_leak),
+        affine or _no_affine(),
+        address(mean),
+        address(offset),
+        address(slope),
+        address(grad_residual),
+        address(sums),
+    )

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
 from .lif import lif_backward, lif_forward
 from .sam import sam
 
-__all__ = ["lif_backward", "lif_forward", "sam", "unavailable"]
+__all__ = [
+    "bn_lif_backward",
+    "bn_lif_forward",
+    "bn_lif_reduce",
+    "bn_statistics",
+    "lif_backward",
+    "lif_forward",
+    "sam",
+    "unavailable",
+]
 
 
 def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,13 @@ def location_sums(layout: Layout, t: Tensor) -> Tensor:
     return torch.as_strided(t, size, (layout.rows * layout.inner, layout.inner, 1), t.storage_offset())
 
 
-def expand_leak(layout: Layout, leak: Tensor | None) -> Tensor | None:
-    """A learnable decay or tau, one value or one a channel, ready to broadcast over frames."""
-    return leak if leak is None or leak.numel() == 1 else leak.reshape(layout.channels, 1)
+@overload
+def expand_channels(layout: Layout, values: Tensor) -> Tensor: ...
+@overload
+def expand_channels(layout: Layout, values: None) -> None: ...
+def expand_channels(layout: Layout, values: Tensor | None) -> Tensor | None:
+    """One value, or one a channel, ready to broadcast over frames."""
+    return values if values is None or values.numel() == 1 else values.reshape(layout.channels, 1)
 
 
 def channel_sums(layout: Layout, elementwise: Tensor, out: Tensor) -> None:

@@ -42,6 +42,14 @@ struct Shape {
 };
 
 // "real" below is float, or double for kFloat64 storage. Null pointers: not given, not wanted.
+
+// What charges a neuron behind batch normalisation: x[t] = y[t]*scale + shift, then + residual[t]; `x` of a call is y.
+struct Affine {
+  const void* scale = nullptr;     // real [channels]; null: x itself charges it
+  const void* shift = nullptr;     // real [channels]
+  const void* residual = nullptr;  // storage [outer, steps, frame]
+};
+
 struct LifForward {
   Neuron neuron;
   Shape shape;
@@ -54,6 +62,7 @@ struct LifForward {
   void* v_last = nullptr;       // real [outer, frame]
   float* sam = nullptr;         // [outer, rows, inner]
   void* checkpoints = nullptr;  // real [(steps - 1)/kCheckpointEvery, outer, frame]: v after steps 16, 32, ...
+  Affine affine;
 };
 
 struct LifBackward {
@@ -71,6 +80,16 @@ struct LifBackward {
   void* grad_x = nullptr;             // storage, x's shape: of a repeated frame, summed over time
   void* grad_v_init = nullptr;        // real [outer, frame]
   void* grad_leak = nullptr;          // real, leak's shape
+  Affine affine;
+  // With affine, the way back has two passes. One that is given `sums` writes these alone: dL/dx and
+  // dL/dx*(y - mean), summed over all but channels. The other one is given what follows from them and writes
+  // grad_x = ((dL/dx - offset) - (y - mean)*slope)*scale, or dL/dx*scale where the three are null. Of a repeated frame,
+  // dL/dx is summed over time in both.
+  const void* mean = nullptr;     // real [channels]
+  const void* offset = nullptr;   // real [channels]
+  const void* slope = nullptr;    // real [channels]
+  void* grad_residual = nullptr;  // storage [outer, steps, frame]: dL/dx
+  double* sums = nullptr;         // [2, channels]
 };
 
 struct SamForward {
@@ -78,6 +97,14 @@ struct SamForward {
   DType dtype = DType::kFloat32;
   const void* spikes = nullptr;  // storage [outer, steps or 1, frame]
   void* sam = nullptr;           // real [outer, rows, inner]
+};
+
+// Of a channel, over all else; of a repeated frame, over one.
+struct BatchStatistics {
+  Shape shape;
+  DType dtype = DType::kFloat32;
+  const void* y = nullptr;    // storage [outer, steps or 1, frame]
+  double* moments = nullptr;  // [2, channels]: mean and biased variance
 };
 
 inline constexpr int kCheckpointEvery = 16;

@@ -1,0 +1,201 @@
+"""Checks what the public functions are given, and brings tensors into the form that the ops take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .neuron import Neuron
+from .ops.layout import dense
+from .ops.lif import state_dtype
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_neuron(neuron: Neuron) -> None:
+    if not isinstance(neuron, Neuron):
+        raise TypeError(f"neuron must be a ckd_kernels.Neuron, e.g. Neuron.paper(); got {type(neuron).__name__}")
+
+
+def check_input(name: str, x: Tensor, time_dim: int) -> int:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it first")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}; call {name}.to_dense()")
+    if isinstance(time_dim, bool) or not isinstance(time_dim, int):
+        raise TypeError(f"time_dim must be 0 or 1, got {time_dim!r}")
+    if time_dim not in (0, 1) or time_dim >= x.dim():
+        raise ValueError(f"time_dim must be 0 or 1 and a dimension of {name}, got {time_dim} for {x.dim()} dimensions")
+    return time_dim
+
+
+def check_channel_dim(x: Tensor, time_dim: int, channel_dim: int | None, *, used: bool) -> int:
+    """The dimension of channels, or -1 where channels are not told apart."""
+    if not used:
+        if channel_dim is not None:
+            raise ValueError(
+                f"channel_dim={channel_dim!r} is only used with return_sam or a leak per channel; leave it out"
+            )
+        return -1
+    if channel_dim is None:
+        channel_dim = 2
+    if isinstance(channel_dim, bool) or not isinstance(channel_dim, int):
+        raise TypeError(f"channel_dim must be an integer, got {channel_dim!r}")
+    if not -x.dim() <= channel_dim < x.dim():
+        raise ValueError(f"channel_dim {channel_dim} is out of range for {x.dim()} dimensions")
+    channel_dim %= x.dim()
+    if channel_dim == time_dim:
+        raise ValueError(f"channel_dim and time_dim are both {time_dim}; they must differ")
+    return channel_dim
+
+
+def check_leak(x: Tensor, neuron: Neuron, decay: Tensor | None, tau: Tensor | None) -> Tensor | None:
+    """The learnable decay or tau that this neuron's charge uses, in the dtype of the arithmetic."""
+    leak = None
+    for name, value in (("decay", decay), ("tau", tau)):
+        if value is None:
+            continue
+        if name != neuron.leak_name:
+            raise ValueError(f"{name} is not used with charge={neuron.charge!r}; leave it out")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {value!r}; a constant belongs in Neuron({name}=...)")
+        if not value.dtype.is_floating_point:
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them")
+        leak = (value.reshape(()) if value.numel() == 1 else value).to(state_dtype(x.dtype)).contiguous()
+    return leak
+
+
+def check_leak_shape(leak: Tensor | None, x: Tensor, neuron: Neuron, channel_dim: int) -> None:
+    if leak is not None and leak.dim() > 0 and leak.shape != (x.shape[channel_dim],):
+        raise ValueError(
+            f"{neuron.leak_name} has shape {tuple(leak.shape)}; it must be one value, or one for each of the"
+            f" {x.shape[channel_dim]} channels (dimension {channel_dim} of x)"
+        )
+
+
+def check_v_init(v_init: Tensor | None, x: Tensor, time_dim: int) -> Tensor | None:
+    """The initial membrane potential in the dtype of the arithmetic."""
+    if v_init is None:
+        return None
+    shape = (*x.shape[:time_dim], *x.shape[time_dim + 1 :])
+    if not isinstance(v_init, Tensor):
+        raise TypeError(f"v_init must be a tensor of shape {shape}, got {type(v_init).__name__}")
+    if not v_init.dtype.is_floating_point:
+        raise TypeError(f"v_init must be a floating-point tensor, got {v_init.dtype}")
+    if tuple(v_init.shape) != shape:
+        raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}")
+    if v_init.device != x.device:
+        raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them")
+    return v_init.to(state_dtype(x.dtype))
+
+
+def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_dim: int) -> Tensor | None:
+    """One value a channel, in the dtype of the arithmetic."""
+    if values is None:
+        return None
+    channels = y.shape[channel_dim]
+    if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
+    if tuple(values.shape) != (channels,):
+        raise ValueError(
+            f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
+            f" got shape {tuple(values.shape)}"
+        )
+    if values.device != y.device:
+        raise ValueError(f"{name} is on {values.device} but y is on {y.device}; move one of them")
+    return values.to(state_dtype(y.dtype)).contiguous()
+
+
+def check_normalisation(
+    y: Tensor,
+    channel_dim: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    process_group: Any,
+) -> None:
+    for name, number in (("momentum", momentum), ("eps", eps)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"{name} must be a number, got {number!r}")
+    if not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
+    if not eps > 0.0:
+        raise ValueError(f"eps must be > 0, got {eps!r}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var belong together; give both or neither")
+    check_channel_values("running_mean", running_mean, y, channel_dim)
+    check_channel_values("running_var", running_var, y, channel_dim)
+    if not training and running_mean is None:
+        raise ValueError("training=False normalises by running_mean and running_var; give both, or training=True")
+    if process_group is not None and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise RuntimeError(
+            "process_group was given, but torch.distributed is not initialised;"
+            " call torch.distributed.init_process_group first, or leave process_group None"
+        )
+    if training and process_group is None and y.numel() == y.shape[channel_dim] != 0:
+        raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(y.shape)}")
+
+
+def check_residual(residual: Tensor | None, y: Tensor) -> None:
+    if residual is None:
+        return
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual must be a tensor of y's shape {tuple(y.shape)}, got {type(residual).__name__}")
+    if residual.shape != y.shape:
+        raise ValueError(f"residual must have y's shape {tuple(y.shape)}, got {tuple(residual.shape)}")
+    if residual.dtype != y.dtype:
+        raise TypeError(f"residual is {residual.dtype} but y is {y.dtype}; convert one of them")
+    if residual.device != y.device:
+        raise ValueError(f"residual is on {residual.device} but y is on {y.device}; move one of them")
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def in_place(x: Tensor, time_dim: int, channel_dim: int) -> Tensor:
+    """x as the ops take it: dense, or the single frame that it repeats."""
+    if x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and not _watched(x):
+        x = _frame(x, time_dim)
+    return dense(x, time_dim=time_dim, channel_dim=channel_dim)
+
+
+def _watched(x: Tensor) -> bool:
+    """Whether somebody sees the gradient of x itself, which must then have a value for every time step."""
+    if not x.requires_grad:
+        return False
+    if torch.compiler.is_compiling():
+        return x.is_leaf
+    return x.is_leaf or x.retains_grad or bool(x._backward_hooks)
+
+
+def _frame(x: Tensor, time_dim: int) -> Tensor:
+    """The frame that x repeats over time, with a time dimension of size 1.
+
+    Taken from the tensor that was expanded where autograd allows: its gradient is then one frame,
+    summed over time in registers, where the gradient of a slice of x would be T frames.
+    """
+    if not torch.compiler.is_compiling() and x._base is not None and _expands(x, x._base):
+        frame = x._base.unsqueeze(time_dim) if x._base.dim() < x.dim() else x._base
+        if frame.shape == x.narrow(time_dim, 0, 1).shape:
+            return frame
+    return x.narrow(time_dim, 0, 1)
+
+
+def _expands(x: Tensor, base: Tensor) -> bool:
+    """Whether x is ``base.expand(...)`` or ``base.unsqueeze(...).expand(...)``."""
+    node = x.grad_fn
+    if node is None or node.name() != "ExpandBackward0":
+        return False
+    node = node.next_functions[0][0]
+    if node is not None and node.name() == "UnsqueezeBackward0":
+        node = node.next_functions[0][0]
+    return node is not None and (node is base.grad_fn or getattr(node, "variable", None) is base)
