@@ -225,9 +225,10 @@ def bn_lif(
     Args:
         y: what is normalised, e.g. a convolution's output, ``[T, B, C, ...]`` or ``[B, T, C, ...]``; dtypes and
             memory as :func:`lif`'s x.  One frame that `torch.Tensor.expand` repeats over time is read once.
-        weight, bias: ``[C]``, learnable; None for 1 and 0.
-        running_mean, running_var: ``[C]``, moved towards the batch's statistics in training, used in place of
-            them otherwise; None (both) to keep none.
+        weight: ``[C]``, learnable; None for ones.
+        bias: ``[C]``, learnable; None for zeros.
+        running_mean: ``[C]``, moved towards the batch's in training, used in its place otherwise; None to keep none.
+        running_var: likewise; both or neither.
         neuron: how it charges, fires and resets, see :class:`Neuron`.
         training: normalise by the batch's statistics; else by the running ones.
         momentum: share of the batch's statistics in the running ones, in [0, 1].
@@ -235,7 +236,11 @@ def bn_lif(
         residual: added to the normalised y, of y's shape and dtype.
         time_dim: 0 or 1, where time is.
         channel_dim: where channels are, counted with time.
-        v_init, decay, tau, return_v, return_sam: as :func:`lif`.
+        v_init: membrane potential before the first step, as :func:`lif`.
+        decay: learnable decay, as :func:`lif`.
+        tau: learnable time constant, as :func:`lif`.
+        return_v: also return the membrane potential after the last step, as :func:`lif`.
+        return_sam: also return the spike activation map, as :func:`lif`.
         process_group: a `torch.distributed` process group whose processes share their statistics (as
             nn.SyncBatchNorm); None: each its own.
 
@@ -286,7 +291,9 @@ def bn_lif(
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     spikes, *rest = BNLIFFunction.apply(
         *differentiable,
-        *statistics,
+        statistics.mean,
+        statistics.invstd,
+        statistics.count,
         process_group,
         neuron.spec,
         *place,

@@ -187,7 +187,10 @@ class BatchNormLIF(_SpikingLayer):
     Args:
         num_features: C.
         neuron: any; default the CKDSNN paper's.
-        eps, momentum, affine, track_running_stats: as nn.BatchNorm2d; ``momentum=None`` is the cumulative average.
+        eps: added to the variance, > 0.
+        momentum: share of a batch's statistics in the running ones, in [0, 1]; None: all batches count alike.
+        affine: whether there are a learnable weight and bias.
+        track_running_stats: whether there are running statistics; without, the batch's serve in evaluation, too.
         alpha: None, or the weight starts at ``alpha*threshold``, threshold-dependent batch normalisation (Zheng et
             al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks", AAAI 2021).
         time_dim: 0 for ``[T, B, C, ...]``, 1 for ``[B, T, C, ...]``.
@@ -209,6 +212,8 @@ class BatchNormLIF(_SpikingLayer):
         True
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -255,15 +260,15 @@ class BatchNormLIF(_SpikingLayer):
 
     def reset_running_stats(self) -> None:
         """Forgets the running statistics."""
-        if self.track_running_stats:
-            self.running_mean.zero_()  # type: ignore[union-attr]
-            self.running_var.fill_(1)  # type: ignore[union-attr]
-            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
         """Running statistics, weight and bias as they start."""
         self.reset_running_stats()
-        if self.affine:
+        if self.weight is not None and self.bias is not None:
             nn.init.constant_(self.weight, 1.0 if self.alpha is None else self.alpha * self.neuron.threshold)
             nn.init.zeros_(self.bias)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from .ops.lif import state_dtype
 
 
-class Statistics(NamedTuple):
+@dataclass(frozen=True)
+class Statistics:
     """Of every channel, in the dtype of the arithmetic."""
 
     mean: Tensor  # [C]
@@ -38,9 +40,10 @@ def batch_statistics(
     """
     with torch.no_grad():
         moments = torch.ops.ckd_kernels.bn_statistics(y.detach(), backend, time_dim, time_steps, channel_dim)
-        count: int | Tensor = y.numel() // y.shape[channel_dim]
+        own = y.numel() // y.shape[channel_dim]
+        count: int | Tensor = own
         if group is not None:
-            moments, count = _over_processes(moments, count, group)
+            moments, count = _over_processes(moments, own, group)
         mean, var = moments
         if running_mean is not None and running_var is not None and not (isinstance(count, int) and count == 0):
             values = count * (time_steps // y.shape[time_dim])
@@ -67,8 +70,9 @@ def _over_processes(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Te
     """Mean and biased variance of all processes' values together, always added up in the order of their ranks."""
     distributed = torch.distributed
     own = torch.cat([moments.flatten(), moments.new_full((1,), count)])
-    every = own.new_empty((distributed.get_world_size(group), own.numel()))
+    every = own.new_empty(distributed.get_world_size(group) * own.numel())
     distributed.all_gather_into_tensor(every, own, group=group)
+    every = every.view(-1, own.numel())
     counts = every[:, -1]
     means, variances = every[:, :-1].unflatten(1, (2, -1)).unbind(1)
     total = counts.sum()
