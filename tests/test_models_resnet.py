@@ -65,13 +65,13 @@ def test_no_map_is_made_where_none_is_asked_for():
 def test_only_the_last_neuron_of_a_stage_makes_a_map():
     model, asked = small(blocks=(2, 2, 2), sam_stages=(2,)), []
     for name, module in model.named_modules():
-        if name.endswith("activation"):
+        if name.endswith("norm"):
             module.register_forward_hook(
                 lambda module, args, kwargs, output, name=name: asked.append((name, kwargs.get("return_sam", False))),
                 with_kwargs=True,
             )
     model(torch.randn(2, 1, 20, 20))
-    assert [name for name, sam in asked if sam] == ["stages.1.1.neuron2.activation"]
+    assert [name for name, sam in asked if sam] == ["stages.1.1.neuron2.norm"]
     assert len(asked) == 13
 
 
@@ -111,7 +111,7 @@ def test_batch_statistics_are_those_of_time_and_batch():
 
 def test_residual_block_is_norm_plus_shortcut_then_neuron():
     """The last block of the network against the same arithmetic spelt out."""
-    model = small(time_steps=2).eval()
+    model = small(time_steps=2, fused=False).eval()
     out = model(torch.randn(2, 1, 20, 20))
     block = model.stages[2][0]
     x = out.features[2].flatten(0, 1)
@@ -150,10 +150,10 @@ def test_ann_averages_frames():
 
 
 def test_neuron_by_name_and_by_value():
-    assert small(neuron="spikingjelly_lif").stem.neurons[0].activation.neuron == Neuron.spikingjelly_lif()
-    assert small(neuron="spikingjelly_if").stem.neurons[0].activation.neuron.charge == "integrate"
+    assert small(neuron="spikingjelly_lif").stem.neurons[0].norm.neuron == Neuron.spikingjelly_lif()
+    assert small(neuron="spikingjelly_if").stem.neurons[0].norm.neuron.charge == "integrate"
     neuron = Neuron(charge="decay", decay=0.25)
-    assert small(neuron=neuron).stages[0][0].neuron2.activation.neuron == neuron
+    assert small(neuron=neuron).stages[0][0].neuron2.norm.neuron == neuron
 
 
 def test_odd_sizes():
@@ -221,3 +221,29 @@ def test_compiles_without_a_graph_break():
     assert torch.equal(expected.features[1], actual.features[1])
     actual.logits.sum().backward()
     assert model.stem.convs[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("build", ["snn_resnet_small", "sew_resnet18", "spikformer_4_384"])
+def test_fused_and_unfused_are_the_same_network(build):
+    """The same parameters, and a loss that falls along the same curve to rounding."""
+    options = {"widths": (4, 6, 8)} if build == "snn_resnet_small" else {}
+    size = {"snn_resnet_small": 16, "sew_resnet18": 32, "spikformer_4_384": 8}[build]
+    steps = 6 if build == "snn_resnet_small" else 2
+    curves, states = [], []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = build_model(build, num_classes=5, in_channels=3, time_steps=2, fused=fused, **options)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+        images, labels = torch.rand(6, 3, size, size), torch.arange(6) % 5
+        curve = []
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(images).logits, labels)
+            loss.backward()
+            optimiser.step()
+            curve.append(loss.item())
+        curves.append(curve)
+        states.append(model.state_dict())
+    assert list(states[0]) == list(states[1])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert len(set(curves[0])) == steps

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from ckd_kernels import layers
 
-SPIKING_LAYERS = tuple(
-    getattr(layers, name) for name in ("IF", "LIF", "ParametricLIF", "BatchNormLIF") if hasattr(layers, name)
-)
+SPIKING_LAYERS = (layers.IF, layers.LIF, layers.ParametricLIF, layers.BatchNormLIF)
 
 
 class FiringRate:

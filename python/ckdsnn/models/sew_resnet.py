@@ -22,17 +22,17 @@ WIDTHS = (64, 128, 256, 512)
 class SEWBlock(nn.Module):
     """conv-BN-neuron-conv-BN-neuron, then the shortcut's spikes are added: small integers, no longer binary."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: Neuron) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: Neuron, fused: bool) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels, stride)
-        self.neuron1 = NormNeuron(out_channels, neuron)
+        self.neuron1 = NormNeuron(out_channels, neuron, fused=fused)
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.neuron2 = NormNeuron(out_channels, neuron)
+        self.neuron2 = NormNeuron(out_channels, neuron, fused=fused)
         self.shortcut_conv: nn.Module | None = None
         self.shortcut_neuron: NormNeuron | None = None
         if stride != 1 or in_channels != out_channels:
             self.shortcut_conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-            self.shortcut_neuron = NormNeuron(out_channels, neuron)
+            self.shortcut_neuron = NormNeuron(out_channels, neuron, fused=fused)
 
     def forward(self, x: Tensor) -> Tensor:
         out, _ = self.neuron1(per_step(self.conv1, x))
@@ -58,6 +58,7 @@ class SEWResNet(SNN):
         sam_stages: stages whose map is returned, negative ones counted from the end.  A stage ends in a sum of spikes;
             the map is the mean of those sums over time and channels.
         head: see :func:`~ckdsnn.models.base.classifier_head`.
+        fused: see :class:`~ckdsnn.models.spiking.NormNeuron`.
 
     Call:
         images [B, in_channels, H, W], encoded directly, or frames [T, B, in_channels, H, W] -> :class:`SNNOutput`; the
@@ -76,17 +77,20 @@ class SEWResNet(SNN):
         neuron: Neuron | str = SEW_NEURON,
         sam_stages: Sequence[int] = (-1,),
         head: str = "linear",
+        fused: bool = True,
     ) -> None:
         super().__init__(num_classes, in_channels, time_steps, WIDTHS, sam_stages)
         neuron = as_neuron(neuron)
         self.conv = nn.Conv2d(in_channels, WIDTHS[0], 7, stride=2, padding=3, bias=False)
-        self.neuron = NormNeuron(WIDTHS[0], neuron)
+        self.neuron = NormNeuron(WIDTHS[0], neuron, fused=fused)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.ModuleList()
         channels = WIDTHS[0]
         for number, (count, width) in enumerate(zip(blocks, WIDTHS, strict=True)):
-            first = SEWBlock(channels, width, 1 if number == 0 else 2, neuron)
-            self.stages.append(nn.Sequential(first, *(SEWBlock(width, width, 1, neuron) for _ in range(count - 1))))
+            first = SEWBlock(channels, width, 1 if number == 0 else 2, neuron, fused)
+            self.stages.append(
+                nn.Sequential(first, *(SEWBlock(width, width, 1, neuron, fused) for _ in range(count - 1)))
+            )
             channels = width
         self.head = classifier_head(channels, num_classes, head)
 
@@ -112,9 +116,10 @@ def sew_resnet18(
     neuron: Neuron | str = SEW_NEURON,
     sam_stages: Sequence[int] = (-1,),
     head: str = "linear",
+    fused: bool = True,
 ) -> SEWResNet:
     """SEW-ResNet-18 (ADD): 2, 2, 2, 2 blocks at 64 to 512 channels."""
-    return SEWResNet((2, 2, 2, 2), num_classes, in_channels, time_steps, neuron, sam_stages, head)
+    return SEWResNet((2, 2, 2, 2), num_classes, in_channels, time_steps, neuron, sam_stages, head, fused)
 
 
 @register_model("sew_resnet34")
@@ -125,6 +130,7 @@ def sew_resnet34(
     neuron: Neuron | str = SEW_NEURON,
     sam_stages: Sequence[int] = (-1,),
     head: str = "linear",
+    fused: bool = True,
 ) -> SEWResNet:
     """SEW-ResNet-34 (ADD): 3, 4, 6, 3 blocks at 64 to 512 channels."""
-    return SEWResNet((3, 4, 6, 3), num_classes, in_channels, time_steps, neuron, sam_stages, head)
+    return SEWResNet((3, 4, 6, 3), num_classes, in_channels, time_steps, neuron, sam_stages, head, fused)

@@ -18,12 +18,14 @@ from .spiking import NormNeuron, SpikingStem, as_neuron, per_step
 class SpikingBasicBlock(nn.Module):
     """conv-BN-neuron-conv-BN, plus the shortcut, neuron; returns the activations and, if asked, their map."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, neuron: Neuron, last: str) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, neuron: Neuron, last: str, fused: bool
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels, stride)
-        self.neuron1 = NormNeuron(out_channels, neuron)
+        self.neuron1 = NormNeuron(out_channels, neuron, fused=fused)
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.neuron2 = NormNeuron(out_channels, neuron, activation=last)
+        self.neuron2 = NormNeuron(out_channels, neuron, activation=last, fused=fused)
         self.shortcut = projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor, *, return_sam: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -57,6 +59,7 @@ class SNNResNet(SNN):
         head: see :func:`~ckdsnn.models.base.classifier_head`.
         last_activation: ``"lif"``, or ``"relu"`` for the last block's last activation as in the released code; its map
             is then the mean of real numbers.
+        fused: see :class:`~ckdsnn.models.spiking.NormNeuron`.
 
     Call:
         images [B, in_channels, H, W], encoded directly (the first convolution runs once and its output enters at
@@ -76,10 +79,11 @@ class SNNResNet(SNN):
         sam_stages: Sequence[int] = (-1,),
         head: str = "linear",
         last_activation: str = "lif",
+        fused: bool = True,
     ) -> None:
         super().__init__(num_classes, in_channels, time_steps, layout.widths, sam_stages)
         neuron = as_neuron(neuron)
-        self.stem = SpikingStem(in_channels, layout.stem, neuron, time_steps)
+        self.stem = SpikingStem(in_channels, layout.stem, neuron, time_steps, fused)
         self.stages = nn.ModuleList()
         channels = layout.stem[-1]
         for number in range(self.num_stages):
@@ -88,7 +92,7 @@ class SNNResNet(SNN):
                 is_last = number == self.num_stages - 1 and index == layout.blocks[number] - 1
                 stride = layout.strides[number] if index == 0 else 1
                 last = last_activation if is_last else "lif"
-                blocks.append(SpikingBasicBlock(channels, layout.widths[number], stride, neuron, last))
+                blocks.append(SpikingBasicBlock(channels, layout.widths[number], stride, neuron, last, fused))
                 channels = layout.widths[number]
             self.stages.append(SpikingStage(*blocks))
         self.head = classifier_head(channels, num_classes, head)
@@ -116,10 +120,11 @@ def snn_resnet19(
     sam_stages: Sequence[int] = (-1,),
     head: str = "linear",
     last_activation: str = "lif",
+    fused: bool = True,
 ) -> SNNResNet:
     """Spiking ResNet-19: 3, 3, 2 blocks at 128, 256, 512 channels; ``width`` multiplies all channel counts."""
     return SNNResNet(
-        RESNET19.scaled(width), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation
+        RESNET19.scaled(width), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation, fused
     )
 
 
@@ -133,10 +138,11 @@ def snn_resnet20(
     sam_stages: Sequence[int] = (-1,),
     head: str = "linear",
     last_activation: str = "lif",
+    fused: bool = True,
 ) -> SNNResNet:
     """Spiking ResNet-20: 3, 3, 3 blocks at 16, 32, 64 channels; ``width`` multiplies all channel counts."""
     return SNNResNet(
-        RESNET20.scaled(width), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation
+        RESNET20.scaled(width), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation, fused
     )
 
 
@@ -150,10 +156,19 @@ def snn_resnet20_dvs(
     sam_stages: Sequence[int] = (-1,),
     head: str = "linear",
     last_activation: str = "lif",
+    fused: bool = True,
 ) -> SNNResNet:
     """The spiking ResNet-20 of CIFAR10-DVS: three stem convolutions, 2, 2, 2, 2 blocks at 64 to 512 channels."""
     return SNNResNet(
-        RESNET20_DVS.scaled(width), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation
+        RESNET20_DVS.scaled(width),
+        num_classes,
+        in_channels,
+        time_steps,
+        neuron,
+        sam_stages,
+        head,
+        last_activation,
+        fused,
     )
 
 
@@ -168,8 +183,17 @@ def snn_resnet_small(
     sam_stages: Sequence[int] = (-1,),
     head: str = "linear",
     last_activation: str = "lif",
+    fused: bool = True,
 ) -> SNNResNet:
     """A spiking residual network small enough for a laptop CPU."""
     return SNNResNet(
-        small_layout(widths, blocks), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation
+        small_layout(widths, blocks),
+        num_classes,
+        in_channels,
+        time_steps,
+        neuron,
+        sam_stages,
+        head,
+        last_activation,
+        fused,
     )

@@ -28,16 +28,16 @@ class PatchSplitting(nn.Module):
     position: one more convolution with BN and a neuron, whose spikes are added.
     """
 
-    def __init__(self, in_channels: int, dim: int, neuron: Neuron, time_steps: int) -> None:
+    def __init__(self, in_channels: int, dim: int, neuron: Neuron, time_steps: int, fused: bool) -> None:
         super().__init__()
         self.time_steps = time_steps
         widths = (dim // 8, dim // 4, dim // 2, dim)
         channels = (in_channels, *widths)
         self.convs = nn.ModuleList(conv3x3(channels[i], channels[i + 1]) for i in range(4))
-        self.neurons = nn.ModuleList(NormNeuron(width, neuron) for width in widths)
+        self.neurons = nn.ModuleList(NormNeuron(width, neuron, fused=fused) for width in widths)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.position_conv = conv3x3(dim, dim)
-        self.position_neuron = NormNeuron(dim, neuron)
+        self.position_neuron = NormNeuron(dim, neuron, fused=fused)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
@@ -55,10 +55,10 @@ class PatchSplitting(nn.Module):
 class SpikingLinear(nn.Module):
     """A linear layer over the channels of every position, BN, neuron.  Tokens stay maps [T, B, C, H, W]."""
 
-    def __init__(self, in_channels: int, out_channels: int, neuron: Neuron) -> None:
+    def __init__(self, in_channels: int, out_channels: int, neuron: Neuron, fused: bool) -> None:
         super().__init__()
         self.linear = nn.Conv2d(in_channels, out_channels, 1)
-        self.neuron = NormNeuron(out_channels, neuron)
+        self.neuron = NormNeuron(out_channels, neuron, fused=fused)
 
     def forward(self, x: Tensor) -> Tensor:
         out, _ = self.neuron(per_step(self.linear, x))
@@ -68,14 +68,14 @@ class SpikingLinear(nn.Module):
 class SpikingSelfAttention(nn.Module):
     """``neuron(scale * Q K^T V)`` of spiking queries, keys and values, with no softmax."""
 
-    def __init__(self, dim: int, heads: int, neuron: Neuron) -> None:
+    def __init__(self, dim: int, heads: int, neuron: Neuron, fused: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.query = SpikingLinear(dim, dim, neuron)
-        self.key = SpikingLinear(dim, dim, neuron)
-        self.value = SpikingLinear(dim, dim, neuron)
+        self.query = SpikingLinear(dim, dim, neuron, fused)
+        self.key = SpikingLinear(dim, dim, neuron, fused)
+        self.value = SpikingLinear(dim, dim, neuron, fused)
         self.attention_neuron = spiking_layer(dataclasses.replace(neuron, threshold=ATTENTION_THRESHOLD))
-        self.project = SpikingLinear(dim, dim, neuron)
+        self.project = SpikingLinear(dim, dim, neuron, fused)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
@@ -94,10 +94,10 @@ class SpikformerBlock(nn.Module):
     and in published checkpoints.  With ``released_norms`` they are here too, without gradient.
     """
 
-    def __init__(self, dim: int, heads: int, hidden: int, neuron: Neuron, released_norms: bool) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, neuron: Neuron, released_norms: bool, fused: bool) -> None:
         super().__init__()
-        self.attention = SpikingSelfAttention(dim, heads, neuron)
-        self.mlp = nn.Sequential(SpikingLinear(dim, hidden, neuron), SpikingLinear(hidden, dim, neuron))
+        self.attention = SpikingSelfAttention(dim, heads, neuron, fused)
+        self.mlp = nn.Sequential(SpikingLinear(dim, hidden, neuron, fused), SpikingLinear(hidden, dim, neuron, fused))
         if released_norms:
             self.norm1 = nn.LayerNorm(dim).requires_grad_(False)
             self.norm2 = nn.LayerNorm(dim).requires_grad_(False)
@@ -127,6 +127,7 @@ class Spikformer(SNN):
             the map is the mean of those sums over time and channels.
         head: see :func:`~ckdsnn.models.base.classifier_head`.
         released_norms: see :class:`SpikformerBlock`.
+        fused: see :class:`~ckdsnn.models.spiking.NormNeuron`.
 
     Call:
         images [B, in_channels, H, W], encoded directly, or frames [T, B, in_channels, H, W] -> :class:`SNNOutput` with
@@ -149,14 +150,15 @@ class Spikformer(SNN):
         sam_stages: Sequence[int] = (-1,),
         head: str = "linear",
         released_norms: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__(num_classes, in_channels, time_steps, (dim,) * depth, sam_stages)
         if dim % 8 or dim % heads:
             raise ValueError(f"dim must be a multiple of 8 and of heads={heads}, got {dim}")
         neuron = as_neuron(neuron)
-        self.patches = PatchSplitting(in_channels, dim, neuron, time_steps)
+        self.patches = PatchSplitting(in_channels, dim, neuron, time_steps, fused)
         self.stages = nn.ModuleList(
-            SpikformerBlock(dim, heads, dim * mlp_ratio, neuron, released_norms) for _ in range(depth)
+            SpikformerBlock(dim, heads, dim * mlp_ratio, neuron, released_norms, fused) for _ in range(depth)
         )
         self.head = classifier_head(dim, num_classes, head)
         for module in self.modules():
@@ -183,6 +185,9 @@ def spikformer_4_384(
     sam_stages: Sequence[int] = (-1,),
     head: str = "linear",
     released_norms: bool = True,
+    fused: bool = True,
 ) -> Spikformer:
     """Spikformer-4-384: 4 blocks of 384 channels, 12 heads, hidden 1536."""
-    return Spikformer(384, 4, 12, 4, num_classes, in_channels, time_steps, neuron, sam_stages, head, released_norms)
+    return Spikformer(
+        384, 4, 12, 4, num_classes, in_channels, time_steps, neuron, sam_stages, head, released_norms, fused
+    )

@@ -49,6 +49,8 @@ class NormNeuron(nn.Module):
         channels: C.
         neuron: which neuron.
         activation: ``"lif"``, or ``"relu"`` for a ReLU instead of the neuron (the released code of CKDSNN ends so).
+        fused: BN and neuron in one kernel, to which the normalised tensor is never written; else one after the other.
+            Parameters, their names and results (to rounding) are the same.
 
     Call:
         y [T, B, C, H, W] or, with ``time_steps``, one frame [B, C, H, W] that stands for that many equal ones: it is
@@ -60,16 +62,24 @@ class NormNeuron(nn.Module):
         ValueError: unknown activation.
     """
 
-    def __init__(self, channels: int, neuron: Neuron, activation: str = "lif") -> None:
+    def __init__(self, channels: int, neuron: Neuron, activation: str = "lif", *, fused: bool) -> None:
         super().__init__()
         if activation not in ("lif", "relu"):
             raise ValueError(f"activation must be 'lif' or 'relu', got {activation!r}")
-        self.norm = nn.BatchNorm2d(channels)
-        self.activation: nn.Module = spiking_layer(neuron) if activation == "lif" else nn.ReLU()
+        if fused and activation == "lif":
+            self.norm: nn.Module = layers.BatchNormLIF(channels, neuron)
+            self.activation: nn.Module = nn.Identity()
+        else:
+            self.norm = nn.BatchNorm2d(channels)
+            self.activation = spiking_layer(neuron) if activation == "lif" else nn.ReLU()
 
     def forward(
         self, y: Tensor, residual: Tensor | None = None, *, time_steps: int | None = None, return_sam: bool = False
     ) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.norm, layers.BatchNormLIF):
+            current = y if time_steps is None else y.expand(time_steps, *y.shape)
+            out = self.norm(current, residual, return_sam=return_sam)
+            return (out.spikes, out.sam) if isinstance(out, LIFOutput) else (out, None)
         current = per_step(self.norm, y) if time_steps is None else self.norm(y).expand(time_steps, *y.shape)
         if residual is not None:
             current = current + residual
@@ -78,8 +88,8 @@ class NormNeuron(nn.Module):
             return out, sam(out) if return_sam else None
         if not return_sam:
             return self.activation(current), None
-        fused = cast(LIFOutput, self.activation(current, return_sam=True))
-        return fused.spikes, fused.sam
+        both = cast(LIFOutput, self.activation(current, return_sam=True))
+        return both.spikes, both.sam
 
 
 class SpikingStem(nn.Module):
@@ -90,19 +100,20 @@ class SpikingStem(nn.Module):
         widths: output channels of the convolutions.
         neuron: which neuron.
         time_steps: T, for static images.
+        fused: see :class:`NormNeuron`.
 
     Call:
         images [B, in_channels, H, W] or frames [T, B, in_channels, H, W] -> spikes [T, B, widths[-1], H, W].
     """
 
-    def __init__(self, in_channels: int, widths: tuple[int, ...], neuron: Neuron, time_steps: int) -> None:
+    def __init__(self, in_channels: int, widths: tuple[int, ...], neuron: Neuron, time_steps: int, fused: bool) -> None:
         super().__init__()
         self.time_steps = time_steps
         channels = (in_channels, *widths)
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, padding=1, bias=False) for c_in, c_out in zip(channels, widths, strict=False)
         )
-        self.neurons = nn.ModuleList(NormNeuron(width, neuron) for width in widths)
+        self.neurons = nn.ModuleList(NormNeuron(width, neuron, fused=fused) for width in widths)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
