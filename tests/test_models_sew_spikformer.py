@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ckd_kernels.layers import BatchNormLIF
 from ckdsnn.losses import FrozenTeacher, build_method
 from ckdsnn.models import build_model
 from ckdsnn.models.sew_resnet import SEWResNet
