@@ -1,7 +1,7 @@
 """Order, sharding, resumption and augmentation of in-memory batches."""
 
 import sys
-from itertools import chain
+from itertools import chain, product
 
 import pytest
 import torch
@@ -89,10 +89,9 @@ def test_frames_come_time_first():
 
 
 def test_counter_generators_are_unrelated():
-    firsts = {
-        torch.rand(1, generator=counter_generator(s, e, b)).item() for s in range(4) for e in range(4) for b in range(4)
-    }
-    assert len(firsts) == 64
+    numbers = [(s, *counters) for s in range(4) for n in range(3) for counters in product(range(4), repeat=n)]
+    firsts = {torch.rand(1, generator=counter_generator(*seed_and_counters)).item() for seed_and_counters in numbers}
+    assert len(firsts) == len(numbers) == 84
 
 
 @pytest.mark.parametrize("frames", [False, True])

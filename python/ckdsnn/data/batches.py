@@ -32,13 +32,13 @@ def counter_generator(seed: int, *counters: int) -> torch.Generator:
         >>> bool(torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b)))
         True
     """
-    mixed = seed & 0xFFFFFFFFFFFFFFFF
-    for counter in counters:  # splitmix64: neighbouring counters give unrelated seeds
-        mixed = (mixed + 0x9E3779B97F4A7C15 * (counter + 1)) & 0xFFFFFFFFFFFFFFFF
+    mixed = 0
+    for number in (seed, *counters):  # splitmix64: neighbouring numbers give unrelated generators
+        mixed = (mixed + 0x9E3779B97F4A7C15 * (number + 1)) & 0xFFFFFFFFFFFFFFFF
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         mixed ^= mixed >> 31
-    return torch.Generator().manual_seed(mixed >> 1)
+    return torch.Generator().manual_seed(mixed >> 32)  # the CPU's generator takes 32 bits and ignores the rest
 
 
 class EpochSampler:
