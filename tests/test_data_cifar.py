@@ -64,6 +64,23 @@ def test_validation_is_held_out_of_training(root, capsys):
     assert "note: not the official files in" in capsys.readouterr().out
 
 
+def test_a_part_of_the_training_samples(root):
+    as_official(root)
+    options = {"validation": 50, "batch_size": 10}
+    (whole, part), (validation, same) = (
+        [data.load(which) for data in (CIFAR(str(root), **options), CIFAR(str(root), train_samples=60, **options))]
+        for which in ("train", "validation")
+    )
+    assert torch.equal(validation.images, same.images)
+    assert torch.bincount(part.targets).tolist() == [6] * 10
+    rows = {tuple(image.flatten()[:20].tolist()) for image in whole.images}
+    assert {tuple(image.flatten()[:20].tolist()) for image in part.images} < rows
+    with pytest.raises(ValueError, match="train_samples is 151, but there are 150 to train on"):
+        CIFAR(str(root), train_samples=151, **options).load("train")
+    with pytest.raises(ValueError, match="train_samples must be at least 1 or None for all, got 0"):
+        CIFAR(str(root), train_samples=0, **options)
+
+
 def test_without_validation_there_is_no_loader_for_it(root):
     as_official(root)
     data = CIFAR(str(root), validation=0, batch_size=10)

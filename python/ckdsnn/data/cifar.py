@@ -13,7 +13,7 @@ import torch
 
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.module import ArrayDataModule, Arrays
-from ckdsnn.data.split import split_off
+from ckdsnn.data.split import balanced_subset, split_off
 
 
 class _Layout(NamedTuple):
@@ -132,11 +132,13 @@ class CIFAR(ArrayDataModule):
         batch_size: training samples a batch and process.
         validation: training samples held out for validation, as many of each class as can be, the same for every seed;
             0: none, and no model selection.
+        train_samples: how many of the others to train on, chosen likewise; None: all.
         seed: order and augmentation.
         augmentation: of training batches.
         eval_batch_size: samples a batch in validation and test.
 
     Raises:
+        ValueError: an option out of range.
         FileNotFoundError: the folder or a file is missing; says where the data set is to be had.
     """
 
@@ -148,6 +150,7 @@ class CIFAR(ArrayDataModule):
         name: Literal["cifar10", "cifar100"] = "cifar10",
         batch_size: int = 128,
         validation: int = 5000,
+        train_samples: int | None = None,
         seed: int = 0,
         augmentation: Augmentation = Augmentation(shift=4, flip=True),
         eval_batch_size: int = 500,
@@ -157,6 +160,8 @@ class CIFAR(ArrayDataModule):
             raise ValueError(f"name must be one of {', '.join(LAYOUTS)}, got {name!r}")
         if validation < 0:
             raise ValueError(f"validation is a number of samples >= 0, got {validation}")
+        if train_samples is not None and train_samples < 1:
+            raise ValueError(f"train_samples must be at least 1 or None for all, got {train_samples}")
         layout = LAYOUTS[name]
         self.folder = Path(root) / layout.folder
         if not self.folder.is_dir():
@@ -164,7 +169,7 @@ class CIFAR(ArrayDataModule):
                 f"root {root} has no folder {layout.folder}: download {layout.url} (md5 {layout.archive_md5}) and "
                 f"extract it in {root}"
             )
-        self.layout, self.validation = layout, validation
+        self.layout, self.validation, self.train_samples = layout, validation, train_samples
         self._files: dict[tuple[str, ...], Arrays] = {}
         self.has_validation = validation > 0
         self.num_classes, self.mean, self.std = layout.num_classes, layout.mean, layout.std
@@ -172,12 +177,19 @@ class CIFAR(ArrayDataModule):
     def load(self, part: str) -> Arrays | None:
         if part == "test":
             return self._read((self.layout.test,))
-        whole = self._read(self.layout.train)
-        if not self.validation:
-            return whole if part == "train" else None
-        kept, held_out = split_off(whole.targets, self.validation, self.num_classes)
-        chosen = kept if part == "train" else held_out
-        return Arrays(whole.images[chosen], whole.targets[chosen])
+        images, targets = self._read(self.layout.train)
+        if self.validation:
+            kept, held_out = split_off(targets, self.validation, self.num_classes)
+            chosen = kept if part == "train" else held_out
+            images, targets = images[chosen], targets[chosen]
+        elif part == "validation":
+            return None
+        if part == "train" and self.train_samples is not None:
+            if self.train_samples > len(targets):
+                raise ValueError(f"train_samples is {self.train_samples}, but there are {len(targets)} to train on")
+            chosen = balanced_subset(targets, self.train_samples, self.num_classes)
+            images, targets = images[chosen], targets[chosen]
+        return Arrays(images, targets)
 
     def _read(self, names: tuple[str, ...]) -> Arrays:
         if names not in self._files:

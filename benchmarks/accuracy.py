@@ -1,0 +1,147 @@
+"""Accuracy of the methods on real images: what docs/results.md holds.
+
+    python benchmarks/accuracy.py digits runs/accuracy
+    python benchmarks/accuracy.py cifar10 runs/accuracy --data DATA
+
+Every training is a call of the command `ckdsnn`, printed as it starts, in `runs/accuracy/STUDY/METHOD/seedN`. Finished
+ones are not repeated. At the end: a table in Markdown, and every number in `runs/accuracy/STUDY.json`. Validation and
+test accuracies are those of the last epoch; nothing is selected on either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import shlex
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from ckdsnn.checkpoint import provenance
+
+NORMALISATIONS = ("none", "minmax", "zscore")
+
+
+class Method(NamedTuple):
+    """A row of the table: its options on the command line, and how many seeds it is trained with."""
+
+    options: dict[str, str]
+    seeds: int
+
+
+def ckd(preset: str, **samd: str) -> dict[str, str]:
+    options = {"preset": preset} | ({"samd": samd} if samd else {})
+    return {"--model.method.name": "ckd", "--model.method.options": json.dumps(options)}
+
+
+def plain(name: str) -> dict[str, str]:
+    return {"--model.method.name": name, "--model.method.options": "{}"}
+
+
+def normalisations(seeds: int) -> dict[str, Method]:
+    return {f"ckd, {name}": Method(ckd("default", normalisation=name), seeds) for name in NORMALISATIONS}
+
+
+STUDIES: dict[str, dict[str, Method]] = {
+    "digits": normalisations(10),
+    "cifar10": {
+        "ce": Method(plain("ce"), 3),
+        "kd": Method(plain("kd"), 3),
+        "ckd, released-code": Method(ckd("released-code"), 3),
+        **normalisations(5),
+    },
+}
+RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}
+
+
+def run(arguments: list[str]) -> None:
+    """One command, as if it were typed."""
+    import torch
+
+    from ckdsnn import cli
+
+    torch.set_num_threads(1)
+    print(f"ckdsnn {shlex.join(arguments)}", flush=True)
+    if status := cli.main(arguments):
+        raise SystemExit(status)
+
+
+def teacher_seed(study: str, seed: int) -> int:
+    """One teacher for all on CIFAR-10, where it costs as much as five students; else one a seed."""
+    return 0 if study == "cifar10" else seed
+
+
+def train_teacher(study: str, out: Path, seed: int, shared: list[str]) -> None:
+    folder = out / "teacher" / f"seed{seed}"
+    larger = [] if study == "digits" else ["--data.train_samples", "null", "--data.batch_size", "100"]
+    run(["teacher", *shared, *larger, "--seed_everything", str(seed), "--out", str(folder)])
+
+
+def train_student(study: str, out: Path, name: str, seed: int, shared: list[str]) -> dict[str, float]:
+    folder = out / name.replace(", ", "-") / f"seed{seed}"
+    teacher = out / "teacher" / f"seed{teacher_seed(study, seed)}" / "teacher" / "last.ckpt"
+    options = [part for pair in STUDIES[study][name].options.items() for part in pair]
+    arguments = [*shared, *options, "--model.teacher.checkpoint", str(teacher)]
+    arguments += ["--seed_everything", str(seed), "--out", str(folder)]
+    if not (folder / "test.json").exists():
+        run(["fit", *arguments])
+        run(["test", *arguments])
+    return {
+        "validation": 100 * last_validation(folder),
+        "test": 100 * json.loads((folder / "test.json").read_text())["metrics"]["test/accuracy"],
+    }
+
+
+def last_validation(folder: Path) -> float:
+    latest = max((folder / "logs").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
+    rows = list(csv.DictReader((latest / "metrics.csv").open()))
+    return float([row["val/accuracy"] for row in rows if row.get("val/accuracy")][-1])
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Accuracies in percent, mean ± standard deviation over seeds; gains are paired by seed."""
+    lines = ["| method | seeds | validation | test | test gain over `none`, paired |", "|---|---|---|---|---|"]
+    for name, cells in results.items():
+        reference = results["ckd, none"][: len(cells)]
+        gains = [cell["test"] - other["test"] for cell, other in zip(cells, reference, strict=True)]
+        columns = [spread([cell[part] for cell in cells]) for part in ("validation", "test")]
+        lines.append(f"| {name} | {len(cells)} | {' | '.join(columns)} | {spread(gains) if any(gains) else ''} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", help="folder that holds cifar-10-batches-py")
+    parser.add_argument("--processes", type=int, default=2, help="trainings at a time, a thread each")
+    options = parser.parse_args()
+    shared = ["--config", RECIPES[options.study]] + (["--data.root", options.data] if options.data else [])
+    out = options.out / options.study
+    methods = STUDIES[options.study]
+    most = max(method.seeds for method in methods.values())
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        teachers = sorted({teacher_seed(options.study, seed) for seed in range(most)})
+        for made in [pool.submit(train_teacher, options.study, out, seed, shared) for seed in teachers]:
+            made.result()
+        # Seed by seed, so that an interrupted study has its first seeds whole.
+        cells = {
+            (name, seed): pool.submit(train_student, options.study, out, name, seed, shared)
+            for seed in range(most)
+            for name, method in methods.items()
+            if seed < method.seeds
+        }
+        results = {name: [cells[name, seed].result() for seed in range(m.seeds)] for name, m in methods.items()}
+    (options.out / f"{options.study}.json").write_text(json.dumps({"results": results, **provenance()}, indent=1))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
