@@ -1,6 +1,6 @@
 // Picks the widest CPU level that was compiled and that this processor runs.
+#include <array>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -9,38 +9,56 @@
 namespace ckd::cpu {
 namespace {
 
-// CKD_CPU_LEVEL=baseline asks for the narrow level on a processor that could do more: to test it, or to time it.
-bool choose() {
-#if defined(__x86_64__) && defined(CKD_HAVE_V3)
-  const bool could = __builtin_cpu_supports("x86-64-v3");
-#else
-  const bool could = false;
+enum class Level { kBaseline, kV3, kV4 };
+constexpr std::array<const char*, 3> kNames{"baseline", "v3", "v4"};  // as CKD_CPU_LEVEL has them
+
+bool could([[maybe_unused]] Level level) {
+#if defined(CKD_HAVE_V3)
+  if (level == Level::kV3) return __builtin_cpu_supports("x86-64-v3");
 #endif
-  const char* wish = std::getenv("CKD_CPU_LEVEL");
-  if (!wish || !*wish) return could;
-  if (std::strcmp(wish, "baseline") == 0) return false;
-  if (std::strcmp(wish, "v3") == 0 && could) return true;
-  throw std::invalid_argument(std::string("CKD_CPU_LEVEL must be baseline") + (could ? " or v3" : "") + "; got " +
-                              wish);
+#if defined(CKD_HAVE_V4)
+  if (level == Level::kV4) return __builtin_cpu_supports("x86-64-v4");
+#endif
+  return level == Level::kBaseline;
 }
 
-bool wide() {
-  static const bool chosen = choose();
-  return chosen;
+// CKD_CPU_LEVEL asks for a narrower level than the processor could run: to test it, or to time it.
+Level choose() {
+  const char* wish = std::getenv("CKD_CPU_LEVEL");
+  const bool any = !wish || !*wish;
+  std::string names;
+  for (Level level : {Level::kV4, Level::kV3, Level::kBaseline}) {
+    if (!could(level)) continue;
+    const char* name = kNames[static_cast<int>(level)];
+    if (any || std::string(wish) == name) return level;
+    names = names.empty() ? name : name + (", " + names);
+  }
+  throw std::invalid_argument("CKD_CPU_LEVEL must be one of " + names + "; got " + wish);
+}
+
+Level chosen() {
+  static const Level level = choose();
+  return level;
 }
 
 }  // namespace
 
 #if defined(CKD_HAVE_V3)
 #define CKD_RUN_V3 \
-  if (wide()) return v3::run(call, threads);
+  if (chosen() == Level::kV3) return v3::run(call, threads);
 #else
 #define CKD_RUN_V3
 #endif
+#if defined(CKD_HAVE_V4)
+#define CKD_RUN_V4 \
+  if (chosen() == Level::kV4) return v4::run(call, threads);
+#else
+#define CKD_RUN_V4
+#endif
 #define CKD_DEFINE(Call) \
-  void run(const Call& call, int threads) { CKD_RUN_V3 baseline::run(call, threads); }
+  void run(const Call& call, int threads) { CKD_RUN_V4 CKD_RUN_V3 baseline::run(call, threads); }
 CKD_CPU_CALLS(CKD_DEFINE)
 
-const char* level() { return wide() ? "v3" : "baseline"; }
+const char* level() { return kNames[static_cast<int>(chosen())]; }
 
 }  // namespace ckd::cpu

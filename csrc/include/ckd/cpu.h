@@ -17,6 +17,9 @@ CKD_CPU_CALLS(CKD_DECLARE)
 namespace v3 {
 CKD_CPU_CALLS(CKD_DECLARE)
 }
+namespace v4 {
+CKD_CPU_CALLS(CKD_DECLARE)
+}
 #undef CKD_DECLARE
 
 const char* level();
