@@ -7,6 +7,8 @@ import torch
 try:
     import triton
 
+    from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce
+    from .bn_statistics import bn_statistics
     from .lif import lif_forward
     from .lif_backward import lif_backward
     from .sam import sam
@@ -20,7 +22,16 @@ else:
     # What triton.jit made of the kernels when they were imported; the variable's value may have changed since.
     _interpreted = not isinstance(mask_at, triton.JITFunction)
 
-__all__ = ["lif_backward", "lif_forward", "sam", "unavailable"]
+__all__ = [
+    "bn_lif_backward",
+    "bn_lif_forward",
+    "bn_lif_reduce",
+    "bn_statistics",
+    "lif_backward",
+    "lif_forward",
+    "sam",
+    "unavailable",
+]
 
 
 def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:

@@ -3,6 +3,8 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs, disable-error-code="assignment"
 # ruff: noqa: RUF005 (no starred expressions in Triton's language)
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -13,16 +15,33 @@ from ...ops.layout import Layout
 from ...ops.lif import CHECKPOINT_EVERY
 from .neuron import Constants, after_reset, charge, numbers, options
 from .sam import empty_sums, finish_sam, store_sum
-from .tiles import Kernel, Variant, cut, this_tile
+from .tiles import Kernel, Variant, channel_values, cut, this_tile
 
 CHECKPOINT_EVERY_STEPS = tl.constexpr(CHECKPOINT_EVERY)
-_VARIANTS = (Variant(aligned=True, elements=1024, steps=4), Variant(aligned=False, elements=256, steps=4))
+
+
+@functools.cache
+def _variants(element_size: int) -> tuple[Variant, Variant]:
+    # Each thread loads 32 bytes of x a time step, so that a few steps have enough on their way to fill the memory's
+    # latency, and what a tile costs beside its bytes is spread over as many of them, whatever the type.
+    return Variant(aligned=True, elements=4096 // element_size, steps=4), Variant(aligned=False, elements=256, steps=4)
 
 
 @triton.jit
-def current(x_ptr, tile):
-    """The input current of a time step, in the arithmetic's precision."""
-    return tl.load(x_ptr + tile.place, mask=tile.mask, other=0.0).to(tl.float32)
+def frame_of(steps_ptr, tile):
+    """A time step as it is stored."""
+    return tl.load(steps_ptr + tile.place, mask=tile.mask, other=0.0)
+
+
+@triton.jit
+def current(x, residual, scale, shift):
+    """The input current of a time step, in the arithmetic's precision: x, or what normalisation makes of it."""
+    x = x.to(tl.float32)
+    if scale is not None:
+        x = x * scale + shift
+    if residual is not None:
+        x = x + residual.to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -38,10 +57,7 @@ def start(v_init_ptr, rest, tile):
 def load_leak(leak_ptr, leak, tile, height, PER_CHANNEL: tl.constexpr, CHANNEL_AXIS: tl.constexpr):
     """The decay or tau: ``leak``, or what a tensor holds, one value or one for each of the tile's channels."""
     if PER_CHANNEL:
-        if CHANNEL_AXIS == 0:
-            return tl.load(leak_ptr + tile.row, mask=tile.row < height, other=1.0)
-        else:
-            return tl.load(leak_ptr + tile.column, mask=tile.column < tile.width, other=1.0)
+        return channel_values(leak_ptr, tile, height, CHANNEL_AXIS)
     elif leak_ptr is not None:
         return tl.load(leak_ptr)
     else:
@@ -54,8 +70,12 @@ def _advance(
     tile,
     v,
     count,
+    t,
     frozen,
+    scale,
+    shift,
     x_ptr,
+    residual_ptr,
     spikes_ptr,
     CHARGE: tl.constexpr,
     EXACT_INVERSE: tl.constexpr,
@@ -63,18 +83,25 @@ def _advance(
     COUNT: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """STEPS time steps from x_ptr and spikes_ptr on; the loads come first, so that they wait for memory together."""
+    """STEPS time steps from t on; the loads come first, so that they wait for memory together."""
+    begin = t * tile.frame
     xs = ()
+    residuals = ()
     for k in tl.static_range(STEPS):
         if frozen is None:
-            xs = xs + (current(x_ptr + k * tile.frame, tile),)
+            xs = xs + (frame_of(x_ptr + begin + k * tile.frame, tile),)
         else:
             xs = xs + (frozen,)
+        if residual_ptr is None:
+            residuals = residuals + (None,)
+        else:
+            residuals = residuals + (frame_of(residual_ptr + begin + k * tile.frame, tile),)
     for k in tl.static_range(STEPS):
-        h = charge(n, v, xs[k], CHARGE, EXACT_INVERSE, RESET)
+        x = current(xs[k], residuals[k], scale, shift)
+        h = charge(n, v, x, CHARGE, EXACT_INVERSE, RESET)
         fires = h >= n.fire_level
         spikes = fires.to(spikes_ptr.dtype.element_ty)
-        tl.store(spikes_ptr + k * tile.frame + tile.place, spikes, mask=tile.mask)
+        tl.store(spikes_ptr + begin + k * tile.frame + tile.place, spikes, mask=tile.mask)
         v = after_reset(n, h, RESET)
         if COUNT:
             count += (fires & tile.mask).to(tl.int32)
@@ -83,6 +110,9 @@ def _advance(
 
 def _forward(
     x_ptr,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
     v_init_ptr,
     leak_ptr,
     spikes_ptr,
@@ -116,31 +146,32 @@ def _forward(
     tile = this_tile(panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH)
     leak = load_leak(leak_ptr, leak, tile, height, PER_CHANNEL, CHANNEL_AXIS)
     n = Constants(leak, tl.div_rn(1.0, leak), rest, threshold, fire_level)
+    scale = channel_values(scale_ptr, tile, height, CHANNEL_AXIS)
+    shift = channel_values(shift_ptr, tile, height, CHANNEL_AXIS)
     v = start(v_init_ptr, rest, tile)
     count = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.int32)
     # From the index into [outer, frame] to the first time step in [outer, time_steps, frame].
     skipped = tile.outer * (time_steps - 1) * tile.frame
     spikes_ptr += skipped
+    if residual_ptr is not None:
+        residual_ptr += skipped
     if REPEATED:
-        frozen = current(x_ptr, tile)
+        frozen = frame_of(x_ptr, tile)
     else:
         frozen = None
         x_ptr += skipped
+    inputs = (frozen, scale, shift, x_ptr, residual_ptr, spikes_ptr)
     done = time_steps // STEPS * STEPS
     for chunk in range(0, done, CHECKPOINT_EVERY_STEPS):
         for t in range(chunk, tl.minimum(chunk + CHECKPOINT_EVERY_STEPS, done), STEPS):
-            xt_ptr, st_ptr = x_ptr + t * tile.frame, spikes_ptr + t * tile.frame
-            v, count = _advance(n, tile, v, count, frozen, xt_ptr, st_ptr, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS)
+            v, count = _advance(n, tile, v, count, t, *inputs, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS)
         saved = chunk // CHECKPOINT_EVERY_STEPS
         if saved < checkpoints:
             tl.store(checkpoints_ptr + saved * slabs * height * tile.width + tile.place, v, mask=tile.mask)
     # The rest in powers of two: where STEPS is 4, two steps if two are left, then one.
     for i in tl.static_range(1, 3):
         for t in range(done, time_steps // (STEPS >> i) * (STEPS >> i), STEPS >> i):
-            xt_ptr, st_ptr = x_ptr + t * tile.frame, spikes_ptr + t * tile.frame
-            v, count = _advance(
-                n, tile, v, count, frozen, xt_ptr, st_ptr, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS >> i
-            )
+            v, count = _advance(n, tile, v, count, t, *inputs, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS >> i)
         done = time_steps // (STEPS >> i) * (STEPS >> i)
     if v_last_ptr is not None:
         tl.store(v_last_ptr + tile.place, v, mask=tile.mask)
@@ -161,19 +192,28 @@ def lif_forward(
     v_last: Tensor | None,
     sam: Tensor | None,
     checkpoints: Tensor | None,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> None:
-    """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints."""
+    """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints.
+
+    With ``scale`` and ``shift``, one value a channel each, the current is ``x*scale + shift (+ residual)``.
+    """
     if checkpoints is None:
         checkpoints = x.new_empty((0,), dtype=torch.float32)
-    tiles = cut(layout, (x, v_init, leak, spikes, v_last, checkpoints))
-    variant = _VARIANTS[0 if tiles.aligned else 1]
+    inputs = (x, scale, shift, residual, v_init, leak, spikes, v_last)
+    tiles = cut(layout, (*inputs, checkpoints))
+    variants = _variants(x.element_size())
+    variant = variants[0 if tiles.aligned else 1]
     with torch.cuda.device_of(x):
         counts = None if sam is None else empty_sums(layout, tiles, variant, x, torch.int32)
         _KERNEL.launch(
             tiles,
-            _VARIANTS,
+            variants,
             variant,
-            (x, v_init, leak, spikes, v_last, counts, checkpoints),
+            (*inputs, counts, checkpoints),
             (layout.steps, checkpoints.shape[0], *numbers(neuron)),
             REPEATED=layout.repeated,
             **options(neuron, leak),

@@ -4,6 +4,7 @@
 # ruff: noqa: RUF005 (no starred expressions in Triton's language)
 
 import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ...neuron import Neuron
 from ...ops.layout import Layout
-from .lif import CHECKPOINT_EVERY_STEPS, current, load_leak, start
+from .lif import CHECKPOINT_EVERY_STEPS, current, frame_of, load_leak, start
 from .neuron import (
     Constants,
     after_reset,
@@ -25,18 +26,35 @@ from .neuron import (
     surrogate_derivative,
 )
 from .neuron import grad_leak as grad_leak_step
-from .tiles import Kernel, Variant, cut, mask_at, this_tile
+from .tiles import Kernel, Tiles, Variant, channel_values, cut, mask_at, this_tile
 
 # A kernel of so few steps serves no longer sequence, so that it needs no chunks.
 _SHORT = tl.constexpr(4)
 
 
 @functools.cache
-def _variants(element_size: int, learnt: bool) -> tuple[Variant, Variant, Variant]:
+def variants_of(element_size: int, learnt: bool) -> tuple[Variant, Variant, Variant]:
+    """How a backward kernel is compiled: for at most four time steps, for more, for what is not aligned."""
     # Each thread holds the potentials of 16 bytes of x: 4 elements of 4 bytes, or 8 of 2.  With a learnable decay
     # or tau it holds x as well: 8 elements for 8 steps would not fit into registers, so that it is 4.
     elements = 2048 // element_size
     return Variant(True, elements, 4), Variant(True, 512 if learnt else elements, 8), Variant(False, 256, 8)
+
+
+def chosen(variants: tuple[Variant, Variant, Variant], tiles: Tiles, time_steps: int) -> Variant:
+    """The variant that serves a call."""
+    return variants[2 if not tiles.aligned else 0 if time_steps <= _SHORT.value else 1]
+
+
+def backward_numbers(neuron: Neuron, layout: Layout) -> tuple[float, ...]:
+    """The scalars that every backward kernel takes."""
+    return *numbers(neuron), *neuron.surrogate.constants(), 1.0 / (layout.steps * layout.channels)
+
+
+def backward_options(neuron: Neuron, layout: Layout, leak: Tensor | None) -> dict[str, Any]:
+    """The constants that every backward kernel takes; ``leak`` is a learnable decay or tau."""
+    backward = {"DETACH": neuron.detach_reset, "SURROGATE": neuron.surrogate.name, "REPEATED": layout.repeated}
+    return options(neuron, leak) | backward
 
 
 @triton.jit
@@ -44,8 +62,11 @@ def _load_steps(steps_ptr, first, time_steps, tile, STEPS: tl.constexpr):
     """The time steps from ``first`` on, as far as they exist, as they are stored; all loads are in flight together."""
     values = ()
     for k in tl.static_range(STEPS):
-        exists = mask_at(tile, first + k, time_steps)
-        values = values + (tl.load(steps_ptr + (first + k) * tile.frame + tile.place, mask=exists, other=0.0),)
+        if steps_ptr is None:
+            values = values + (None,)
+        else:
+            exists = mask_at(tile, first + k, time_steps)
+            values = values + (tl.load(steps_ptr + (first + k) * tile.frame + tile.place, mask=exists, other=0.0),)
     return values
 
 
@@ -57,15 +78,195 @@ def _repeat(value, STEPS: tl.constexpr):
     return values
 
 
+class Normalisation(NamedTuple):
+    """What stands between y and the current of a tile: one value for each of its channels, or None."""
+
+    scale: Any
+    shift: Any
+    mean: Any
+    offset: Any
+    slope: Any
+
+
+@triton.jit
+def _grad_y(gx, y, norm):
+    """The gradient of y, or where the current is y itself, of that."""
+    if norm.mean is not None:
+        gx = (gx - norm.offset) - (y.to(tl.float32) - norm.mean) * norm.slope
+    if norm.scale is not None:
+        gx = gx * norm.scale
+    return gx
+
+
+@triton.jit
+def steps_back(
+    n,
+    tile,
+    norm,
+    x_ptr,
+    residual_ptr,
+    v_init_ptr,
+    checkpoints_ptr,
+    grad_spikes_ptr,
+    grad_v_ptr,
+    grad_sam_ptr,
+    grad_x_ptr,
+    grad_residual_ptr,
+    grad_v_init_ptr,
+    slabs,
+    height,
+    time_steps,
+    c0,
+    c1,
+    sam_share,
+    CHARGE: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    RESET: tl.constexpr,
+    DETACH: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    REPEATED: tl.constexpr,
+    LEARNT: tl.constexpr,
+    CHANNEL_AXIS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """All time steps of a tile, the last one first, writing the gradients that are given.
+
+    Returns three sums over time, each where it is wanted: of what each step adds to the leak's gradient (LEARNT), and
+    without ``grad_x_ptr`` of the current's gradient, and of that times ``y - mean``.
+    """
+    # h[t+1] has a gradient of s[t] where the reset is delayed and not detached.
+    DELAYED: tl.constexpr = RESET == "soft_delayed" and not DETACH
+    REDUCE: tl.constexpr = grad_x_ptr is None
+    zero = tl.zeros(tile.mask.shape, tl.float32)
+    from_sam = zero
+    if grad_sam_ptr is not None:
+        if CHANNEL_AXIS == 0:
+            location, exists = tile.slab * tile.width + tile.column, tile.column < tile.width
+        else:
+            location, exists = tile.slab * height + tile.row, tile.row < height
+        from_sam += tl.load(grad_sam_ptr + location, mask=exists, other=0.0) * sam_share
+    gv = zero
+    if grad_v_ptr is not None:
+        gv = tl.load(grad_v_ptr + tile.place, mask=tile.mask, other=0.0)
+    delayed = zero
+    sum_g = zero
+    sum_gy = zero
+    sum_leak = zero
+    skipped = tile.outer * (time_steps - 1) * tile.frame
+    if REPEATED:
+        frozen = frame_of(x_ptr, tile)
+    else:
+        x_ptr += skipped
+        if grad_x_ptr is not None:
+            grad_x_ptr += skipped
+    if residual_ptr is not None:
+        residual_ptr += skipped
+    if grad_residual_ptr is not None:
+        grad_residual_ptr += skipped
+    if grad_spikes_ptr is not None:
+        grad_spikes_ptr += skipped
+    # Chunks of STEPS time steps, the last one first: their potentials are recomputed and stay in registers.
+    if STEPS == _SHORT:
+        chunks = 1
+    else:
+        chunks = tl.cdiv(time_steps, STEPS)
+    for i in range(0, chunks):
+        first = (chunks - 1 - i) * STEPS
+        saved = first // CHECKPOINT_EVERY_STEPS
+        if saved > 0:
+            at = (saved - 1) * slabs * height * tile.width + tile.place
+            v = tl.load(checkpoints_ptr + at, mask=tile.mask, other=0.0)
+        else:
+            v = start(v_init_ptr, n.rest, tile)
+        # From the checkpoint to this chunk, where chunks are shorter than what lies between checkpoints.
+        for t in range(saved * CHECKPOINT_EVERY_STEPS, first, 4):
+            if REPEATED:
+                xs = _repeat(frozen, 4)
+            else:
+                xs = _load_steps(x_ptr, t, time_steps, tile, 4)
+            residuals = _load_steps(residual_ptr, t, time_steps, tile, 4)
+            for k in tl.static_range(4):
+                x = current(xs[k], residuals[k], norm.scale, norm.shift)
+                v = after_reset(n, charge(n, v, x, CHARGE, EXACT_INVERSE, RESET), RESET)
+        before = v
+        if REPEATED:
+            xs = _repeat(frozen, STEPS)
+        else:
+            xs = _load_steps(x_ptr, first, time_steps, tile, STEPS)
+        residuals = _load_steps(residual_ptr, first, time_steps, tile, STEPS)
+        gss = _load_steps(grad_spikes_ptr, first, time_steps, tile, STEPS)
+        hs = ()
+        for k in tl.static_range(STEPS):
+            h = v
+            if first + k < time_steps:
+                x = current(xs[k], residuals[k], norm.scale, norm.shift)
+                h = charge(n, v, x, CHARGE, EXACT_INVERSE, RESET)
+                v = after_reset(n, h, RESET)
+            hs = hs + (h,)
+        for k in tl.static_range(STEPS - 1, -1, -1):
+            t = first + k
+            if t < time_steps:
+                h = hs[k]
+                if grad_spikes_ptr is None:
+                    gs = from_sam
+                else:
+                    gs = gss[k].to(tl.float32) + from_sam
+                if DELAYED:
+                    gs = gs - delayed
+                sg = surrogate_derivative(h - n.threshold, c0, c1, SURROGATE)
+                gh = fire_backward(n, h, gs, gv, sg, RESET, DETACH)
+                gx = grad_input(n, gh, CHARGE, EXACT_INVERSE)
+                if grad_residual_ptr is not None:
+                    g = gx.to(grad_residual_ptr.dtype.element_ty)
+                    tl.store(grad_residual_ptr + t * tile.frame + tile.place, g, mask=tile.mask)
+                if REPEATED:
+                    sum_g += gx
+                elif REDUCE:
+                    sum_g += gx
+                    sum_gy += gx * (xs[k].to(tl.float32) - norm.mean)
+                else:
+                    g = _grad_y(gx, xs[k], norm).to(grad_x_ptr.dtype.element_ty)
+                    tl.store(grad_x_ptr + t * tile.frame + tile.place, g, mask=tile.mask)
+                if LEARNT:
+                    if k > 0:
+                        v = after_reset(n, hs[k - 1], RESET)
+                    else:
+                        v = before
+                    x = current(xs[k], residuals[k], norm.scale, norm.shift)
+                    sum_leak += grad_leak_step(n, gh, v, x, CHARGE)
+                if DELAYED:
+                    delayed = gh * n.threshold
+                gv = grad_before(n, gh, CHARGE)
+    if REPEATED:
+        if REDUCE:
+            sum_gy = sum_g * (frozen.to(tl.float32) - norm.mean)
+        else:
+            g = _grad_y(sum_g, frozen, norm).to(grad_x_ptr.dtype.element_ty)
+            tl.store(grad_x_ptr + tile.place, g, mask=tile.mask)
+    if grad_v_init_ptr is not None:
+        if DELAYED:
+            u = start(v_init_ptr, n.rest, tile) - n.threshold
+            gv = gv - delayed * surrogate_derivative(u, c0, c1, SURROGATE)
+        tl.store(grad_v_init_ptr + tile.place, gv, mask=tile.mask)
+    return sum_leak, sum_g, sum_gy
+
+
 def _backward(
     x_ptr,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
     v_init_ptr,
     leak_ptr,
     checkpoints_ptr,
     grad_spikes_ptr,
     grad_v_ptr,
     grad_sam_ptr,
+    mean_ptr,
+    offset_ptr,
+    slope_ptr,
     grad_x_ptr,
+    grad_residual_ptr,
     grad_v_init_ptr,
     leak_sums_ptr,
     slabs: tl.int64,
@@ -95,102 +296,27 @@ def _backward(
     BLOCK_WIDTH: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    # h[t+1] has a gradient of s[t] where the reset is delayed and not detached.
-    DELAYED: tl.constexpr = RESET == "soft_delayed" and not DETACH
     tile = this_tile(panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH)
     leak = load_leak(leak_ptr, leak, tile, height, PER_CHANNEL, CHANNEL_AXIS)
     n = Constants(leak, tl.div_rn(1.0, leak), rest, threshold, fire_level)
-    zero = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.float32)
-    from_sam = zero
-    if grad_sam_ptr is not None:
-        if CHANNEL_AXIS == 0:
-            location, exists = tile.slab * tile.width + tile.column, tile.column < tile.width
-        else:
-            location, exists = tile.slab * height + tile.row, tile.row < height
-        from_sam += tl.load(grad_sam_ptr + location, mask=exists, other=0.0) * sam_share
-    gv = zero
-    if grad_v_ptr is not None:
-        gv = tl.load(grad_v_ptr + tile.place, mask=tile.mask, other=0.0)
-    delayed = zero
-    sum_x = zero
-    sum_leak = zero
-    skipped = tile.outer * (time_steps - 1) * tile.frame
-    if REPEATED:
-        frozen = current(x_ptr, tile)
-    else:
-        x_ptr += skipped
-        grad_x_ptr += skipped
-    if grad_spikes_ptr is not None:
-        grad_spikes_ptr += skipped
-    # Chunks of STEPS time steps, the last one first: their potentials are recomputed and stay in registers.
-    if STEPS == _SHORT:
-        chunks = 1
-    else:
-        chunks = tl.cdiv(time_steps, STEPS)
-    for i in range(0, chunks):
-        first = (chunks - 1 - i) * STEPS
-        saved = first // CHECKPOINT_EVERY_STEPS
-        if saved > 0:
-            at = (saved - 1) * slabs * height * tile.width + tile.place
-            v = tl.load(checkpoints_ptr + at, mask=tile.mask, other=0.0)
-        else:
-            v = start(v_init_ptr, rest, tile)
-        # From the checkpoint to this chunk, where chunks are shorter than what lies between checkpoints.
-        for t in range(saved * CHECKPOINT_EVERY_STEPS, first, 4):
-            if REPEATED:
-                xs = _repeat(frozen, 4)
-            else:
-                xs = _load_steps(x_ptr, t, time_steps, tile, 4)
-            for k in tl.static_range(4):
-                v = after_reset(n, charge(n, v, xs[k].to(tl.float32), CHARGE, EXACT_INVERSE, RESET), RESET)
-        before = v
-        if REPEATED:
-            xs = _repeat(frozen, STEPS)
-        else:
-            xs = _load_steps(x_ptr, first, time_steps, tile, STEPS)
-        if grad_spikes_ptr is None:
-            gss = _repeat(zero, STEPS)
-        else:
-            gss = _load_steps(grad_spikes_ptr, first, time_steps, tile, STEPS)
-        hs = ()
-        for k in tl.static_range(STEPS):
-            h = v
-            if first + k < time_steps:
-                h = charge(n, v, xs[k].to(tl.float32), CHARGE, EXACT_INVERSE, RESET)
-                v = after_reset(n, h, RESET)
-            hs = hs + (h,)
-        for k in tl.static_range(STEPS - 1, -1, -1):
-            t = first + k
-            if t < time_steps:
-                h = hs[k]
-                gs = gss[k].to(tl.float32) + from_sam
-                if DELAYED:
-                    gs = gs - delayed
-                sg = surrogate_derivative(h - threshold, c0, c1, SURROGATE)
-                gh = fire_backward(n, h, gs, gv, sg, RESET, DETACH)
-                gx = grad_input(n, gh, CHARGE, EXACT_INVERSE)
-                if REPEATED:
-                    sum_x += gx
-                else:
-                    gx = gx.to(grad_x_ptr.dtype.element_ty)
-                    tl.store(grad_x_ptr + t * tile.frame + tile.place, gx, mask=tile.mask)
-                if leak_sums_ptr is not None:
-                    if k > 0:
-                        v = after_reset(n, hs[k - 1], RESET)
-                    else:
-                        v = before
-                    sum_leak += grad_leak_step(n, gh, v, xs[k].to(tl.float32), CHARGE)
-                if DELAYED:
-                    delayed = gh * threshold
-                gv = grad_before(n, gh, CHARGE)
-    if REPEATED:
-        tl.store(grad_x_ptr + tile.place, sum_x.to(grad_x_ptr.dtype.element_ty), mask=tile.mask)
-    if grad_v_init_ptr is not None:
-        if DELAYED:
-            u = start(v_init_ptr, rest, tile) - threshold
-            gv = gv - delayed * surrogate_derivative(u, c0, c1, SURROGATE)
-        tl.store(grad_v_init_ptr + tile.place, gv, mask=tile.mask)
-    if leak_sums_ptr is not None:
+    norm = Normalisation(
+        channel_values(scale_ptr, tile, height, CHANNEL_AXIS),
+        channel_values(shift_ptr, tile, height, CHANNEL_AXIS),
+        channel_values(mean_ptr, tile, height, CHANNEL_AXIS),
+        channel_values(offset_ptr, tile, height, CHANNEL_AXIS),
+        channel_values(slope_ptr, tile, height, CHANNEL_AXIS),
+    )
+    LEARNT: tl.constexpr = leak_sums_ptr is not None
+    inputs = (x_ptr, residual_ptr, v_init_ptr, checkpoints_ptr, grad_spikes_ptr, grad_v_ptr, grad_sam_ptr)
+    outputs = (grad_x_ptr, grad_residual_ptr, grad_v_init_ptr)
+    sum_leak, _, _ = steps_back(
+        *(n, tile, norm),
+        *inputs,
+        *outputs,
+        *(slabs, height, time_steps, c0, c1, sam_share),
+        *(CHARGE, EXACT_INVERSE, RESET, DETACH, SURROGATE, REPEATED, LEARNT, CHANNEL_AXIS, STEPS),
+    )
+    if LEARNT:
         # One row of sums, over all but channels, a program (or a line of programs); the caller adds up the rows.
         sum_leak = tl.where(tile.mask, sum_leak, 0.0).to(tl.float64)
         if not PER_CHANNEL:
@@ -219,14 +345,27 @@ def lif_backward(
     grad_x: Tensor,
     grad_v_init: Tensor | None,
     grad_leak: Tensor | None,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    mean: Tensor | None = None,
+    offset: Tensor | None = None,
+    slope: Tensor | None = None,
+    grad_residual: Tensor | None = None,
 ) -> None:
-    """Writes the gradient of x and, where given, those of the first potential and of the decay or tau."""
+    """Writes the gradient of x and, where given, those of the first potential and of the decay or tau.
+
+    With ``scale`` and ``shift`` the current is ``x*scale + shift (+ residual)``, and with ``mean``, ``offset`` and
+    ``slope`` the gradient of x goes through the statistics that made it so; all are one value a channel.
+    """
     if checkpoints is None:
         checkpoints = x.new_empty((0,), dtype=torch.float32)
-    inputs = (x, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, grad_x, grad_v_init)
-    tiles = cut(layout, inputs)
-    variants = _variants(x.element_size(), leak is not None and grad_leak is not None)
-    variant = variants[2 if not tiles.aligned else 0 if layout.steps <= _SHORT.value else 1]
+    inputs = (x, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean, offset, slope)
+    outputs = (grad_x, grad_residual, grad_v_init)
+    tiles = cut(layout, inputs + outputs)
+    variants = variants_of(x.element_size(), leak is not None and grad_leak is not None)
+    variant = chosen(variants, tiles, layout.steps)
     with torch.cuda.device_of(x):
         leak_sums = None
         if leak is not None and grad_leak is not None:
@@ -237,17 +376,9 @@ def lif_backward(
             tiles,
             variants,
             variant,
-            (*inputs, leak_sums),
-            (
-                layout.steps,
-                *numbers(neuron),
-                *neuron.surrogate.constants(),
-                1.0 / (layout.steps * layout.channels),
-            ),
-            DETACH=neuron.detach_reset,
-            SURROGATE=neuron.surrogate.name,
-            REPEATED=layout.repeated,
-            **options(neuron, leak),
+            (*inputs, *outputs, leak_sums),
+            (layout.steps, *backward_numbers(neuron, layout)),
+            **backward_options(neuron, layout, leak),
         )
         if leak_sums is not None and grad_leak is not None:
             grad_leak.copy_(leak_sums.sum(0).reshape(grad_leak.shape))

@@ -100,9 +100,10 @@ class Kernel:
         chosen: Variant,
         tensors: Sequence[Tensor | None],
         scalars: Sequence[int | float],
+        programs: int | None = None,
         **constants: Any,
     ) -> None:
-        """Runs the ``chosen`` one of ``variants`` on the current device and stream, one program a tile."""
+        """Runs the ``chosen`` one of ``variants`` on the current device and stream, by default one program a tile."""
 
         def arguments(variant: Variant) -> tuple[tuple, dict[str, Any]]:
             unit, block = _UNIT if variant.aligned else 1, tiles.block(variant)
@@ -117,7 +118,7 @@ class Kernel:
             return (*sizes, *scalars), named | constants | OPTIONS
 
         down, across = tiles.grid(chosen)
-        grid = (tiles.outer * tiles.panels * down * across,)
+        grid = (programs or tiles.outer * tiles.panels * down * across,)
         plain, named = arguments(chosen)
         compiled = self._jit[chosen.aligned][grid](*tensors, *plain, **named)
         if compiled in self._complete:
@@ -162,20 +163,25 @@ def this_tile(
     slab = tl.program_id(0)
     j = slab % across
     slab = slab // across
-    column = j.to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, :]
     if CHANNEL_AXIS is None:
         slab = slab.to(tl.int64)
+        column = j.to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, :]
         row = tl.zeros((1, 1), tl.int64)
         return Tile(width, width, slab, slab, 0, j, row, column, slab * width + column, column < width)
     else:
-        i = slab % down
-        slab = slab // down
-        outer = (slab // panels).to(tl.int64)
-        slab = slab.to(tl.int64)
-        row = i.to(tl.int64) * BLOCK_HEIGHT + tl.arange(0, BLOCK_HEIGHT)[:, None]
-        place = (slab * height + row) * width + column
-        mask = (row < height) & (column < width)
-        return Tile(width, panels * height * width, outer, slab, i, j, row, column, place, mask)
+        return tile_at(slab // down, slab % down, j, panels, height, width, BLOCK_HEIGHT, BLOCK_WIDTH)
+
+
+@triton.jit
+def tile_at(slab, i, j, panels, height, width, BLOCK_HEIGHT: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+    """A tile of panels that tell channels apart."""
+    outer = (slab // panels).to(tl.int64)
+    slab = slab.to(tl.int64)
+    row = i.to(tl.int64) * BLOCK_HEIGHT + tl.arange(0, BLOCK_HEIGHT)[:, None]
+    column = j.to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, :]
+    place = (slab * height + row) * width + column
+    mask = (row < height) & (column < width)
+    return Tile(width, panels * height * width, outer, slab, i, j, row, column, place, mask)
 
 
 @triton.jit
@@ -183,3 +189,14 @@ def mask_at(tile, t, time_steps):
     """The tile's mask if there is a time step ``t``, else nothing."""
     # Not `tile.mask & (t < time_steps)`: Triton's interpreter cannot combine a block and a scalar that way.
     return tile.mask & (tile.column < tl.where(t < time_steps, tile.width, 0))
+
+
+@triton.jit
+def channel_values(values_ptr, tile, height, CHANNEL_AXIS: tl.constexpr):
+    """What a vector of one value a channel holds for the tile's channels, ready to broadcast; or None."""
+    if values_ptr is None:
+        return None
+    elif CHANNEL_AXIS == 0:
+        return tl.load(values_ptr + tile.row, mask=tile.row < height, other=1.0)
+    else:
+        return tl.load(values_ptr + tile.column, mask=tile.column < tile.width, other=1.0)

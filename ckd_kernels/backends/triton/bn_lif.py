@@ -1,0 +1,189 @@
+"""Batch normalisation and a multi-step neuron in Triton: the neuron's kernels with a current that is normalised."""
+
+# mypy: allow-untyped-defs, no-check-untyped-defs
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ...neuron import Neuron
+from ...ops.layout import Layout
+from .channel_sums import finish_sums, store_sums, strip_tile, strips, this_strip
+from .lif import lif_forward, load_leak
+from .lif_backward import (
+    Normalisation,
+    backward_numbers,
+    backward_options,
+    chosen,
+    lif_backward,
+    steps_back,
+    variants_of,
+)
+from .neuron import Constants
+from .tiles import Kernel, channel_values, cut
+
+
+def bn_lif_forward(
+    neuron: Neuron,
+    layout: Layout,
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    spikes: Tensor,
+    v_last: Tensor | None,
+    sam: Tensor | None,
+    checkpoints: Tensor | None,
+) -> None:
+    """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints."""
+    outputs = spikes, v_last, sam, checkpoints
+    lif_forward(neuron, layout, y, v_init, leak, *outputs, scale=scale, shift=shift, residual=residual)
+
+
+def _reduce(
+    y_ptr,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
+    v_init_ptr,
+    leak_ptr,
+    checkpoints_ptr,
+    grad_spikes_ptr,
+    grad_v_ptr,
+    grad_sam_ptr,
+    mean_ptr,
+    sums_ptr,
+    slabs: tl.int64,
+    panels: tl.int32,
+    height: tl.int64,
+    width_units: tl.int64,
+    down: tl.int32,
+    across: tl.int32,
+    length: tl.int32,
+    parts: tl.int32,
+    time_steps: tl.int32,
+    leak: tl.float32,
+    rest: tl.float32,
+    threshold: tl.float32,
+    fire_level: tl.float32,
+    c0: tl.float32,
+    c1: tl.float32,
+    sam_share: tl.float32,
+    CHARGE: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    RESET: tl.constexpr,
+    DETACH: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    REPEATED: tl.constexpr,
+    CHANNEL_AXIS: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_HEIGHT: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    strip = this_strip(length, slabs, down, across, CHANNEL_AXIS)
+    where = (panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH)
+    own = strip_tile(strip, strip.first, *where)
+    leak = load_leak(leak_ptr, leak, own, height, PER_CHANNEL, CHANNEL_AXIS)
+    n = Constants(leak, tl.div_rn(1.0, leak), rest, threshold, fire_level)
+    norm = Normalisation(
+        channel_values(scale_ptr, own, height, CHANNEL_AXIS),
+        channel_values(shift_ptr, own, height, CHANNEL_AXIS),
+        channel_values(mean_ptr, own, height, CHANNEL_AXIS),
+        None,
+        None,
+    )
+    inputs = (y_ptr, residual_ptr, v_init_ptr, checkpoints_ptr, grad_spikes_ptr, grad_v_ptr, grad_sam_ptr)
+    first = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.float64)
+    second = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.float64)
+    for number in range(strip.first, strip.end):
+        tile = strip_tile(strip, number, *where)
+        _, sum_g, sum_gy = steps_back(
+            *(n, tile, norm),
+            *inputs,
+            *(None, None, None),
+            *(slabs, height, time_steps, c0, c1, sam_share),
+            *(CHARGE, EXACT_INVERSE, RESET, DETACH, SURROGATE, REPEATED, False, CHANNEL_AXIS, STEPS),
+        )
+        first += tl.where(tile.mask, sum_g, 0.0).to(tl.float64)
+        second += tl.where(tile.mask, sum_gy, 0.0).to(tl.float64)
+    store_sums(sums_ptr, first, second, own, strip, parts, height, CHANNEL_AXIS)
+
+
+_KERNEL = Kernel(_reduce)
+
+
+def bn_lif_reduce(
+    neuron: Neuron,
+    layout: Layout,
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    checkpoints: Tensor | None,
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    grad_sam: Tensor | None,
+    mean: Tensor,
+    sums: Tensor,
+) -> None:
+    """Writes the sums over all but channels of the current's gradient, and of that times ``y - mean``."""
+    if checkpoints is None:
+        checkpoints = y.new_empty((0,), dtype=torch.float32)
+    inputs = (y, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean)
+    tiles = cut(layout, inputs)
+    variants = variants_of(y.element_size(), learnt=False)
+    variant = chosen(variants, tiles, layout.steps)
+    shared = strips(tiles, variant)
+    with torch.cuda.device_of(y):
+        kept = shared.empty_sums(layout.channels, y)
+        _KERNEL.launch(
+            tiles,
+            variants,
+            variant,
+            (*inputs, kept),
+            (shared.length, shared.parts, layout.steps, *backward_numbers(neuron, layout)),
+            programs=shared.programs,
+            **backward_options(neuron, layout, leak),
+        )
+        finish_sums(kept, sums)
+
+
+def bn_lif_backward(
+    neuron: Neuron,
+    layout: Layout,
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    checkpoints: Tensor | None,
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    grad_sam: Tensor | None,
+    mean: Tensor | None,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    grad_y: Tensor,
+    grad_residual: Tensor | None,
+    grad_v_init: Tensor | None,
+    grad_leak: Tensor | None,
+) -> None:
+    """Writes the gradient of y and, where given, those of the residual, the first potential and the decay or tau."""
+    upstream = checkpoints, grad_spikes, grad_v, grad_sam
+    lif_backward(
+        *(neuron, layout, y, v_init, leak, *upstream, grad_y, grad_v_init, grad_leak),
+        scale=scale,
+        shift=shift,
+        residual=residual,
+        mean=mean,
+        offset=offset,
+        slope=slope,
+        grad_residual=grad_residual,
+    )
