@@ -3,8 +3,22 @@
 from . import layers, surrogate
 from .backend import build_info, use_backend
 from .functional import LIFOutput, bn_lif, lif, sam
+from .interop import ConversionReport, MultiStep, convert
 from .neuron import Neuron
 
 __version__ = "0.1.0"
 
-__all__ = ["LIFOutput", "Neuron", "bn_lif", "build_info", "layers", "lif", "sam", "surrogate", "use_backend"]
+__all__ = [
+    "ConversionReport",
+    "LIFOutput",
+    "MultiStep",
+    "Neuron",
+    "bn_lif",
+    "build_info",
+    "convert",
+    "layers",
+    "lif",
+    "sam",
+    "surrogate",
+    "use_backend",
+]

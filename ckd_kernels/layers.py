@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .functional import LIFOutput, bn_lif, lif
 from .neuron import Neuron
+from .normalisation import module_arguments
 
 __all__ = ["IF", "LIF", "BatchNormLIF", "ParametricLIF"]
 
@@ -276,18 +277,10 @@ class BatchNormLIF(_SpikingLayer):
         self, y: Tensor, residual: Tensor | None = None, *, return_sam: bool = False
     ) -> Tensor | LIFOutput:
         """Spikes of y's shape, or a :class:`LIFOutput` with ``return_sam``; see :func:`ckd_kernels.bn_lif`."""
-        tracks = self.training and self.track_running_stats
         out = bn_lif(
             y,
-            self.weight,
-            self.bias,
-            # In training without tracking, as nn.BatchNorm2d, the buffers stay as they are.
-            self.running_mean if tracks or not self.training else None,
-            self.running_var if tracks or not self.training else None,
-            self.neuron,
-            training=self.training or self.running_mean is None,
-            momentum=self._momentum() if tracks else 0.0,
-            eps=self.eps,
+            neuron=self.neuron,
+            **module_arguments(self),
             residual=residual,
             time_dim=self.time_dim,
             channel_dim=self.channel_dim,
@@ -297,12 +290,6 @@ class BatchNormLIF(_SpikingLayer):
             process_group=self.process_group,
         )
         return self._keep_state(out)
-
-    def _momentum(self) -> float:
-        """Share of this batch in the running statistics; counts the batch."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
 
     def extra_repr(self) -> str:
         shown = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"

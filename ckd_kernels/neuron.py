@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -163,3 +164,9 @@ class Neuron:
         return cls(
             charge="decay", decay=beta, strict=True, reset="soft_delayed", detach_reset=True, surrogate=ATan(2.0)
         )
+
+
+@functools.lru_cache(maxsize=256)
+def cached_neuron(**options: Any) -> Neuron:
+    """``Neuron(**options)``, checked once: for layers that take their options anew at every call."""
+    return Neuron(**options)

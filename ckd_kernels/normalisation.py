@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .ops.lif import state_dtype
 
@@ -18,6 +18,28 @@ class Statistics:
     mean: Tensor  # [C]
     invstd: Tensor  # [C], 1/sqrt(variance + eps)
     count: int | Tensor | None  # values of y, a channel and over all processes, that they were taken of; None: running
+
+
+def module_arguments(norm: nn.Module) -> dict[str, Any]:
+    """The arguments of `bn_lif` that a batch normalisation holds, for one call, which it counts."""
+    running = norm.running_mean, norm.running_var
+    momentum: float = 0.0
+    if norm.training and norm.track_running_stats:
+        count: Any = norm.num_batches_tracked
+        count.add_(1)
+        momentum = 1.0 / float(count) if norm.momentum is None else norm.momentum  # type: ignore[assignment]
+    elif norm.training:
+        # As nn.BatchNorm2d: in training without tracking, buffers that are there stay as they are.
+        running = None, None
+    return {
+        "weight": norm.weight,
+        "bias": norm.bias,
+        "running_mean": running[0],
+        "running_var": running[1],
+        "training": norm.training or norm.running_mean is None,
+        "momentum": momentum,
+        "eps": norm.eps,
+    }
 
 
 def batch_statistics(

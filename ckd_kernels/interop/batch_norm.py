@@ -1,0 +1,135 @@
+"""Batch normalisation that the neuron after it computes: ``convert(model, fuse=True)``.
+
+A converted normalisation does not normalise.  It hands on its input with the promise to, a `DeferredNorm`; a residual may
+be added to that, and a converted neuron then does all in one `bn_lif`.  Whoever else looks at it gets the normalised
+tensor, computed there and then: what a model computes does not depend on how well we understood it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..normalisation import module_arguments
+from .adopt import Adopted, own_class
+
+_ADDITIONS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__}
+_OPERATORS = """__sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __mod__ __pow__ __rpow__ __matmul__
+__rmatmul__ __neg__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __getitem__ __setitem__ __len__ __iter__ __bool__
+__float__ __int__ __isub__ __imul__ __itruediv__""".split()
+
+
+class _Normalisation:
+    """One call of a normalisation, done when somebody needs it, and once."""
+
+    def __init__(self, norm: Any, y: Tensor) -> None:
+        self.norm = norm
+        self.y = y
+        self.fused = False
+        self.value: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """The normalised y."""
+        if self.value is None:
+            norm = self.norm
+            if not self.fused:
+                self.value = own_class(norm).forward(norm, self.y)
+            else:  # The running statistics have seen this batch.
+                batch = norm.training or norm.running_mean is None
+                running = (None, None) if batch else (norm.running_mean, norm.running_var)
+                flat = F.batch_norm(self.y.flatten(0, 1), *running, norm.weight, norm.bias, batch, 0.0, norm.eps)
+                self.value = flat.view(self.y.shape)
+        return self.value
+
+
+class DeferredNorm:
+    """``norm(y) + residual``, not yet computed; for everybody but a converted neuron, a tensor."""
+
+    def __init__(self, normalisation: _Normalisation, residual: Tensor | None = None) -> None:
+        self._normalisation = normalisation
+        self._residual = residual
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._normalisation.y.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self._normalisation.y.device
+
+    def tensor(self) -> Tensor:
+        """What this stands for."""
+        value = self._normalisation.tensor()
+        return value if self._residual is None else value + self._residual
+
+    def take(self) -> tuple[Tensor, dict[str, Any]] | None:
+        """y and the arguments of `bn_lif` beside it, for a neuron that does all the rest; None where that is done."""
+        normalisation = self._normalisation
+        if normalisation.fused or normalisation.value is not None:
+            return None
+        normalisation.fused = True
+        return normalisation.y, {**module_arguments(normalisation.norm), "residual": self._residual}
+
+    def _plus(self, other: Any) -> Any:
+        y = self._normalisation.y
+        fits = isinstance(other, Tensor) and (other.shape, other.dtype, other.device) == (y.shape, y.dtype, y.device)
+        if fits and self._residual is None and self._normalisation.value is None:
+            return DeferredNorm(self._normalisation, other)
+        return self.tensor() + _value(other)
+
+    __add__ = __radd__ = __iadd__ = _plus
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tensor(), name)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ADDITIONS and len(args) == 2 and not kwargs:
+            one, other = args if isinstance(args[0], cls) else args[::-1]
+            return one._plus(other)
+        return func(*_value(args), **_value(kwargs or {}))
+
+
+def _value(tree: Any) -> Any:
+    """Arguments with tensors in place of what is deferred."""
+    return torch.utils._pytree.tree_map_only(DeferredNorm, DeferredNorm.tensor, tree)
+
+
+def _operator(name: str) -> Any:
+    def apply(self: DeferredNorm, *others: Any) -> Any:
+        return getattr(self.tensor(), name)(*_value(others))
+
+    return apply
+
+
+for _name in _OPERATORS:
+    setattr(DeferredNorm, _name, _operator(_name))
+DeferredNorm.__hash__ = object.__hash__  # type: ignore[method-assign]  # as tensors: by identity
+
+
+if TYPE_CHECKING:
+    _Base = nn.Module
+else:
+    _Base = object
+
+
+class DeferringNorm(Adopted, _Base):
+    """A multi-step batch normalisation that leaves its work to the neuron after it."""
+
+    def forward(self, x: Any) -> Any:
+        """The normalised ``[T, B, C, ...]``, now or later."""
+        own = own_class(self)
+        later = (
+            isinstance(x, Tensor)
+            and self.step_mode == "m"
+            and x.dim() in _DIMENSIONS[own.__name__[-2:]]
+            and not (self._forward_hooks or self._backward_hooks or self._backward_pre_hooks)
+            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        )
+        return DeferredNorm(_Normalisation(self, x)) if later else own.forward(self, x)
+
+
+_DIMENSIONS = {"1d": (3, 4), "2d": (5,), "3d": (6,)}

@@ -1,0 +1,150 @@
+"""SpikingJelly's multi-step neurons (2.0.0 and 0.0.0.0.14) on our kernels.
+
+Neither version is imported: their classes are known by name, and the nodes keep their own code for what is not ours
+(single-step mode, ``store_v_seq``, an attribute that was changed to something that we do not have).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import surrogate
+from ..functional import LIFOutput, bn_lif, lif
+from ..neuron import Neuron, cached_neuron
+from .adopt import Adopted, Unsupported, own_class
+from .batch_norm import DeferredNorm, DeferringNorm
+
+_NODES = ("IFNode", "LIFNode", "ParametricLIFNode")
+_NORMS = ("BatchNorm", "ThresholdDependentBatchNorm")
+_PACKAGE = "spikingjelly.activation_based"
+_SURROGATES: dict[str, type[surrogate.Surrogate]] = {
+    "Sigmoid": surrogate.Sigmoid,
+    "ATan": surrogate.ATan,
+    "PiecewiseQuadratic": surrogate.Triangle,
+    "PiecewiseExp": surrogate.PiecewiseExp,
+    "SoftSign": surrogate.SoftSign,
+    "SuperSpike": surrogate.SuperSpike,
+    "Erf": surrogate.Erf,
+    "Rect": surrogate.Rectangle,
+}
+
+
+def _belongs(cls: type, part: str) -> bool:
+    """Whether a class is SpikingJelly's own, from its ``part`` (a module in 0.0.0.0.14, a package in 2.0.0)."""
+    return cls.__module__ == f"{_PACKAGE}.{part}" or cls.__module__.startswith(f"{_PACKAGE}.{part}.")
+
+
+def is_spikingjelly_neuron(module: nn.Module) -> bool:
+    """Any of SpikingJelly's neurons, or a neuron that somebody derived from one."""
+    return any(_belongs(cls, "neuron") for cls in type(module).__mro__)
+
+
+def _surrogate_of(function: Any) -> surrogate.Surrogate:
+    cls = type(function)
+    ours = _SURROGATES.get(cls.__name__) if _belongs(cls, "surrogate") else None
+    if ours is None:
+        raise Unsupported(f"surrogate_function {cls.__name__} has no counterpart in ckd_kernels.surrogate")
+    if not function.spiking:
+        raise Unsupported("surrogate_function has spiking=False, which outputs no spikes")
+    return ours(function.alpha)
+
+
+def _leak_of(node: Any, own: type) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Charge of a node, its constant leak, and its learnable one."""
+    if own.__name__ == "IFNode":
+        return "integrate", {}, {}
+    # 0.0.0.0.14 writes this charge as a decay of v, except in a hard-resetting LIFNode in eval().
+    decays = own.__module__ == f"{_PACKAGE}.neuron" and not node.decay_input and node.v_reset in (None, 0.0)
+    if own.__name__ == "ParametricLIFNode":
+        if node.w.dim() != 0:
+            raise Unsupported(f"w has shape {tuple(node.w.shape)}; SpikingJelly's is one value")
+        if decays:
+            return "decay", {}, {"decay": 1.0 - node.w.sigmoid()}
+        return "leak_input" if node.decay_input else "leak", {}, {"tau": 1.0 / node.w.sigmoid()}
+    if decays and (node.training or node.v_reset is None):
+        return "decay", {"decay": 1.0 - 1.0 / node.tau}, {}
+    return "leak_input" if node.decay_input else "leak", {"tau": node.tau}, {}
+
+
+def neuron_of(node: Any, own: type) -> tuple[Neuron, dict[str, Tensor]]:
+    """The neuron that a node is now, and its learnable decay or tau, as arguments of `lif`; or Unsupported.
+
+    Read at every call, because SpikingJelly's users change attributes on the way (``surrogate_function.alpha`` above
+    all).
+    """
+    if node.store_v_seq:
+        raise Unsupported("store_v_seq=True needs the membrane potential of every time step, which is never stored")
+    if getattr(node, "_neuron_precision", None) is not None:
+        raise Unsupported("a neuron precision was set, which SpikingJelly's Triton kernels serve")
+    charge, constant, learnable = _leak_of(node, own)
+    try:
+        neuron = cached_neuron(
+            charge=charge,
+            threshold=node.v_threshold,
+            v_reset=node.v_reset,
+            reset="soft" if node.v_reset is None else "hard",
+            detach_reset=node.detach_reset,
+            surrogate=_surrogate_of(node.surrogate_function),
+            **constant,
+        )
+    except (TypeError, ValueError) as error:
+        raise Unsupported(str(error)) from None
+    return neuron, learnable
+
+
+def plan_neuron(node: Any) -> type[Adopted]:
+    """What to put before a SpikingJelly neuron's class; or Unsupported."""
+    kind = type(node).__name__
+    if kind not in _NODES or not _belongs(type(node), "neuron"):
+        raise Unsupported(f"{kind} is none of {', '.join(_NODES)}, and what is derived from them may compute anything")
+    if node.step_mode != "m":
+        raise Unsupported("step_mode is 's'; call functional.set_step_mode(net, 'm') first")
+    neuron_of(node, type(node))
+    return MultiStepNode
+
+
+def plan_norm(norm: Any) -> type[Adopted] | None:
+    """What to put before the class of a SpikingJelly normalisation over time and batch; None for anything else."""
+    cls = type(norm)
+    known = cls.__name__[:-2] in _NORMS and cls.__name__[-2:] in ("1d", "2d", "3d") and _belongs(cls, "layer")
+    return DeferringNorm if known and norm.step_mode == "m" else None
+
+
+if TYPE_CHECKING:
+    _Base = nn.Module
+else:
+    _Base = object
+
+
+class MultiStepNode(Adopted, _Base):
+    """A SpikingJelly neuron whose multi-step mode is one call of `lif`, or of `bn_lif` after a `DeferringNorm`."""
+
+    v: Any
+
+    def multi_step_forward(self, x_seq: Any, *args: Any, **kwargs: Any) -> Any:
+        """Spikes of ``[T, B, ...]`` currents; the membrane potential stays in ``self.v``, as ever."""
+        v, frame, device = self.v, x_seq.shape[1:], x_seq.device
+        try:
+            if isinstance(v, Tensor) and (v.shape != frame or v.device != device):
+                raise Unsupported("what a state that does not fit means differs between SpikingJelly's versions")
+            neuron, leak = neuron_of(self, own_class(self))
+        except Unsupported:
+            return own_class(self).multi_step_forward(self, _tensor(x_seq), *args, **kwargs)
+        if isinstance(v, float):
+            v = None if v == neuron.rest else torch.full(frame, v, device=device)
+        deferred = x_seq.take() if isinstance(x_seq, DeferredNorm) else None
+        if deferred is not None:
+            y, normalisation = deferred
+            out = bn_lif(y, neuron=neuron, v_init=v, return_v=True, **normalisation, **leak)
+        else:
+            out = lif(_tensor(x_seq), neuron, v_init=v, return_v=True, **leak)
+        assert isinstance(out, LIFOutput)
+        self.v = out.v
+        return out.spikes
+
+
+def _tensor(x: Any) -> Tensor:
+    return x.tensor() if isinstance(x, DeferredNorm) else x
