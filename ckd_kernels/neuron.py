@@ -166,7 +166,11 @@ class Neuron:
         )
 
 
-@functools.lru_cache(maxsize=256)
 def cached_neuron(**options: Any) -> Neuron:
-    """``Neuron(**options)``, checked once: for layers that take their options anew at every call."""
+    """``Neuron(**options)``, checked once: for modules that take their options anew at every call."""
+    return Neuron(**options) if torch.compiler.is_compiling() else _remembered(**options)
+
+
+@functools.lru_cache(maxsize=256)
+def _remembered(**options: Any) -> Neuron:
     return Neuron(**options)

@@ -74,11 +74,11 @@ class DeferredNorm:
         return normalisation.y, {**module_arguments(normalisation.norm), "residual": self._residual}
 
     def _plus(self, other: Any) -> Any:
-        y = self._normalisation.y
+        y, other = self._normalisation.y, _value(other)
         fits = isinstance(other, Tensor) and (other.shape, other.dtype, other.device) == (y.shape, y.dtype, y.device)
         if fits and self._residual is None and self._normalisation.value is None:
             return DeferredNorm(self._normalisation, other)
-        return self.tensor() + _value(other)
+        return self.tensor() + other
 
     __add__ = __radd__ = __iadd__ = _plus
 

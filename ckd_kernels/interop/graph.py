@@ -17,7 +17,8 @@ _ADDITIONS = {operator.add, operator.iadd, torch.add}
 def consumers(model: nn.Module, norms: set[nn.Module], neurons: set[nn.Module]) -> dict[nn.Module, nn.Module | str]:
     """For each normalisation, the only neuron that its output goes to, perhaps with a residual added; or why not.
 
-    One that is followed by something else than one of ``neurons`` is left out.
+    One that is followed by something else than one of ``neurons`` is left out, and so is the second of two whose sum a
+    neuron takes: it is the residual of the first.
     """
     found: dict[nn.Module, nn.Module | str] = {}
     for owner in _owners(model):
@@ -75,7 +76,7 @@ def _consumers_in(
             user = _only_user(user)
         if user is None:
             found[norm] = "its output goes to more than one neuron"
-        elif user.op == "call_module" and inside.get(str(user.target)) in neurons:
+        elif user.op == "call_module" and inside.get(str(user.target)) in neurons.difference(found.values()):
             found[norm] = inside[str(user.target)]
         else:
             found.pop(norm, None)
