@@ -24,39 +24,31 @@ from ckdsnn.models import SNNOutput, build_model
 NAMES = ("ours", "paper", "spikingjelly", "relu")
 
 
-def build(name: str, *, width: float = 1.0, time_steps: int = 4, num_classes: int = 10, seed: int = 0) -> nn.Module:
-    """The network, images [B, 3, H, W] -> logits [B, num_classes] (relu: [T*B, 3, H, W] -> [T*B, num_classes]).
+def build(
+    name: str, *, width: float = 1.0, time_steps: int = 4, num_classes: int = 10, sam: bool = False, seed: int = 0
+) -> nn.Module:
+    """The network, images [B, 3, H, W] -> `SNNOutput`; relu takes [T*B, 3, H, W] and has as many logits.
 
-    Those of one seed, width and number of classes have the same weights.
+    Those of one seed, width and number of classes have the same weights.  With ``sam`` they return the spike
+    activation map of the last stage.
 
     Raises:
         peers.Unavailable: a library that is not installed.
     """
     torch.manual_seed(seed)
-    ours = build_model("snn_resnet19", num_classes=num_classes, width=width, time_steps=time_steps, sam_stages=())
+    options = {"width": width, "time_steps": time_steps, "sam_stages": (-1,) if sam else ()}
+    ours = build_model("snn_resnet19", num_classes=num_classes, **options)
     if name == "ours":
-        return Logits(ours)
+        return ours
     activation: Callable[[], nn.Module] = {
         "paper": lambda: OverTime(PublishedNeuron(), time_steps, time_dim=1),
         "spikingjelly": lambda: OverTime(peers.spikingjelly_module(), time_steps, time_dim=0),
         "relu": lambda: nn.ReLU(inplace=True),
     }[name]
-    plain = ResNet19(activation, 1 if name == "relu" else time_steps, 0 if name == "spikingjelly" else 1, width)
-    plain.classifier = nn.Linear(plain.classifier.in_features, num_classes)
+    steps = 1 if name == "relu" else time_steps
+    plain = ResNet19(activation, steps, 1 if name == "paper" else 0, width, num_classes, sam)
     copy_weights(ours, plain)
     return plain
-
-
-class Logits(nn.Module):
-    """A network of `ckdsnn` that returns nothing but its logits."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        output: SNNOutput = self.network(images)
-        return output.logits
 
 
 class PublishedNeuron(nn.Module):
@@ -108,11 +100,21 @@ class ResNet19(nn.Module):
         time_steps: how often an image is repeated and over how many outputs its logits are averaged.
         time_dim: 0 or 1, as in [T, B] or [B, T].
         width: multiplies all channel counts.
+        num_classes: K.
+        sam: whether to return the mean of the last activations over time and channels.
     """
 
-    def __init__(self, activation: Callable[[], nn.Module], time_steps: int, time_dim: int, width: float) -> None:
+    def __init__(
+        self,
+        activation: Callable[[], nn.Module],
+        time_steps: int,
+        time_dim: int,
+        width: float,
+        num_classes: int,
+        sam: bool,
+    ) -> None:
         super().__init__()
-        self.time_steps, self.time_dim = time_steps, time_dim
+        self.time_steps, self.time_dim, self.sam = time_steps, time_dim, sam
         widths = [round(channels * width) for channels in (128, 256, 512)]
         self.conv = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
@@ -123,15 +125,23 @@ class ResNet19(nn.Module):
                 blocks.append(BasicBlock(channels, out_channels, stride if index == 0 else 1, activation))
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(channels, 10)
+        self.classifier = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> SNNOutput:
         x = self.norm(self.conv(images))
         if self.time_steps > 1:
             x = torch.stack([x] * self.time_steps, self.time_dim).flatten(0, 1)
-        x = self.blocks(self.activation(x)).mean((2, 3))
-        split = (self.time_steps, -1) if self.time_dim == 0 else (-1, self.time_steps)
-        return self.classifier(x).unflatten(0, split).mean(self.time_dim)
+        x = self.blocks(self.activation(x))
+        step_logits = self.over_time(self.classifier(x.mean((2, 3))))
+        features = self.over_time(x)
+        sams = {3: features.mean((0, 2), dtype=torch.float32)} if self.sam else {}
+        return SNNOutput(step_logits.mean(0), step_logits, {3: features}, sams, self.classifier.weight)
+
+    def over_time(self, x: Tensor) -> Tensor:
+        """[T, B, ...]."""
+        if self.time_dim == 0:
+            return x.unflatten(0, (self.time_steps, -1))
+        return x.unflatten(0, (-1, self.time_steps)).transpose(0, 1)
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
@@ -179,8 +189,7 @@ class Step:
     def __call__(self) -> Tensor:
         """The loss, detached."""
         with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
-            logits = self.network(self.images)
-            loss = nn.functional.cross_entropy(logits, self.target)
+            loss = nn.functional.cross_entropy(self.network(self.images).logits, self.target)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
