@@ -5,12 +5,11 @@ from __future__ import annotations
 import peers
 import pytest
 import torch
-from racing import DEVICES, floor
+from racing import DEVICES, OURS, floor
 
 from ckd_kernels import Neuron, lif, sam, use_backend
 
 SHAPES = [(1, 32, 128, 32, 32), (4, 32, 128, 32, 32), (4, 64, 512, 8, 8)]
-OURS = {"cpu": ["ours-cpu"], "cuda": ["ours-cuda", "ours-triton"]}
 
 
 def cases(contestants):
@@ -34,10 +33,11 @@ def test_lif_with_sam(device, shape, dtype, work, contestant, enter):
     upstream = torch.randn(shape).to(device=device, dtype=dtype)
     upstream_map = torch.randn(shape[1], *shape[3:], device=device)
     paper = Neuron.paper()
+    tensors = 5 if work == "training" else 2
 
     def build(name):
         if name == "floor":
-            return floor(x.detach(), backward=work == "training")
+            return floor(x.detach(), tensors=tensors)
         backend, _, with_map = name.removeprefix("ours-").partition("+")
 
         def step():
@@ -56,22 +56,22 @@ def test_lif_with_sam(device, shape, dtype, work, contestant, enter):
 
         return step
 
-    enter(build)
+    enter(build, elements=x.numel(), floor_bytes=tensors * x.numel() * x.element_size())
 
 
 def apart(device, work):
-    return [] if work == "training" else ["read", *OURS[device], "mean"]
+    return [] if work == "training" else ["floor", *OURS[device], "mean"]
 
 
 @pytest.mark.parametrize(("device", "shape", "dtype", "work", "contestant"), list(cases(apart)), ids=str)
 def test_sam(device, shape, dtype, work, contestant, enter):
-    """Of spikes that exist already; ``read`` is the sum of all of them, which reads the same bytes."""
+    """Of spikes that exist already; the floor moves the bytes that have to be read."""
     torch.manual_seed(0)
     spikes = (torch.rand(shape) < 0.2).to(device=device, dtype=dtype)
 
     def build(name):
-        if name == "read":
-            return lambda: spikes.sum(dtype=torch.float32)
+        if name == "floor":
+            return floor(spikes, tensors=1)
         if name == "mean":
             return lambda: peers.mean_map(spikes)
         with use_backend(name.removeprefix("ours-")):
@@ -83,4 +83,4 @@ def test_sam(device, shape, dtype, work, contestant, enter):
 
         return ours
 
-    enter(build)
+    enter(build, elements=spikes.numel(), floor_bytes=spikes.numel() * spikes.element_size())

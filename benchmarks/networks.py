@@ -42,7 +42,7 @@ def build(
         return ours
     activation: Callable[[], nn.Module] = {
         "paper": lambda: OverTime(PublishedNeuron(), time_steps, time_dim=1),
-        "spikingjelly": lambda: OverTime(peers.spikingjelly_module(), time_steps, time_dim=0),
+        "spikingjelly": lambda: OverTime(peers.spikingjelly(), time_steps, time_dim=0),
         "relu": lambda: nn.ReLU(inplace=True),
     }[name]
     steps = 1 if name == "relu" else time_steps
@@ -151,6 +151,16 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         b.copy_(a)
 
 
+def optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    """The paper's: SGD with momentum and weight decay."""
+    return torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+def describe(size: dict[str, float]) -> str:
+    """Arguments of :class:`Step`, for a table."""
+    return f"ResNet-19, width {size['width']:g}, batch {size['batch']}, T {size['time_steps']}"
+
+
 class Step:
     """One step of training at a time: forward, cross-entropy, backward, SGD with momentum.
 
@@ -183,8 +193,7 @@ class Step:
         self.images = images.to(device=device, memory_format=memory_format)
         self.target = target.to(device)
         self.device, self.autocast = device, autocast
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-        self.stateful = name == "spikingjelly"
+        self.optimizer = optimizer(self.network)
 
     def __call__(self) -> Tensor:
         """The loss, detached."""
@@ -193,6 +202,4 @@ class Step:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.stateful:
-            peers.spikingjelly_reset(self.network)
         return loss.detach()

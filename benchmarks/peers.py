@@ -1,8 +1,8 @@
 """What our kernels are compared with.
 
-Functions take input currents [T, ...] and return spikes.  Unless one says otherwise they are the neuron of the CKDSNN
-paper (`Neuron.paper()`): decay 0.5, spike above 1, hard reset to 0 through the graph, triangle surrogate.  Libraries
-that are not installed raise `Unavailable` with the reason.
+Functions and modules take input currents [T, ...] and return spikes.  Unless one says otherwise they are the neuron of
+the CKDSNN paper (`Neuron.paper()`): decay 0.5, spike above 1, hard reset to 0 through the graph, triangle surrogate.
+Libraries that are not installed raise `Unavailable` with the reason.
 """
 
 from __future__ import annotations
@@ -66,6 +66,23 @@ def compiled_loop() -> Callable[..., Tensor]:
     return torch.compile(fair_loop, dynamic=False)
 
 
+def neuron_step(spikes_of: Callable[[Tensor], Tensor], x: Tensor, upstream: Tensor) -> Callable[[], None]:
+    """One call, and where x requires a gradient the backward pass from ``upstream``."""
+    with torch.no_grad():
+        # snnTorch's spikes are float32 whatever goes in.
+        upstream = upstream.to(spikes_of(x).dtype)
+    parameters = list(spikes_of.parameters()) if isinstance(spikes_of, nn.Module) else []
+
+    def step() -> None:
+        spikes = spikes_of(x)
+        if x.requires_grad:
+            spikes.backward(upstream)
+            for tensor in (x, *parameters):
+                tensor.grad = None
+
+    return step
+
+
 def mean_map(spikes: Tensor) -> Tensor:
     """A spike activation map as one writes it in PyTorch; in float32, where 2-byte sums would saturate."""
     return spikes.mean((0, 2), dtype=torch.float32)
@@ -75,8 +92,8 @@ def mean_map(spikes: Tensor) -> Tensor:
 # SJ_PLIF_CUDA_IMPLEMENTATION (cuda, triton, torch), set before Python starts, choose for it.  0.0.0.0.14 has CuPy.
 
 
-def spikingjelly_module(*, learn: bool = False, backend: str | None = None) -> nn.Module:
-    """SpikingJelly's neuron over [T, ...] (it fires at ``>=``); with ``learn``, tau is learnable.
+def spikingjelly(*, learn: bool = False, backend: str | None = None) -> nn.Module:
+    """SpikingJelly's neuron over [T, ...], at rest before every call (it fires at ``>=``); ``learn``: learnable tau.
 
     Args:
         backend: ``"cupy"`` in 0.0.0.0.14; None for what the release does by itself.
@@ -92,32 +109,38 @@ def spikingjelly_module(*, learn: bool = False, backend: str | None = None) -> n
         library("cupy", "cupy")
         options["backend"] = backend
     if learn:
-        module: nn.Module = neuron.ParametricLIFNode(init_tau=2.0, **options)
-    else:
-        module = neuron.LIFNode(tau=2.0, **options)
-    return module
+        return _FromRest(neuron.ParametricLIFNode(init_tau=2.0, **options))
+    return _FromRest(neuron.LIFNode(tau=2.0, **options))
 
 
-def spikingjelly_reset(network: nn.Module) -> None:
-    """Forgets the state of SpikingJelly's neurons in the network."""
-    library("spikingjelly", "spikingjelly.activation_based.functional").reset_net(network)
+class _FromRest(nn.Module):
+    """Resets a stateful neuron before it is called."""
+
+    def __init__(self, neuron: Any) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.neuron.reset()
+        spikes: Tensor = self.neuron(x)
+        return spikes
 
 
-def snntorch_module(*, learn: bool = False) -> nn.Module:
-    """snnTorch's Leaky, over [T, ...], with reset to zero at once; its surrogate is fast sigmoid, its reset detached."""
-    snntorch = library("snntorch", "snntorch")
+def snntorch(*, learn: bool = False) -> nn.Module:
+    """snnTorch's Leaky over [T, ...], reset to zero at once; the surrogate is fast sigmoid, the reset detached."""
+    package = library("snntorch", "snntorch")
     surrogate = library("snntorch", "snntorch.surrogate")
-    leaky = snntorch.Leaky(
+    leaky = package.Leaky(
         beta=0.5, learn_beta=learn, reset_mechanism="zero", reset_delay=False, spike_grad=surrogate.fast_sigmoid()
     )
     return _Steps(leaky, leaky.reset_mem)
 
 
-def norse_module() -> nn.Module:
+def norse() -> nn.Module:
     """norse's LIFBox over [T, ...]: ``v + (x - v)/2``, SuperSpike surrogate."""
-    norse = library("norse", "norse.torch")
+    package = library("norse", "norse.torch")
     functional = library("norse", "norse.torch.functional.lif_box")
-    cell = norse.LIFBoxCell(functional.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0)), dt=0.001)
+    cell = package.LIFBoxCell(functional.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0)), dt=0.001)
     return _Steps(cell, lambda: None)
 
 

@@ -1,6 +1,7 @@
 """Contestants that take turns: each round times every one of them once, so that all see the same machine.
 
-The floor is a copy between buffers that exist already, of the bytes that the operation has to move.
+The floor is a copy between buffers that exist already, of the bytes that the operation has to move: `clone` allocates,
+and fresh memory can read three times slow.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+OURS = {"cpu": ["ours-cpu"], "cuda": ["ours-cuda", "ours-triton"]}  # contestants by device
 ROUNDS = 15
 FEWEST_ROUNDS = 3  # of a contestant that does not fit the time
-SECONDS = 2.5  # one contestant's share in one race
+SECONDS = 0.8  # one contestant's share in one race
 
 Call = Callable[[], object]
 
@@ -75,6 +77,22 @@ def _seconds(call: Call, device: str) -> float:
     return time.perf_counter() - begin
 
 
+def convolution_share(call: Call, device: str) -> float:
+    """The convolutions' part of the time of a call, forward and backward, with what they do to their inputs."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    call()
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    averages = profile.key_averages()
+    kind = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    total = sum(getattr(event, kind) for event in averages)
+    kind = kind.removeprefix("self_")
+    convolutions = sum(getattr(e, kind) for e in averages if e.key in ("aten::conv2d", "aten::convolution_backward"))
+    return convolutions / total
+
+
 def peak_bytes(call: Call, device: str) -> int:
     """The most memory that a call holds at once beyond what was there before it."""
     if device == "cuda":
@@ -92,25 +110,22 @@ def peak_bytes(call: Call, device: str) -> int:
     return peak
 
 
-def copies(pairs: Sequence[tuple[Tensor, Tensor]]) -> Call:
-    """Copies each source into its destination."""
+def floor(x: Tensor, *, tensors: int) -> Call:
+    """A copy of the bytes that an operation has to move.
+
+    Args:
+        tensors: what it reads and writes, in tensors of x's size, 1 to 8: a copy of one is 2.
+    """
+    buffers = [torch.ones_like(x).view(-1) for _ in range(4 if tensors > 2 else 2)]
+    pairs = [(buffers[i % len(buffers)], buffers[j % len(buffers)]) for i, j in ((0, 1), (2, 3), (0, 3), (2, 1))]
+    pairs = pairs[: (tensors + 1) // 2]
+    if tensors % 2:
+        source, destination = pairs.pop()
+        half = x.numel() // 2
+        pairs.append((source[:half], destination[:half]))
 
     def copy() -> None:
         for source, destination in pairs:
             destination.copy_(source)
 
     return copy
-
-
-def floor(x: Tensor, *, backward: bool) -> Call:
-    """A copy of the bytes that a multi-step neuron has to move.
-
-    Forward it reads x and writes spikes; backward it reads x and the gradient of the spikes and writes that of x:
-    2 and 5 tensors of x's size in all, a copy of 1 and of 2.5.
-    """
-    source, destination = torch.ones_like(x), torch.ones_like(x)
-    if not backward:
-        return copies([(source, destination)])
-    half = x.numel() // 2
-    other, last = torch.ones_like(x), torch.ones_like(x)
-    return copies([(source, destination), (other, last), (source.view(-1)[:half], last.view(-1)[:half])])

@@ -1,0 +1,30 @@
+"""One optimiser step of a spiking ResNet-19, its convolutions included; and of the same network with ReLU.
+
+By default at a quarter of the width, batch 16; `--full-width` has the network as published, batch 8.
+"""
+
+from __future__ import annotations
+
+import networks
+import pytest
+import torch
+from racing import DEVICES
+
+PRECISIONS = {"float32": None, "bfloat16 autocast": torch.bfloat16}
+
+
+def cases():
+    for device in DEVICES:
+        for dtype in PRECISIONS:
+            for contestant in networks.NAMES:
+                yield device, dtype, "step", contestant
+
+
+@pytest.mark.parametrize(("device", "dtype", "work", "contestant"), list(cases()))
+def test_training_step(device, dtype, work, contestant, enter, size):
+    """Forward, cross-entropy, backward, SGD; convolutions apart."""
+
+    def build(name):
+        return networks.Step(name, device=device, autocast=PRECISIONS[dtype], **size)
+
+    enter(build, split=True, shape=networks.describe(size))

@@ -1,0 +1,370 @@
+"""Tables and plots of a benchmark run, and a comparison with an earlier one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent / "results"
+STORED = "benchmarks.json"
+TOLERANCE = 0.25
+# A ratio needs something to divide by: the copy, or else the modules that ours stand for.
+BASELINES = ("floor", "paper")
+
+DESCRIPTION = """\
+Turns what pytest-benchmark wrote into Markdown and plots:
+
+  pytest benchmarks/ --benchmark-json=run.json
+  python -m benchmarks.report run.json
+
+writes benchmarks/results/<machine>/: report.md (tables, and the environment that was measured), over_floor_*.svg (time
+over the floor by shape), roofline_*.svg (bandwidth reached, under the roof that the copies make) and benchmarks.json
+(the same numbers, to compare with).  A run may come in parts, e.g. one file an op; of a group that is in several files
+the last one counts.
+
+  python -m benchmarks.report run.json --compare
+
+writes nothing.  It divides the time of each of our own contestants by the floor of its group (where a group has no
+floor, by the paper's modules), does the same with the stored run, and fails with exit code 1 where a ratio has grown
+by more than 25 %.  Ratios, unlike times, can be compared between runs; between machines neither can.
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contestant in one group; the group is all that races in turns: same op, device, shape, dtype and work."""
+
+    op: str
+    device: str
+    shape: str
+    dtype: str
+    work: str
+    contestant: str
+    median: float  # seconds
+    low: float  # first and third quartile
+    high: float
+    rounds: int
+    peak_bytes: int
+    elements: int | None = None  # of the input, time steps included
+    floor_bytes: int | None = None  # that the op has to move
+    convolution: float | None = None  # share of the time that convolutions take, forward and backward
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        return (self.op, self.device, self.shape, self.dtype, self.work)
+
+    @property
+    def title(self) -> str:
+        return " ".join(self.group)
+
+
+@dataclass(frozen=True)
+class Run:
+    environment: dict[str, Any]
+    results: list[Result]
+
+    def groups(self) -> dict[tuple[str, ...], list[Result]]:
+        groups: dict[tuple[str, ...], list[Result]] = {}
+        for result in self.results:
+            groups.setdefault(result.group, []).append(result)
+        return groups
+
+
+class Unreadable(Exception):
+    """A file that holds no benchmarks."""
+
+
+def read(paths: Sequence[Path]) -> Run:
+    """The run in one or several files: of pytest-benchmark, or as :func:`store` writes them.
+
+    Raises:
+        Unreadable: a file that is missing or holds something else.
+    """
+    environment: dict[str, Any] = {}
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for path in paths:
+        try:
+            data = json.loads(path.read_text())
+            if "benchmarks" in data:
+                part = Run(data["machine_info"]["ckd"], [_measured(b) for b in data["benchmarks"]])
+            else:
+                part = Run(data["environment"], [Result(**row) for row in data["results"]])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Unreadable(
+                f"{path} holds no benchmarks ({type(error).__name__}: {error}); make one with "
+                "pytest benchmarks/ --benchmark-json=run.json"
+            ) from error
+        if environment and part.environment != environment:
+            raise Unreadable(f"{path} was measured in another environment than the file before it; report them apart")
+        environment = part.environment
+        groups |= part.groups()
+    return Run(environment, [result for group in groups.values() for result in group])
+
+
+def _measured(benchmark: dict[str, Any]) -> Result:
+    stats = benchmark["stats"]
+    times = {"median": stats["median"], "low": stats["q1"], "high": stats["q3"], "rounds": stats["rounds"]}
+    return Result(**benchmark["extra_info"], **times)
+
+
+def baseline(group: Iterable[Result]) -> Result | None:
+    """What the group's times are divided by."""
+    by_name = {result.contestant: result for result in group}
+    return next((by_name[name] for name in BASELINES if name in by_name), None)
+
+
+def fastest_of_ours(group: Iterable[Result]) -> Result | None:
+    """The contestant of this project that took the least time."""
+    return min((r for r in group if r.contestant.startswith("ours")), key=lambda r: r.median, default=None)
+
+
+# Tables
+
+
+def columns(result: Result, group: Sequence[Result]) -> list[str]:
+    """What the tables say of a contestant; the terminal and the report have the same."""
+    base, ours = baseline(group), fastest_of_ours(group)
+    cells = [
+        f"{result.median * 1e3:.2f}",
+        f"{result.low * 1e3:.2f}–{result.high * 1e3:.2f}",
+        f"{result.median / base.median:.2f}" if base else "",
+        f"{result.median / ours.median:.2f}" if ours else "",
+        f"{result.peak_bytes / 1e6:.1f}",
+    ]
+    if result.elements and result.floor_bytes and base and base.contestant == "floor":
+        must = result.floor_bytes / result.elements
+        cells += [
+            f"{must:.3g}",
+            f"{must * result.median / base.median:.3g}",
+            f"{base.median / result.median:.0%}",
+        ]
+    else:
+        cells += ["", "", ""]
+    return [*cells, "" if result.convolution is None else f"{result.convolution:.0%}"]
+
+
+HEADINGS = (
+    "median ms",
+    "quartiles ms",
+    "/ baseline",
+    "/ ours",
+    "peak MB",
+    "B/el-step",
+    "worth",
+    "of floor",
+    "conv",
+)
+
+LEGEND = f"""\
+Medians and quartiles of interleaved rounds in one process.  *Baseline* is the first of {", ".join(BASELINES)} that the
+group has; the floor is a copy, between buffers that exist, of the bytes that the op has to move.  *ours* is the fastest
+of ours.  *Peak* is the most memory that one call held beyond what was there before it.  *B/el-step* is the bytes that
+have to be moved for each element and time step, *worth* how many a copy moves in the time that this contestant took,
+*of floor* the part of the copy's speed that it reached.  *Conv* is the convolutions' share of the time."""
+
+
+def markdown(run: Run, plots: Sequence[str] = ()) -> str:
+    """The report."""
+    lines = ["# Benchmarks", "", LEGEND, "", "## Environment", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in run.environment.items()]
+    ops: dict[tuple[str, str], list[list[Result]]] = {}
+    for group in run.groups().values():
+        ops.setdefault(group[0].group[:2], []).append(group)
+    for (op, device), groups in ops.items():
+        lines += ["", f"## {op}, {device}"]
+        lines += [f"\n![{name}]({name})" for name in plots if name.endswith(f"_{op}_{device}.svg")]
+        for group in groups:
+            lines += ["", f"**{', '.join(group[0].group[2:])}**", ""]
+            used = [i for i in range(len(HEADINGS)) if any(columns(r, group)[i] for r in group)]
+            lines += [
+                "| contestant | " + " | ".join(HEADINGS[i] for i in used) + " |",
+                "|---|" + "---:|" * len(used),
+            ]
+            for result in group:
+                cells = columns(result, group)
+                lines.append(f"| {result.contestant} | " + " | ".join(cells[i] for i in used) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# Plots
+
+
+def plot(run: Run, folder: Path) -> list[str]:
+    """Writes the plots of every op that has a floor; returns their names."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    # The same numbers make the same file.
+    matplotlib.rcParams |= {"svg.hashsalt": "ckd", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    ops: dict[tuple[str, str], list[list[Result]]] = {}
+    for group in run.groups().values():
+        base = baseline(group)
+        if base and base.contestant == "floor":
+            ops.setdefault(group[0].group[:2], []).append(group)
+    names = []
+    for (op, device), groups in ops.items():
+        for kind, draw in (("over_floor", _over_floor), ("roofline", _roofline)):
+            name = f"{kind}_{op}_{device}.svg"
+            figure = draw(f"{op}, {device}", groups)
+            figure.savefig(folder / name, metadata={"Date": None})
+            names.append(name)
+    return names
+
+
+def _over_floor(title: str, groups: list[list[Result]]) -> Any:
+    """Time over the floor (log), a row for each group, a dot with its quartiles for each contestant."""
+    figure, axes, colours = _axes(title, groups, (8, 1.2 + 0.28 * len(groups)))
+    for row, group in enumerate(groups):
+        base = baseline(group)
+        assert base is not None
+        for result in group:
+            if result.contestant in colours:
+                low, middle, high = (t / base.median for t in (result.low, result.median, result.high))
+                axes.plot([low, high], [row, row], color=colours[result.contestant], linewidth=1)
+                axes.plot(middle, row, "o", color=colours[result.contestant], markersize=4)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(groups)), [", ".join(group[0].group[2:]) for group in groups])
+    axes.invert_yaxis()
+    axes.set_xlabel("time over a copy of the same bytes")
+    return figure
+
+
+def _roofline(title: str, groups: list[list[Result]]) -> Any:
+    """Bandwidth over the bytes that have to be moved; the roof is what the copies reach."""
+    figure, axes, colours = _axes(title, groups, (8, 4))
+    roof = []
+    for group in groups:
+        for result in group:
+            assert result.floor_bytes is not None
+            point = result.floor_bytes / 1e6, result.floor_bytes / result.median / 1e9
+            if result.contestant in colours:
+                axes.plot(*point, "o", color=colours[result.contestant], markersize=4)
+            else:
+                roof.append(point)
+    axes.plot(*zip(*sorted(roof), strict=True), color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("MB that the op has to move (line: a copy)")
+    axes.set_ylabel("these MB over the time, GB/s")
+    return figure
+
+
+def _axes(title: str, groups: list[list[Result]], size: tuple[float, float]) -> tuple[Any, Any, dict[str, Any]]:
+    """Figure, axes, and a colour for each contestant but the floor."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    names = dict.fromkeys(r.contestant for group in groups for r in group if r.contestant != "floor")
+    colours = {name: colormaps["tab10"](i % 10) for i, name in enumerate(names)}
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.grid(which="both", alpha=0.25)
+    for name, colour in colours.items():
+        axes.plot([], [], "o", color=colour, markersize=4, label=name)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure, axes, colours
+
+
+# Storing and comparing
+
+
+def machine_name(environment: dict[str, Any]) -> str:
+    """A folder name for the processor, or the GPU where one was measured."""
+    words = environment.get("gpu") or f"{environment['cpu']} {environment['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", words.lower())).strip("-")
+
+
+def store(run: Run, folder: Path) -> None:
+    """Writes plots, report and numbers; each file is there in whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = plot(run, folder)
+    rows = ",\n".join(json.dumps({k: v for k, v in asdict(r).items() if v is not None}) for r in run.results)
+    numbers = f'{{"environment": {json.dumps(run.environment, indent=1)},\n"results": [\n{rows}\n]}}\n'
+    for name, text in (("report.md", markdown(run, plots)), (STORED, numbers)):
+        (folder / f"{name}.new").write_text(text)
+        os.replace(folder / f"{name}.new", folder / name)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A ratio to the baseline, then and now."""
+
+    title: str
+    before: float
+    now: float
+
+    @property
+    def growth(self) -> float:
+        return self.now / self.before - 1
+
+
+def compare(run: Run, stored: Run) -> list[Change]:
+    """How the ratios of our contestants have changed, the worst first; of what both runs have."""
+    then = _ratios(stored)
+    changes = [Change(" ".join(key), then[key], ratio) for key, ratio in _ratios(run).items() if key in then]
+    return sorted(changes, key=lambda change: -change.growth)
+
+
+def _ratios(run: Run) -> dict[tuple[str, ...], float]:
+    ratios = {}
+    for key, group in run.groups().items():
+        base = baseline(group)
+        for result in group:
+            if base and result.contestant.startswith("ours"):
+                ratios[(*key, result.contestant)] = result.median / base.median
+    return ratios
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of pytest-benchmark; one file or a run in parts")
+    parser.add_argument("--machine", help="name of the folder in benchmarks/results (default: after processor or GPU)")
+    parser.add_argument("--out", type=Path, default=ROOT, help="where these folders are (default: %(default)s)")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="STORED",
+        help=f"compare with this file (default: {STORED} of the machine's folder), write nothing",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        run = read(options.results)
+        folder = options.out / (options.machine or machine_name(run.environment))
+        if options.compare is None:
+            store(run, folder)
+            print(f"{len(run.results)} results in {len(run.groups())} groups written to {folder}")
+            return 0
+        stored = read([folder / STORED if options.compare == Path() else options.compare])
+    except Unreadable as error:
+        print(error, file=sys.stderr)
+        return 2
+    changes = compare(run, stored)
+    if not changes:
+        print("the two runs have nothing in common, so nothing was compared", file=sys.stderr)
+        return 2
+    # Rounding must not decide: the limit itself passes.
+    worse = [c for c in changes if c.growth > TOLERANCE and not math.isclose(c.growth, TOLERANCE)]
+    print(f"{len(changes)} ratios compared, {len(worse)} have grown by more than {TOLERANCE:.0%}; the largest changes:")
+    for change in worse or changes[:5]:
+        print(f"  {change.title}: {change.before:.2f} -> {change.now:.2f} ({change.growth:+.0%})")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
