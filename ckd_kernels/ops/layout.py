@@ -44,19 +44,31 @@ class Layout(NamedTuple):
     def aligned(self, t: Tensor, *, dtype: torch.dtype | None = None, without: tuple[int, ...] = ()) -> Tensor:
         """``t`` itself where it has this order and dtype, else a copy that has."""
         sizes, strides = self._shape(without)
-        same = all(n == 1 or a == b for n, a, b in zip(sizes, t.stride(), strides, strict=True))
+        given = t.stride()
+        same = given == tuple(strides) or all(n == 1 or a == b for n, a, b in zip(sizes, given, strides, strict=True))
         if same and (dtype is None or t.dtype == dtype):
             return t
         return self.empty(t, dtype=dtype, without=without).copy_(t)
 
     def _shape(self, without: tuple[int, ...]) -> tuple[list[int], list[int]]:
-        sizes, strides, step = list(self.sizes), [1] * len(self.sizes), 1
-        for d in reversed(self.order):
-            if d not in without:
-                strides[d] = step
-                step = step * max(sizes[d], 1)
-        kept = [d for d in range(len(sizes)) if d not in without]
-        return [sizes[d] for d in kept], [strides[d] for d in kept]
+        try:
+            return _cached_shape(self.sizes, self.order, without)
+        except TypeError:  # symbols, which torch.compile traces with, have no hash
+            return _shape(self.sizes, self.order, without)
+
+
+def _shape(all_sizes: Sequence[int], order: Sequence[int], without: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Sizes and strides of a tensor that is dense in this order and lacks the dimensions ``without``."""
+    sizes, strides, step = list(all_sizes), [1] * len(all_sizes), 1
+    for d in reversed(order):
+        if d not in without:
+            strides[d] = step
+            step = step * max(sizes[d], 1)
+    kept = [d for d in range(len(sizes)) if d not in without]
+    return [sizes[d] for d in kept], [strides[d] for d in kept]
+
+
+_cached_shape = functools.lru_cache(maxsize=4096)(_shape)
 
 
 def _memory_order(
@@ -119,10 +131,13 @@ def layout_of(x: Tensor, *, time_dim: int, time_steps: int, channel_dim: int) ->
 
     ``x`` has ``time_steps`` time steps, or one that stands for all of them.
     """
-    sizes, strides = tuple(x.shape), tuple(x.stride())
-    if torch.compiler.is_compiling() or not all(type(n) is int for n in (*sizes, *strides)):
-        return _layout(sizes, strides, time_dim, time_steps, channel_dim)
-    return _cached_layout(sizes, strides, time_dim, time_steps, channel_dim)
+    sizes, strides = tuple(x.shape), x.stride()
+    if not torch.compiler.is_compiling():
+        try:
+            return _cached_layout(sizes, strides, time_dim, time_steps, channel_dim)
+        except TypeError:  # symbols, which torch.compile traces with, have no hash
+            pass
+    return _layout(sizes, strides, time_dim, time_steps, channel_dim)
 
 
 def dense(x: Tensor, *, time_dim: int, channel_dim: int) -> Tensor:
