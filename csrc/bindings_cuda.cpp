@@ -10,6 +10,7 @@ namespace {
 // Bytes of device memory that a call needs beside its tensors.
 int64_t workspace(const ckd::LifForward&) { return 0; }
 int64_t workspace(const ckd::LifBackward& call) { return ckd::cuda::lif_backward_workspace(call); }
+int64_t workspace(const ckd::BatchStatistics& call) { return ckd::cuda::bn_statistics_workspace(call); }
 int64_t workspace(const ckd::SamForward&) { return 0; }
 
 int run(const ckd::LifForward& call, uintptr_t, int device, uintptr_t stream) {
@@ -17,6 +18,9 @@ int run(const ckd::LifForward& call, uintptr_t, int device, uintptr_t stream) {
 }
 int run(const ckd::LifBackward& call, uintptr_t scratch, int device, uintptr_t stream) {
   return ckd::cuda::lif_backward(call, reinterpret_cast<void*>(scratch), device, reinterpret_cast<void*>(stream));
+}
+int run(const ckd::BatchStatistics& call, uintptr_t scratch, int device, uintptr_t stream) {
+  return ckd::cuda::bn_statistics(call, reinterpret_cast<void*>(scratch), device, reinterpret_cast<void*>(stream));
 }
 int run(const ckd::SamForward& call, uintptr_t, int device, uintptr_t stream) {
   return ckd::cuda::sam(call, device, reinterpret_cast<void*>(stream));
@@ -37,6 +41,7 @@ void bind_cuda(py::module_& m) {
   cuda.def("error_string", &ckd::cuda::error_string);
   bind<ckd::LifForward>(cuda);
   bind<ckd::LifBackward>(cuda);
+  bind<ckd::BatchStatistics>(cuda);
   bind<ckd::SamForward>(cuda);
 }
 #endif

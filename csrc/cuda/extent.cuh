@@ -77,6 +77,34 @@ struct Walk {
   }
 };
 
+// Of vectors with one value a channel, what W neighbours need: one value for all of them, or one each.
+template <int W, bool kEach>
+struct ChannelValues {
+  float value[kEach ? W : 1];
+
+  CKD_DEVICE float operator[](int j) const { return value[kEach ? j : 0]; }
+
+  ChannelValues() = default;
+  CKD_DEVICE ChannelValues(const float* values, const Extent& e, const Place& p) {
+    Walk walk(e, p);
+    const float* first = values + walk.channel;
+    if constexpr (kEach && W > 1) {
+      const bool neighbours = e.inner == 1 && walk.channel + W <= e.channels;
+      if (neighbours && reinterpret_cast<uintptr_t>(first) % (kFloatsAtOnce<W> * sizeof(float)) == 0) {
+        load_floats(first, value);
+        return;
+      }
+#pragma unroll
+      for (int j = 0; j < W; ++j) {
+        value[j] = values[walk.channel];
+        walk.next(e);
+      }
+    } else {
+      value[0] = *first;
+    }
+  }
+};
+
 // The first of this thread's W neighbours, counted over all frames.
 template <int W>
 CKD_DEVICE int64_t first_neuron() {

@@ -81,6 +81,33 @@ inline LocationSize row_size(int64_t locations, int64_t channels, int width) {
   return {across, deep, {block_count(locations, across), kThreads, 0}};
 }
 
+struct ChannelSize {
+  int across, deep;
+  int64_t slices, per_slice;
+  LaunchSize size;
+};
+
+// Sums over all but channels, two a channel: how many share a channel is a function of sizes alone, so that the order
+// of additions is, too. inner > 1: `width` neighbours are of one channel; 1: of as many channels.
+inline ChannelSize channel_size(int64_t planes, int64_t channels, int64_t inner, int width, unsigned threads,
+                                size_t shared_bytes) {
+  constexpr int64_t kBlocks = 1024;  // several waves on the largest processors, and little to add up afterwards
+  const bool planar = inner > 1;
+  const int64_t vectors = channels / width;  // side by side, where channels are
+  const int64_t across = planar ? 1 : std::min<int64_t>(power_of_two_from(vectors), 32), deep = threads / across;
+  const int64_t tiles = planar ? channels : (vectors + across - 1) / across;
+  const int64_t work = planar ? planes * (inner / width) : planes;
+  const int64_t useful = std::max<int64_t>(1, work / (2 * deep)), wanted = (kBlocks + tiles - 1) / tiles;
+  const int64_t per_slice = (work + std::min(useful, wanted) - 1) / std::min(useful, wanted);
+  const int64_t slices = (work + per_slice - 1) / per_slice;
+  const size_t values = planar ? 2 : 2 * width;
+  return {static_cast<int>(across),
+          static_cast<int>(deep),
+          slices,
+          per_slice,
+          {block_count(tiles * slices, 1), threads, std::max(shared_bytes, values * threads * sizeof(double))}};
+}
+
 // Blocks that share the sum of one channel: a function of sizes alone, so that the order of additions is, too.
 inline int sum_slices(int64_t terms, int64_t channels) {
   const int64_t useful = (terms + 4095) / 4096, affordable = std::max<int64_t>(1, 1024 / channels);

@@ -1,20 +1,23 @@
 // Multi-step neurons backward: a thread runs W neighbours forward again from x, keeping a chunk's potentials on chip,
 // then back through time; the last chunk first, each from the potential that the forward pass left at its start.
 #pragma once
+#include "current.cuh"
 #include "rule.cuh"
-#include "series.cuh"
 
 namespace ckd::cuda {
 
 // How the gradient of the spike activation map lies for W neighbours.
 enum class MapAccess : int { kNone, kOneValue, kContiguous, kScattered };
 
-template <class S>
+template <class CurrentOf, class GradientOf>
 struct BackwardCall {
+  using Current = CurrentOf;
+  using Gradient = GradientOf;
+  using S = typename Current::Storage;
   Extent extent;
   Rule rule;
   LeakSource leak;
-  Series<S> input;
+  Current current;
   const float* v_init;
   const float* checkpoints;
   const S* grad_spikes;
@@ -22,7 +25,7 @@ struct BackwardCall {
   const float* grad_sam;
   float map_share;  // of one spike in its location's mean
   MapAccess map_access;
-  SeriesGradient<S> output;
+  Gradient gradient;
   float* grad_v_init;
   double* leak_sums;  // null: not wanted; else one sum for W neighbours, or one for each
   bool leak_sum_each;
@@ -73,35 +76,36 @@ class History<W, 0> {
   }
 };
 
-// What only some calls need, and what costs the others registers: a leak or a map value of each neighbour's own, the
-// leak's gradient, a repeated frame, a delayed reset that carries gradients.
+// What only some calls need, and what costs the others registers: the leak's gradient, and a delayed reset that carries
+// gradients. kGeneral stands for these, for a leak or a map value of each neighbour's own, and for a repeated frame.
 template <int W, bool kGeneral>
 struct Extras {
-  float input_sum[W], leak_sum[W], pending[W];
-  CKD_DEVICE Extras() {
-    fill(0.0f, input_sum);
-    fill(0.0f, leak_sum);
-    fill(0.0f, pending);
-  }
+  float pending[W];
+  TimeSum<W, true> leak;
+  CKD_DEVICE Extras() { fill(0.0f, pending); }
 };
 template <int W>
 struct Extras<W, false> {};
 
-// W neighbours through all chunks; kSteps is the number of steps, or 0 where it is known at run time only.
-template <class S, int W, class NeuronKind, int kSteps, bool kGeneral>
+// W neighbours through all chunks; kSteps is the number of steps, or 0 where it is known at run time only. kEach:
+// neighbours need not be of one channel.
+template <class Call, int W, class NeuronKind, int kSteps, bool kEach, bool kGeneral>
 class BackwardVector {
-  using LeakOf = Leak<W, kGeneral>;
-  template <class Source>
-  using StreamOf = Stream<Source, W, kSteps>;
-  const BackwardCall<S>& call;
+  using S = typename Call::S;
+  using Current = typename Call::Current::template At<W, kEach>;
+  using Gradient = typename Call::Gradient::template At<W, kEach, kGeneral>;
+  using LeakOf = Leak<W, kEach && kGeneral>;
+  using Input = Stream<typename Current::Packets, kSteps>;
+  static constexpr int kGroup = Input::kGroup;
+  const Call& call;
   const Extent& e;
   const Rule& rule;
   const Constants<float>& k;
   const Place place;
+  const Current current;
   const LeakOf leak, keep;
-  const float* map;  // the first neighbour's value
   History<W, kSteps> history;
-  float gv[W];
+  float map[W], gv[W];
   Extras<W, kGeneral> extras;
 
   // The potential before step `first` of a chunk.
@@ -115,61 +119,70 @@ class BackwardVector {
     }
   }
 
-  CKD_DEVICE bool repeated() const { return kGeneral && e.repeated; }
-
-  CKD_DEVICE Series<S> input_from(int first) const {
-    return {call.input.at + place.input + (repeated() ? 0 : first * e.frame)};
-  }
-
-  CKD_DEVICE void recompute(int first, int steps, StreamOf<Series<S>>& input) {
+  CKD_DEVICE void recompute(int first, int steps, Input& input) {
     float v[W];
     start_of(first, v);
     NeuronKind::dynamics(rule, [&](auto dynamics) {
       using D = decltype(dynamics);
-#pragma unroll(kSteps > 0 ? kSteps : 1)
-      for (int t = 0; t < steps; ++t) {
-        float x[W], h[W];
-        Series<S>::values(input.take(t, steps), x);
+#pragma unroll 1
+      for (int begin = 0; begin < steps; begin += kGroup) {
+        const auto& packets = input.take();
 #pragma unroll
-        for (int j = 0; j < W; ++j) {
-          h[j] = D::charged(v[j], x[j], leak, j, rule);
-          v[j] = after_reset<D::reset>(h[j], k);
+        for (int i = 0; i < kGroup; ++i) {
+          if (kSteps == 0 && begin + i >= steps) break;
+          float x[W], h[W];
+          current.values(packets[i], x);
+#pragma unroll
+          for (int j = 0; j < W; ++j) {
+            h[j] = D::charged(v[j], x[j], leak, j, rule);
+            v[j] = after_reset<D::reset>(h[j], k);
+          }
+          history.set(begin + i, h);
         }
-        history.set(t, h);
       }
     });
   }
 
-  CKD_DEVICE void add_map_gradient(float (&gs)[W]) const {
+  // What each spike's gradient gets from the map.
+  CKD_DEVICE void load_map() {
     if (call.map_access == MapAccess::kNone) return;
-    float gradient[W];
+    Walk walk(e, place);
+    const float* first = call.grad_sam + walk.location(e);
     if (call.map_access == MapAccess::kContiguous) {
-      load_floats(map, gradient);
+      load_floats(first, map);
     } else if (!kGeneral || call.map_access == MapAccess::kOneValue) {
-      fill(*map, gradient);
+      fill(*first, map);
     } else {
-      Walk walk(e, place);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
-        gradient[j] = call.grad_sam[walk.location(e)];
+        map[j] = call.grad_sam[walk.location(e)];
         walk.next(e);
       }
     }
 #pragma unroll
-    for (int j = 0; j < W; ++j) gs[j] = gs[j] + gradient[j] * call.map_share;
+    for (int j = 0; j < W; ++j) map[j] = map[j] * call.map_share;
   }
 
-  CKD_DEVICE void surrogate(const float (&h)[W], float (&sg)[W]) const {
+  CKD_DEVICE void add_map_gradient(float (&gs)[W]) const {
+    if (call.map_access == MapAccess::kNone) return;
+#pragma unroll
+    for (int j = 0; j < W; ++j) gs[j] = gs[j] + map[j];
+  }
+
+  // Of a group of steps at once, so that a neuron known at run time is looked at once for all of them.
+  template <int kCount>
+  CKD_DEVICE void surrogate(const float (&h)[kCount][W], float (&sg)[kCount][W]) const {
     NeuronKind::surrogate(rule, [&](auto kind) {
 #pragma unroll
-      for (int j = 0; j < W; ++j) sg[j] = decltype(kind)::derivative(h[j] - k.threshold, k.c0, k.c1);
+      for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+        for (int j = 0; j < W; ++j) sg[i][j] = decltype(kind)::derivative(h[i][j] - k.threshold, k.c0, k.c1);
+      }
     });
   }
 
   // From dL/ds[t] to dL/dh[t], in place.
-  CKD_DEVICE void through_firing(const float (&h)[W], float (&g)[W]) const {
-    float sg[W];
-    surrogate(h, sg);
+  CKD_DEVICE void through_firing(const float (&h)[W], const float (&sg)[W], float (&g)[W]) const {
     NeuronKind::reset_gradient(rule, [&](auto kind) {
 #pragma unroll
       for (int j = 0; j < W; ++j) g[j] = fire_backward<decltype(kind)::through>(h[j], g[j], gv[j], sg[j], k);
@@ -177,18 +190,19 @@ class BackwardVector {
   }
 
   CKD_DEVICE void add_leak_gradient(int first, int t, const float (&gh)[W]) {
-    float before[W], x[W];
+    float before[W], x[W], terms[W];
     if (t == 0) start_of(first, before);
     if (t > 0) history.get(t - 1, before);
-    Series<S>::values(input_from(first + t).template load<W>(), x);
+    current.values(current.from(first + t).load(), x);
     NeuronKind::dynamics(rule, [&](auto dynamics) {
       using D = decltype(dynamics);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
         const float v = t == 0 ? before[j] : after_reset<D::reset>(before[j], k);
-        extras.leak_sum[j] += grad_leak<D::charge>(gh[j], v, x[j], leak[j], k.rest);
+        terms[j] = grad_leak<D::charge>(gh[j], v, x[j], leak[j], k.rest);
       }
     });
+    extras.leak.add(terms);
   }
 
   // From dL/dh[t] to the gradients of the input, in place, and of v[t-1].
@@ -201,57 +215,93 @@ class BackwardVector {
     });
   }
 
+  // What the current has stored, last step first: nothing where nobody asks for it, what is in registers still, or
+  // loaded again.
+  struct Nothing {
+    CKD_DEVICE PacketGroup<Pack<S, W>, kGroup> take() const { return {}; }
+  };
+  struct Kept {
+    const Input& input;
+    CKD_DEVICE PacketGroup<Pack<S, W>, kGroup> take() const {
+      PacketGroup<Pack<S, W>, kGroup> back;
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) back.packet[i] = Current::stored(input.take()[kGroup - 1 - i]);
+      return back;
+    }
+  };
+  CKD_DEVICE auto stored_again(int last, int steps, const Input& input) const {
+    if constexpr (!Call::Gradient::kNeedsInput) {
+      return Nothing();
+    } else if constexpr (kSteps > 0) {
+      return Kept{input};
+    } else {
+      return Stream<Series<S, W>, 0>(current.stored_back_from(last), steps);
+    }
+  }
+
+  // One time step back, from dL/ds[t] in g.
+  CKD_DEVICE void step_back(int first, int t, const float (&h)[W], const float (&sg)[W], const Pack<S, W>& stored,
+                            float (&g)[W]) {
+    add_map_gradient(g);
+    if constexpr (kGeneral) {
+      if (rule.delayed) {
+#pragma unroll
+        for (int j = 0; j < W; ++j) g[j] = g[j] - extras.pending[j];
+      }
+    }
+    through_firing(h, sg, g);
+    if constexpr (kGeneral) {
+      if (rule.delayed) {
+#pragma unroll
+        for (int j = 0; j < W; ++j) extras.pending[j] = g[j] * k.drop_later;
+      }
+      if (call.leak_sums) add_leak_gradient(first, t, g);
+    }
+    through_charge(g);
+    gradient.add(current, stored, g);
+  }
+
   CKD_DEVICE void run_chunk(int first, int steps) {
-    const int64_t last = place.sequence + (first + steps - 1) * e.frame;
-    SeriesGradient<S> output{call.output.at + (repeated() ? place.input : last)};
-    StreamOf<Series<S>> input(input_from(first), repeated() ? 0 : e.frame);
-    StreamOf<Series<S>> gradients({call.grad_spikes ? call.grad_spikes + last : nullptr}, -e.frame);
+    const int last = first + steps - 1;
+    Input input(current.from(first), steps);
+    Stream<Series<S, W>, kSteps> upstream(
+        {call.grad_spikes ? call.grad_spikes + place.sequence + last * e.frame : nullptr, -e.frame}, steps);
     recompute(first, steps, input);
-#pragma unroll(kSteps > 0 ? kSteps : 1)
-    for (int t = steps - 1; t >= 0; --t) {
-      float h[W], g[W];
-      history.get(t, h);
-      Series<S>::values(gradients.take(steps - 1 - t, steps), g);
-      add_map_gradient(g);
-      if constexpr (kGeneral) {
-        if (rule.delayed) {
+    auto again = stored_again(last, steps, input);
+#pragma unroll 1
+    for (int done = 0; done < steps; done += kGroup) {
+      const auto& packets = upstream.take();
+      const auto stored = again.take();
+      float h[kGroup][W], sg[kGroup][W];
 #pragma unroll
-          for (int j = 0; j < W; ++j) g[j] = g[j] - extras.pending[j];
+      for (int i = 0; i < kGroup; ++i) {
+        if (kSteps > 0 || done + i < steps) {
+          history.get(steps - 1 - done - i, h[i]);
+        } else {
+          fill(0.0f, h[i]);
         }
       }
-      through_firing(h, g);
-      if constexpr (kGeneral) {
-        if (rule.delayed) {
+      surrogate(h, sg);
 #pragma unroll
-          for (int j = 0; j < W; ++j) extras.pending[j] = g[j] * k.drop_later;
-        }
-        if (call.leak_sums) add_leak_gradient(first, t, g);
+      for (int i = 0; i < kGroup; ++i) {
+        if (kSteps == 0 && done + i >= steps) break;
+        float g[W];
+        widen(packets[i], g);
+        step_back(first, steps - 1 - done - i, h[i], sg[i], stored[i], g);
       }
-      through_charge(g);
-      if constexpr (kGeneral) {
-        if (e.repeated) {
-#pragma unroll
-          for (int j = 0; j < W; ++j) extras.input_sum[j] += g[j];
-          continue;
-        }
-      }
-      output.store(g);
-      output.advance(-e.frame);
     }
   }
 
   CKD_DEVICE void finish() {
-    if constexpr (kGeneral) {
-      if (e.repeated) SeriesGradient<S>{call.output.at + place.input}.store(extras.input_sum);
-    }
+    gradient.finish(current);
     if (call.grad_v_init) {
       if constexpr (kGeneral) {
         if (rule.delayed) {
-          float v[W], sg[W];
-          start_of(0, v);
+          float v[1][W], sg[1][W];
+          start_of(0, v[0]);
           surrogate(v, sg);
 #pragma unroll
-          for (int j = 0; j < W; ++j) gv[j] = gv[j] - extras.pending[j] * sg[j];
+          for (int j = 0; j < W; ++j) gv[j] = gv[j] - extras.pending[j] * sg[0][j];
         }
       }
       store_floats(call.grad_v_init + place.state, gv);
@@ -259,28 +309,32 @@ class BackwardVector {
     if constexpr (kGeneral) {
       if (call.leak_sums && call.leak_sum_each) {
 #pragma unroll
-        for (int j = 0; j < W; ++j) call.leak_sums[place.state + j] = extras.leak_sum[j];
+        for (int j = 0; j < W; ++j) call.leak_sums[place.state + j] = extras.leak.sum[j];
       } else if (call.leak_sums) {
         double sum = 0;
 #pragma unroll
-        for (int j = 0; j < W; ++j) sum += extras.leak_sum[j];
+        for (int j = 0; j < W; ++j) sum += extras.leak.sum[j];
         call.leak_sums[place.state / W] = sum;
       }
     }
   }
 
  public:
-  CKD_DEVICE BackwardVector(const BackwardCall<S>& call, const Place& place)
+  Gradient gradient;
+
+  CKD_DEVICE BackwardVector(const Call& call, const Place& place)
       : call(call),
         e(call.extent),
         rule(call.rule),
         k(call.rule.k),
         place(place),
+        current(call.current, e, place),
         leak(call.leak, e, place),
         keep(leak.keep(rule.charge)),
-        map(call.grad_sam ? call.grad_sam + Walk(e, place).location(e) : nullptr) {}
+        gradient(call.gradient, e, place) {}
 
   CKD_DEVICE void run() {
+    load_map();
     if (call.grad_v) {
       load_floats(call.grad_v + place.state, gv);
     } else {
@@ -289,6 +343,7 @@ class BackwardVector {
     if constexpr (kSteps > 0) {
       run_chunk(0, kSteps);
     } else {
+#pragma unroll 1
       for (int first = (e.steps - 1) / kCheckpointEvery * kCheckpointEvery; first >= 0; first -= kCheckpointEvery) {
         const int left = e.steps - first;
         run_chunk(first, left < kCheckpointEvery ? left : kCheckpointEvery);
@@ -298,11 +353,11 @@ class BackwardVector {
   }
 };
 
-template <class S, int W, class NeuronKind, int kSteps, bool kGeneral>
-__global__ void __launch_bounds__(256, 1) lif_backward_kernel(const __grid_constant__ BackwardCall<S> call) {
+template <class Call, int W, class NeuronKind, int kSteps, bool kEach, bool kGeneral>
+__global__ void __launch_bounds__(256, 1) lif_backward_kernel(const __grid_constant__ Call call) {
   const int64_t neuron = first_neuron<W>();
   if (neuron >= call.extent.neurons) return;
-  BackwardVector<S, W, NeuronKind, kSteps, kGeneral>(call, call.extent.place(neuron)).run();
+  BackwardVector<Call, W, NeuronKind, kSteps, kEach, kGeneral>(call, call.extent.place(neuron)).run();
 }
 
 }  // namespace ckd::cuda

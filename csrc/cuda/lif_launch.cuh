@@ -23,72 +23,81 @@ LeakSource leak_source(const Call& call) {
   return {static_cast<const float*>(call.leak), call.leak_per_channel, static_cast<float>(call.neuron.leak)};
 }
 
-template <class S, int W, template <class, int> class Locations>
-cudaError_t launch_forward_sam(const ForwardCall<S>& call, const LaunchSize& size, void* stream) {
-  if constexpr (W > 1) {
-    const Extent& e = call.extent;
-    if (!e.repeated && e.steps == 1) return launch(lif_forward_sam_kernel<S, W, 1, Locations>, size, stream, call);
-    if (!e.repeated && e.steps == 4) return launch(lif_forward_sam_kernel<S, W, 4, Locations>, size, stream, call);
-  }
-  return launch(lif_forward_sam_kernel<S, W, 0, Locations>, size, stream, call);
+template <class Current>
+ForwardCall<Current> forward_call(const LifForward& call, const Current& current) {
+  using S = typename Current::Storage;
+  return {Extent(call.shape),
+          Rule(call.neuron, call.leak),
+          leak_source(call),
+          current,
+          static_cast<const float*>(call.v_init),
+          static_cast<S*>(call.spikes),
+          static_cast<float*>(call.v_last),
+          static_cast<float*>(call.checkpoints),
+          call.sam,
+          {}};
 }
 
-template <class S, int W>
-cudaError_t launch_forward(const LifForward& call, void* stream, int processors) {
-  ForwardCall<S> arguments{Extent(call.shape),
-                           Rule(call.neuron, call.leak),
-                           leak_source(call),
-                           {static_cast<const S*>(call.x)},
-                           static_cast<const float*>(call.v_init),
-                           static_cast<S*>(call.spikes),
-                           static_cast<float*>(call.v_last),
-                           static_cast<float*>(call.checkpoints),
-                           call.sam,
-                           {}};
-  const Extent& e = arguments.extent;
-  if (!call.sam) {
-    const LaunchSize size = forward_size(e.neurons, W);
-    if (leak_for_each(call.shape, call.leak_per_channel, W)) {
-      return launch(lif_forward_kernel<S, W, 0, true>, size, stream, arguments);
-    }
-    if constexpr (W > 1) {
-      if (!e.repeated && e.steps == 1) return launch(lif_forward_kernel<S, W, 1, false>, size, stream, arguments);
-      if (!e.repeated && e.steps == 4) return launch(lif_forward_kernel<S, W, 4, false>, size, stream, arguments);
-    }
-    return launch(lif_forward_kernel<S, W, 0, false>, size, stream, arguments);
+// kStatic: 1 and 4 steps have kernels of their own.
+template <int W, bool kEach, bool kStatic, class Current>
+cudaError_t launch_forward(const ForwardCall<Current>& call, void* stream) {
+  const LaunchSize size = forward_size(call.extent.neurons, W);
+  if constexpr (kStatic) {
+    if (call.extent.steps == 1) return launch(lif_forward_kernel<Current, W, 1, kEach>, size, stream, call);
+    if (call.extent.steps == 4) return launch(lif_forward_kernel<Current, W, 4, kEach>, size, stream, call);
   }
-  const bool channels_last = e.inner == 1;
-  const LocationSize size = channels_last ? row_size(e.locations(), e.channels, W)
-                                          : planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
-  arguments.tile = {size.across, size.deep};
-  return channels_last ? launch_forward_sam<S, W, RowLocations>(arguments, size.size, stream)
-                       : launch_forward_sam<S, W, PlanarLocations>(arguments, size.size, stream);
+  return launch(lif_forward_kernel<Current, W, 0, kEach>, size, stream, call);
+}
+
+template <int W, template <class, int> class Locations, class Current>
+cudaError_t launch_forward_sam(ForwardCall<Current> call, const LocationSize& location, void* stream) {
+  const LaunchSize& size = location.size;
+  call.tile = {location.across, location.deep};
+  if constexpr (W > 1) {
+    if (call.extent.steps == 1) return launch(lif_forward_sam_kernel<Current, W, 1, Locations>, size, stream, call);
+    if (call.extent.steps == 4) return launch(lif_forward_sam_kernel<Current, W, 4, Locations>, size, stream, call);
+  }
+  return launch(lif_forward_sam_kernel<Current, W, 0, Locations>, size, stream, call);
+}
+
+template <int W, class Current>
+cudaError_t launch_forward_sam(const ForwardCall<Current>& call, void* stream) {
+  int processors = 1;
+  const cudaError_t status = processor_count(processors);
+  if (status != cudaSuccess) return status;
+  const Extent& e = call.extent;
+  if (e.inner == 1) {
+    return launch_forward_sam<W, RowLocations>(call, row_size(e.locations(), e.channels, W), stream);
+  }
+  const LocationSize size = planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
+  return launch_forward_sam<W, PlanarLocations>(call, size, stream);
+}
+
+// Whether accesses of `width` neighbours are possible. Beside SAM these must share their row or their channel.
+inline bool forward_fits(const LifForward& call, int width) {
+  const Shape& shape = call.shape;
+  const int64_t run = !call.sam ? shape.frame() : shape.inner == 1 ? shape.channels : shape.inner;
+  return run % width == 0 &&
+         aligned({call.x, call.v_init, call.spikes, call.v_last, call.checkpoints, call.affine.residual});
 }
 
 template <class S>
 cudaError_t launch_lif(const LifForward& call, void* stream) {
-  int processors = 1;
-  if (call.sam) {
-    const cudaError_t status = processor_count(processors);
-    if (status != cudaSuccess) return status;
-  }
   constexpr int W = kWide<S>;
-  const Shape& shape = call.shape;
-  // Beside SAM the neighbours of an access must share their row or their channel.
-  const int64_t run = !call.sam ? shape.frame() : shape.inner == 1 ? shape.channels : shape.inner;
-  if (run % W == 0 && aligned({call.x, call.v_init, call.spikes, call.v_last, call.checkpoints})) {
-    return launch_forward<S, W>(call, stream, processors);
-  }
-  return launch_forward<S, 1>(call, stream, processors);
+  const auto arguments = forward_call(call, StoredCurrent<S>{static_cast<const S*>(call.x)});
+  const bool wide = forward_fits(call, W);
+  if (call.sam) return wide ? launch_forward_sam<W>(arguments, stream) : launch_forward_sam<1>(arguments, stream);
+  if (!wide) return launch_forward<1, false, false>(arguments, stream);
+  return leak_for_each(call.shape, call.leak_per_channel, W) ? launch_forward<W, true, false>(arguments, stream)
+                                                             : launch_forward<W, false, true>(arguments, stream);
 }
 
-template <int W>
-MapAccess map_access(const LifBackward& call) {
+inline MapAccess map_access(const LifBackward& call, int width) {
   const Shape& shape = call.shape;
   if (!call.grad_sam) return MapAccess::kNone;
-  if (shape.inner == 1 && shape.channels % W == 0) return MapAccess::kOneValue;
-  if (shape.inner % W == 0 && aligned({call.grad_sam})) return MapAccess::kContiguous;
-  return W == 1 ? MapAccess::kOneValue : MapAccess::kScattered;
+  if (shape.inner == 1 && shape.channels % width == 0) return MapAccess::kOneValue;
+  if (shape.inner % width == 0 && aligned({call.grad_sam})) return MapAccess::kContiguous;
+  return width == 1 ? MapAccess::kOneValue : MapAccess::kScattered;
 }
 
 // The leak gradient before the last additions: terms in the layout [rows, channels, inner].
@@ -108,12 +117,17 @@ struct LeakTerms {
   int64_t bytes() const { return (count() + channels * slices) * int64_t{sizeof(double)}; }
 };
 
-template <class S>
-int backward_width(const LifBackward& call) {
-  const bool wide =
-      call.shape.frame() % kWide<S> == 0 &&
-      aligned({call.x, call.v_init, call.checkpoints, call.grad_spikes, call.grad_v, call.grad_x, call.grad_v_init});
-  return wide ? kWide<S> : 1;
+inline bool backward_aligned(const LifBackward& call) {
+  return aligned({call.x, call.v_init, call.checkpoints, call.grad_spikes, call.grad_v, call.grad_x, call.grad_v_init,
+                  call.affine.residual, call.grad_residual});
+}
+
+// Neighbours of a thread where the number of steps is known at run time only. With 2-byte types half of what one access
+// holds: potentials of 16 steps lie in shared memory, and the number of threads counts for more than the width.
+inline constexpr int kRunTimeWidth = 4;
+
+inline int run_time_width(const LifBackward& call) {
+  return call.shape.frame() % kRunTimeWidth == 0 && backward_aligned(call) ? kRunTimeWidth : 1;
 }
 
 inline cudaError_t add_up(const LeakTerms& terms, double* workspace, float* out, void* stream) {
@@ -127,61 +141,84 @@ inline cudaError_t add_up(const LeakTerms& terms, double* workspace, float* out,
   return launch(leak_sum_kernel<float>, size(terms.channels), stream, second);
 }
 
-template <class S, int W, class NeuronKind, int kSteps, bool kGeneral>
-cudaError_t launch_backward(const BackwardCall<S>& call, void* stream) {
-  return launch(lif_backward_kernel<S, W, NeuronKind, kSteps, kGeneral>,
+template <class Current, class Gradient>
+BackwardCall<Current, Gradient> backward_call(const LifBackward& call, int width, void* workspace,
+                                              const Current& current, const Gradient& gradient) {
+  using S = typename Current::Storage;
+  const Shape& shape = call.shape;
+  return {Extent(shape),
+          Rule(call.neuron, call.leak),
+          leak_source(call),
+          current,
+          static_cast<const float*>(call.v_init),
+          static_cast<const float*>(call.checkpoints),
+          static_cast<const S*>(call.grad_spikes),
+          static_cast<const float*>(call.grad_v),
+          call.grad_sam,
+          static_cast<float>(1.0 / static_cast<double>(shape.steps * shape.channels)),
+          map_access(call, width),
+          gradient,
+          static_cast<float*>(call.grad_v_init),
+          call.grad_leak ? static_cast<double*>(workspace) : nullptr,
+          leak_for_each(shape, call.leak_per_channel, width)};
+}
+
+// Whether a call needs the kernels that know all (kGeneral).
+template <class Call>
+bool is_general(const LifBackward& call, const Call& arguments) {
+  return arguments.leak_sum_each || call.shape.repeated || call.grad_leak || arguments.rule.delayed ||
+         arguments.map_access == MapAccess::kScattered;
+}
+
+// Whether there is a kernel for the number of steps.
+inline bool has_static_steps(const LifBackward& call) {
+  return call.grad_spikes && (call.shape.steps == 1 || call.shape.steps == 4);
+}
+
+template <int W, class NeuronKind, int kSteps, bool kEach, bool kGeneral, class Call>
+cudaError_t launch_backward(const Call& call, void* stream) {
+  return launch(lif_backward_kernel<Call, W, NeuronKind, kSteps, kEach, kGeneral>,
                 backward_size(call.extent.neurons, W, kSteps > 0 ? 0 : call.extent.steps), stream, call);
 }
 
-template <class S, int W, class NeuronKind>
-cudaError_t launch_usual_backward(const BackwardCall<S>& call, void* stream) {
-  if (call.grad_spikes && call.extent.steps == 1) return launch_backward<S, W, NeuronKind, 1, false>(call, stream);
-  if (call.grad_spikes && call.extent.steps == 4) return launch_backward<S, W, NeuronKind, 4, false>(call, stream);
-  return launch_backward<S, W, NeuronKind, 0, false>(call, stream);
+template <int W, class NeuronKind, bool kEach, class Call>
+cudaError_t launch_static_backward(const Call& call, void* stream) {
+  return call.extent.steps == 1 ? launch_backward<W, NeuronKind, 1, kEach, false>(call, stream)
+                                : launch_backward<W, NeuronKind, 4, kEach, false>(call, stream);
 }
 
-template <class S, int W>
-cudaError_t launch_lean_backward(const BackwardCall<S>& call, void* stream) {
-  if constexpr (W > 1) {
-    if (PaperNeuron::is(call.rule)) return launch_usual_backward<S, W, PaperNeuron>(call, stream);
-    if (SpikingJellyNeuron::is(call.rule)) return launch_usual_backward<S, W, SpikingJellyNeuron>(call, stream);
-    return launch_backward<S, W, AnyNeuron, 0, false>(call, stream);
-  } else {
-    return cudaErrorInvalidValue;  // narrow accesses are general
-  }
-}
-
-template <class S, int W>
-cudaError_t launch_backward(const LifBackward& call, void* workspace, void* stream) {
-  const Shape& shape = call.shape;
-  const LeakTerms terms(call, W);
-  const BackwardCall<S> arguments{Extent(shape),
-                                  Rule(call.neuron, call.leak),
-                                  leak_source(call),
-                                  {static_cast<const S*>(call.x)},
-                                  static_cast<const float*>(call.v_init),
-                                  static_cast<const float*>(call.checkpoints),
-                                  static_cast<const S*>(call.grad_spikes),
-                                  static_cast<const float*>(call.grad_v),
-                                  call.grad_sam,
-                                  static_cast<float>(1.0 / static_cast<double>(shape.steps * shape.channels)),
-                                  map_access<W>(call),
-                                  {static_cast<S*>(call.grad_x)},
-                                  static_cast<float*>(call.grad_v_init),
-                                  call.grad_leak ? static_cast<double*>(workspace) : nullptr,
-                                  terms.each};
-  const bool general = W == 1 || terms.each || shape.repeated || call.grad_leak || arguments.rule.delayed ||
-                       arguments.map_access == MapAccess::kScattered;
-  const cudaError_t status = general ? launch_backward<S, W, AnyNeuron, 0, true>(arguments, stream)
-                                     : launch_lean_backward<S, W>(arguments, stream);
+// Any call, of any neuron.
+template <int W, class Call>
+cudaError_t launch_general_backward(const LifBackward& call, const Call& arguments, void* workspace, void* stream) {
+  const cudaError_t status = launch_backward<W, AnyNeuron, 0, true, true>(arguments, stream);
   if (status != cudaSuccess || !call.grad_leak) return status;
-  return add_up(terms, static_cast<double*>(workspace), static_cast<float*>(call.grad_leak), stream);
+  return add_up(LeakTerms(call, W), static_cast<double*>(workspace), static_cast<float*>(call.grad_leak), stream);
 }
 
 template <class S>
 cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
-  if (backward_width<S>(call) == 1) return launch_backward<S, 1>(call, workspace, stream);
-  return launch_backward<S, kWide<S>>(call, workspace, stream);
+  constexpr int kStaticWidth = kWide<S>;
+  const StoredCurrent<S> current{static_cast<const S*>(call.x)};
+  const StoredGradient<S> gradient{static_cast<S*>(call.grad_x)};
+  const auto with_width = [&](int width) { return backward_call(call, width, workspace, current, gradient); };
+  if (run_time_width(call) == 1) return launch_general_backward<1>(call, with_width(1), workspace, stream);
+  if (has_static_steps(call) && call.shape.frame() % kStaticWidth == 0) {
+    const auto wide = with_width(kStaticWidth);
+    if (!is_general(call, wide)) {
+      if (PaperNeuron::is(wide.rule)) return launch_static_backward<kStaticWidth, PaperNeuron, false>(wide, stream);
+      if (SpikingJellyNeuron::is(wide.rule)) {
+        return launch_static_backward<kStaticWidth, SpikingJellyNeuron, false>(wide, stream);
+      }
+    }
+  }
+  constexpr int W = kRunTimeWidth;
+  const auto arguments = with_width(W);
+  if (is_general(call, arguments)) return launch_general_backward<W>(call, arguments, workspace, stream);
+  if (PaperNeuron::is(arguments.rule)) return launch_backward<W, PaperNeuron, 0, false, false>(arguments, stream);
+  if (SpikingJellyNeuron::is(arguments.rule)) {
+    return launch_backward<W, SpikingJellyNeuron, 0, false, false>(arguments, stream);
+  }
+  return launch_backward<W, AnyNeuron, 0, false, false>(arguments, stream);
 }
 
 }  // namespace ckd::cuda

@@ -50,22 +50,15 @@ struct LeakSource {
 
 // The decay or tau of W neighbours: one for all of them, or one each.
 template <int W, bool kEach>
-struct Leak {
-  float value[kEach ? W : 1];
-
-  CKD_DEVICE float operator[](int j) const { return value[kEach ? j : 0]; }
+struct Leak : ChannelValues<W, kEach> {
+  using ChannelValues<W, kEach>::value;
 
   Leak() = default;
   CKD_DEVICE Leak(const LeakSource& source, const Extent& e, const Place& p) {
-    if (!source.per_channel) {
+    if (source.per_channel) {
+      static_cast<ChannelValues<W, kEach>&>(*this) = {source.values, e, p};
+    } else {
       fill(source.values ? *source.values : source.constant, value);
-      return;
-    }
-    Walk walk(e, p);
-#pragma unroll
-    for (int j = 0; j < (kEach ? W : 1); ++j) {
-      value[j] = source.values[walk.channel];
-      if constexpr (kEach) walk.next(e);
     }
   }
 

@@ -18,13 +18,19 @@ __global__ void __launch_bounds__(512, 1) sam_kernel(const __grid_constant__ Sam
   const Extent& e = call.extent;
   // Spikes are whole numbers, so float sums of fewer than 2^24 of them are exact.
   Locations<float, W>::mean_over_channels(e, call.tile, call.sam, [&](const Place& place, float (&amount)[W]) {
-    Stream<Series<S>, W, 0> stream({call.spikes + place.input}, e.repeated ? 0 : e.frame);
+    using Spikes = Stream<Series<S, W>, 0>;
+    Spikes stream({call.spikes + place.input, e.repeated ? 0 : e.frame}, e.steps);
 #pragma unroll 1
-    for (int t = 0; t < e.steps; ++t) {
-      float spikes[W];
-      Series<S>::values(stream.take(t, e.steps), spikes);
+    for (int first = 0; first < e.steps; first += Spikes::kGroup) {
+      const auto packets = stream.take();
 #pragma unroll
-      for (int j = 0; j < W; ++j) amount[j] += spikes[j];
+      for (int i = 0; i < Spikes::kGroup; ++i) {
+        if (first + i >= e.steps) break;
+        float spikes[W];
+        widen(packets[i], spikes);
+#pragma unroll
+        for (int j = 0; j < W; ++j) amount[j] += spikes[j];
+      }
     }
   });
 }

@@ -1,78 +1,78 @@
-// Tensors along time: what charges the neurons, and where its gradients go; here x itself. Kernels see the time steps
-// of both through these structs alone, so that another source is another struct and not another kernel.
+// Tensors along time. Kernels see the time steps of a tensor through these structs alone; what they ask of the input
+// current and of the way its gradient goes is in current.cuh.
 #pragma once
 #include "storage.cuh"
 
 namespace ckd::cuda {
 
-// A stored tensor, at W neighbours of one time step.
-template <class S>
+// A stored tensor at W neighbours, in the order in which its time steps are used.
+template <class S, int W>
 struct Series {
-  const S* at;
+  using Packet = Pack<S, W>;  // what one step loads; until its values are asked for, it is in flight
+  const S* at;                // null: no tensor, all zeros
+  int64_t stride;             // from one step to the next; 0: one frame stands for all
 
-  template <int W>
-  using Packet = Pack<S, W>;
-
-  CKD_DEVICE void advance(int64_t elements) { at += elements; }
-
-  // What is loaded, and what it comes to. Between the two it is in flight.
-  template <int W>
-  CKD_DEVICE Packet<W> load() const {
-    return cuda::load<W>(at);
-  }
-  template <int W>
-  static CKD_DEVICE void values(const Packet<W>& packet, float (&x)[W]) {
-    widen(packet, x);
-  }
+  CKD_DEVICE bool given() const { return at != nullptr; }
+  CKD_DEVICE Packet load() const { return cuda::load<W>(at); }
+  CKD_DEVICE void next() { at += stride; }
 };
 
-template <class S>
-struct SeriesGradient {
-  S* at;
-
-  CKD_DEVICE void advance(int64_t elements) { at += elements; }
-  template <int W>
-  CKD_DEVICE void store(const float (&gradient)[W]) const {
-    cuda::store(at, narrow<S>(gradient));
-  }
+template <class Packet, int kSize>
+struct PacketGroup {
+  Packet packet[kSize];
+  CKD_DEVICE const Packet& operator[](int i) const { return packet[i]; }
 };
 
-// The packets of a series in the order of their use, `stride` elements apart, before they are needed: all kSteps of
-// them at once, or, with 0, where the number is known at run time only, the next one while one is used.
-template <class Source, int W, int kSteps>
+// The packets of a series in groups, loaded before they are needed: with kSteps, all of them at once; with 0, where
+// the number is known at run time only, a group while the one before it is used. One load in flight for each thread
+// would leave memory idle.
+template <class Source, int kSteps>
 class Stream {
-  typename Source::template Packet<W> packets_[kSteps];
-
  public:
-  CKD_DEVICE Stream(Source source, int64_t stride) {
+  static constexpr int kGroup = kSteps;
+  using Group = PacketGroup<typename Source::Packet, kGroup>;
+
+  CKD_DEVICE Stream(Source source, int) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      packets_[i] = source.template load<W>();
-      source.advance(stride);
+      group_.packet[i] = source.load();
+      source.next();
     }
   }
-  CKD_DEVICE const auto& take(int i, int) const { return packets_[i]; }
+  CKD_DEVICE const Group& take() const { return group_; }
+
+ private:
+  Group group_;
 };
 
-template <class Source, int W>
-class Stream<Source, W, 0> {
-  using Packet = typename Source::template Packet<W>;
-  Source source_;
-  const int64_t stride_;  // 0: one packet stands for all
-  Packet next_ = {};      // zeros, where there is no tensor
-
+template <class Source>
+class Stream<Source, 0> {
  public:
-  CKD_DEVICE Stream(Source source, int64_t stride) : source_(source), stride_(source.at ? stride : 0) {
-    if (source.at) next_ = source_.template load<W>();
-  }
-  CKD_DEVICE Packet take(int i, int steps) {
-    const Packet now = next_;
-    if (i + 1 < steps && stride_ != 0) {
-      source_.advance(stride_);
-      next_ = source_.template load<W>();
-    }
+  static constexpr int kGroup = 4;
+  using Group = PacketGroup<typename Source::Packet, kGroup>;
+
+  CKD_DEVICE Stream(Source source, int steps) : source_(source), left_(source.given() ? steps : 0) { fetch(); }
+  CKD_DEVICE Group take() {
+    const Group now = next_;
+    fetch();
     return now;
   }
+
+ private:
+  CKD_DEVICE void fetch() {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (i < left_) {
+        next_.packet[i] = source_.load();
+        source_.next();
+      }
+    }
+    left_ -= kGroup;
+  }
+
+  Group next_ = {};
+  Source source_;
+  int left_;
 };
 
 }  // namespace ckd::cuda

@@ -20,6 +20,8 @@ struct Case {
   bool grad_spikes = true, grad_v = false, grad_sam = false, grad_v_init = false, grad_leak = false;
   bool misaligned = false;  // every tensor begins beside a 16-byte boundary
   bool extremes = false;    // x has infinities and NaN
+  // Behind batch normalisation, whose gradient goes through the statistics or not.
+  bool normalised = false, residual = false, grad_residual = false, through_statistics = false;
   unsigned seed = 1;
 
   std::string name() const {
@@ -29,7 +31,9 @@ struct Case {
          << int(neuron.charge) << " reset " << int(neuron.reset) << " surrogate " << int(neuron.surrogate)
          << (neuron.strict ? " strict" : "") << (neuron.detach ? " detached" : "") << " leak " << int(leak)
          << (v_init ? " v_init" : "") << (sam ? " sam" : "") << (grad_spikes ? " gs" : "") << (grad_v ? " gv" : "")
-         << (grad_sam ? " gsam" : "") << (grad_leak ? " gleak" : "") << (misaligned ? " misaligned" : "");
+         << (normalised ? " normalised" : "") << (residual ? " residual" : "") << (grad_residual ? " gresidual" : "")
+         << (through_statistics ? " through statistics" : "") << (grad_sam ? " gsam" : "")
+         << (grad_leak ? " gleak" : "") << (misaligned ? " misaligned" : "");
     return text.str();
   }
 };
@@ -79,6 +83,10 @@ class Comparison {
   const int64_t frame, neurons, total;
   std::mt19937 random;
   std::string error;
+  const Guarded<S> residual, g_residual;
+  const Guarded<float> scale, shift, mean, offset, slope;
+  const Guarded<double> sums;
+  std::vector<double> variance, wanted, sizes;  // sums as they should be, and sums of magnitudes
 
   // Quarters reach the threshold exactly.
   template <class T>
@@ -98,12 +106,12 @@ class Comparison {
     text << what << "[" << i << "] is " << got << ", should be " << want;
     error = text.str();
   }
-  // Exact without a transcendental function, else within a few units in the last place.
-  bool close(float got, float want) const {
+  // Exact without a transcendental function, else within a few units in the last place, of the terms' size also.
+  bool close(float got, float want, float size = 1.0f) const {
     if (same(got, want)) return true;
     if (!c.neuron.exponential()) return false;
     const float unit = std::is_same_v<S, float> ? 2e-6f : std::is_same_v<S, __half> ? 2e-3f : 1.6e-2f;
-    return std::fabs(got - want) <= unit * (1.0f + std::fabs(want));
+    return std::fabs(got - want) <= unit * (std::fmax(size, 1.0f) + std::fabs(want));
   }
 
  public:
@@ -113,7 +121,18 @@ class Comparison {
         frame(shape.frame()),
         neurons(shape.outer * frame),
         total(neurons * shape.steps),
-        random(c.seed) {}
+        random(c.seed),
+        residual(c.residual ? total : 0, c.misaligned),
+        g_residual(c.grad_residual ? total : 0, c.misaligned),
+        scale(shape.channels, c.misaligned),
+        shift(shape.channels, c.misaligned),
+        mean(shape.channels, c.misaligned),
+        offset(shape.channels, c.misaligned),
+        slope(shape.channels, c.misaligned),
+        sums(2 * shape.channels, false),
+        variance(shape.channels),
+        wanted(2 * shape.channels, 0.0),
+        sizes(2 * shape.channels, 0.0) {}
 
   // Empty where all is well.
   std::string run() {
@@ -131,6 +150,7 @@ class Comparison {
     draw(gv, 0.0f, 1.0f);
     draw(gsam, 0.0f, 1.0f);
     Guarded<float> leak(leaks, c.misaligned);
+    if (c.normalised) normalise(x);
     for (int64_t i = 0; i < leaks; ++i) leak[i] = c.neuron.leak * (1.0f + 0.1f * float(i % 7));
     Guarded<S> spikes(total, c.misaligned), gx(neurons * frames, c.misaligned);
     Guarded<float> v_last(neurons, c.misaligned), sam(locations, c.misaligned), gv_init(neurons, c.misaligned);
@@ -148,6 +168,9 @@ class Comparison {
     f.v_last = given(v_last, c.v_last);
     f.sam = given(sam, c.sam);
     f.checkpoints = given(checkpoints, chunks > 0);
+    f.affine.scale = given(scale, c.normalised);
+    f.affine.shift = given(shift, c.normalised);
+    f.affine.residual = given(residual, c.residual);
     if (const int status = ckd::cuda::lif_forward(f, 0, nullptr))
       return "lif_forward: status " + std::to_string(status);
 
@@ -166,6 +189,12 @@ class Comparison {
     b.grad_x = gx.data;
     b.grad_v_init = given(gv_init, c.grad_v_init);
     b.grad_leak = given(g_leak, c.grad_leak);
+    b.affine = f.affine;
+    if (c.normalised) reduce(b);
+    b.mean = given(mean, c.through_statistics);
+    b.offset = given(offset, c.through_statistics);
+    b.slope = given(slope, c.through_statistics);
+    b.grad_residual = given(g_residual, c.grad_residual);
     Guarded<double> workspace(ckd::cuda::lif_backward_workspace(b) / sizeof(double), false);
     if (const int status = ckd::cuda::lif_backward(b, workspace.data, 0, nullptr)) {
       return "lif_backward: status " + std::to_string(status);
@@ -182,6 +211,8 @@ class Comparison {
       for (int64_t t = 0; t < shape.steps; ++t) {
         const int64_t i = (outer * shape.steps + t) * frame + at;
         input[t] = static_cast<float>(x[shape.repeated ? n : i]);
+        if (c.normalised) input[t] = input[t] * scale[channel] + shift[channel];
+        if (c.residual) input[t] = input[t] + static_cast<float>(residual[i]);
         const float gradient = c.grad_spikes ? static_cast<float>(gs[i]) : 0.0f;
         spike_gradients[t] = c.grad_sam ? gradient + gsam[location] * share : gradient;
       }
@@ -189,20 +220,32 @@ class Comparison {
       plain::Trace trace(c.neuron, f.neuron, own_leak, c.v_init ? v_init[n] : c.neuron.rest(), input);
       trace.backward(spike_gradients, c.grad_v ? gv[n] : 0.0f);
 
-      float summed = 0;
+      float summed = 0, product = 0, size = 0, product_size = 0;
       for (int64_t t = shape.steps; t-- > 0;) {
         const int64_t i = (outer * shape.steps + t) * frame + at;
         const float spike = static_cast<float>(spikes[i]);
         expect(spike == (trace.spikes[t] ? 1.0f : 0.0f), "spikes", i, spike, trace.spikes[t]);
         counts[location] += trace.spikes[t];
         summed += trace.grad_x[t];
-        if (shape.repeated) continue;
-        const float got = static_cast<float>(gx[i]), want = static_cast<float>(S(trace.grad_x[t]));
-        expect(close(got, want), "grad_x", i, got, want);
+        size += std::fabs(trace.grad_x[t]);
+        if (c.normalised) {
+          const float term = trace.grad_x[t] * (float(x[shape.repeated ? n : i]) - mean[channel]);
+          product += term;
+          product_size += std::fabs(term);
+        }
+        if (c.grad_residual) {
+          const float got = static_cast<float>(g_residual[i]), want = static_cast<float>(S(trace.grad_x[t]));
+          expect(close(got, want), "grad_residual", i, got, want);
+        }
+        if (!shape.repeated) expect_gradient(x, gx, i, channel, trace.grad_x[t], 1.0f);
       }
-      if (shape.repeated) {
-        const float got = static_cast<float>(gx[n]), want = static_cast<float>(S(summed));
-        expect(close(got, want), "grad_x", n, got, want);
+      if (shape.repeated) expect_gradient(x, gx, n, channel, summed, size);
+      if (c.normalised) {
+        if (shape.repeated) product = summed * (float(x[n]) - mean[channel]);
+        wanted[channel] += summed;
+        sizes[channel] += size;
+        wanted[shape.channels + channel] += product;
+        sizes[shape.channels + channel] += product_size;
       }
       if (c.v_last) expect(same(v_last[n], trace.after.back()), "v_last", n, v_last[n], trace.after.back());
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -224,15 +267,86 @@ class Comparison {
       expect(std::fabs(g_leak[i] - want) <= allowed, "grad_leak", i, g_leak[i], want);
     }
     if (c.sam) compare_sam(spikes, counts);
-    for (bool intact : {x.intact(), gs.intact(), v_init.intact(), gv.intact(), gsam.intact(), leak.intact(),
-                        spikes.intact(), gx.intact(), v_last.intact(), sam.intact(), gv_init.intact(),
-                        checkpoints.intact(), g_leak.intact(), workspace.intact()}) {
+    if (c.normalised) compare_sums();
+    for (bool intact :
+         {x.intact(),          gs.intact(),          v_init.intact(), gv.intact(),        gsam.intact(),
+          leak.intact(),       spikes.intact(),      gx.intact(),     v_last.intact(),    sam.intact(),
+          gv_init.intact(),    checkpoints.intact(), g_leak.intact(), workspace.intact(), residual.intact(),
+          g_residual.intact(), scale.intact(),       shift.intact(),  mean.intact(),      offset.intact(),
+          slope.intact(),      sums.intact()}) {
       if (!intact && error.empty()) error = "memory beside a tensor was written";
     }
     return error;
   }
 
  private:
+  // Draws a normalisation from the statistics of y, which are checked.
+  void normalise(const Guarded<S>& y) {
+    const int64_t count = static_cast<int64_t>(y.size()) / shape.channels;
+    Guarded<double> moments(2 * shape.channels, false);
+    ckd::BatchStatistics call;
+    call.shape = shape;
+    call.dtype = c.dtype;
+    call.y = y.data;
+    call.moments = moments.data;
+    Guarded<double> workspace(ckd::cuda::bn_statistics_workspace(call) / sizeof(double), false);
+    const int status = ckd::cuda::bn_statistics(call, workspace.data, 0, nullptr);
+    if (status && error.empty()) error = "bn_statistics: status " + std::to_string(status);
+    std::vector<double> total(shape.channels, 0.0), squares(shape.channels, 0.0);
+    const auto channel_of = [&](size_t i) { return static_cast<int64_t>(i) / shape.inner % shape.channels; };
+    for (size_t i = 0; i < y.size(); ++i) total[channel_of(i)] += static_cast<float>(y[i]);
+    for (size_t i = 0; i < y.size(); ++i) {
+      const double deviation = static_cast<float>(y[i]) - total[channel_of(i)] / count;
+      squares[channel_of(i)] += deviation * deviation;
+    }
+    for (int64_t channel = 0; channel < shape.channels; ++channel) {
+      const double m = total[channel] / count, v = squares[channel] / count;
+      expect(std::fabs(moments[channel] - m) <= 1e-12 * (1 + std::fabs(m)), "mean", channel, moments[channel], m);
+      const double got = moments[shape.channels + channel];
+      expect(std::fabs(got - v) <= 1e-12 * (1 + v), "variance", channel, got, v);
+      variance[channel] = v;
+      mean[channel] = static_cast<float>(m);
+      scale[channel] = static_cast<float>((0.6 + 0.1 * (channel % 5)) / std::sqrt(v + 1e-5));
+      shift[channel] = 0.4f - mean[channel] * scale[channel];
+    }
+    if (!(moments.intact() && workspace.intact()) && error.empty()) error = "memory beside the moments was written";
+    draw(residual, 0.1f, 0.5f);
+  }
+
+  // The first pass back; what follows from it is given to the second one.
+  void reduce(ckd::LifBackward call) {
+    call.grad_x = call.grad_v_init = call.grad_leak = nullptr;
+    call.mean = mean.data;
+    call.sums = sums.data;
+    Guarded<double> workspace(ckd::cuda::lif_backward_workspace(call) / sizeof(double), false);
+    const int status = ckd::cuda::lif_backward(call, workspace.data, 0, nullptr);
+    if (status && error.empty()) error = "reduce: status " + std::to_string(status);
+    if (!workspace.intact() && error.empty()) error = "memory beside the partial sums was written";
+    const double count = static_cast<double>(neurons * (shape.repeated ? 1 : shape.steps) / shape.channels);
+    for (int64_t channel = 0; channel < shape.channels; ++channel) {
+      offset[channel] = static_cast<float>(sums[channel] / count);
+      slope[channel] = static_cast<float>(sums[shape.channels + channel] / (variance[channel] + 1e-5) / count);
+    }
+  }
+
+  void expect_gradient(const Guarded<S>& x, const Guarded<S>& gx, int64_t i, int64_t channel, float gradient,
+                       float size) {
+    if (c.through_statistics) {
+      gradient = (gradient - offset[channel]) - (float(x[i]) - mean[channel]) * slope[channel];
+    }
+    if (c.normalised) gradient = gradient * scale[channel];
+    const float got = static_cast<float>(gx[i]), want = static_cast<float>(S(gradient));
+    expect(close(got, want, size * (c.normalised ? scale[channel] : 1.0f)), "grad_x", i, got, want);
+  }
+
+  // Both add the same float terms up in double precision; the order differs.
+  void compare_sums() {
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const double allowed = (c.neuron.exponential() ? 4e-6 : 1e-13) * (sizes[i] + 1e-3);
+      expect(std::fabs(sums[i] - wanted[i]) <= allowed, "sums", static_cast<int64_t>(i), sums[i], wanted[i]);
+    }
+  }
+
   // The map of the same spikes, by the op of its own.
   void compare_sam(const Guarded<S>& spikes, const std::vector<int64_t>& counts) {
     Guarded<float> map(counts.size(), c.misaligned);

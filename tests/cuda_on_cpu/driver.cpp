@@ -1,7 +1,8 @@
 // Runs the CUDA kernels on fibers. `driver SECTION...` runs those sections, and ends with 1 where one fails:
 //   options   every charge, reset, strictness, detachment and surrogate, float32
 //   layouts   sizes, time steps, types and optional tensors, drawn at random; once in each order of threads
-//   float32   the float32 part of layouts, briefly
+//   bn        the same behind batch normalisation
+//   float32   the float32 part of both, briefly
 //   launch    launch settings, devices, status codes
 //   fibers    that the fibers notice a kernel's mistakes
 //   overflow  a kernel that leaves its shared memory: AddressSanitizer must end the program
@@ -59,49 +60,81 @@ void options() {
         }
 }
 
+std::mt19937 random_numbers(7);
+int64_t one_of(std::initializer_list<int64_t> values) { return values.begin()[random_numbers() % values.size()]; }
+bool coin() { return random_numbers() % 2 == 0; }
+
+// A call drawn at random, the i-th.
+Case draw_case(int i, bool float32_only) {
+  Case c;
+  c.dtype = float32_only ? ckd::DType::kFloat32 : ckd::DType(i / 3 % 3);
+  c.neuron.charge = plain::Charge(random_numbers() % 4);
+  c.neuron.reset = plain::Reset(random_numbers() % 4);
+  c.neuron.strict = coin();
+  c.neuron.detach = coin();
+  c.neuron.surrogate = ckd::SurrogateKind(random_numbers() % 9);
+  c.neuron.leak = c.neuron.charge == plain::Charge::kDecay ? 0.6f : 2.0f;
+  c.shape.outer = one_of({1, 1, 2, 3});
+  c.shape.steps = one_of({1, 3, 4, 16, 17, 40});
+  c.shape.rows = one_of({1, 2, 5});
+  // Channels innermost, or inner sizes that are and are not a multiple of an access.
+  c.shape.inner = one_of({1, 1, 8, 16, 7, 49});
+  c.shape.channels = one_of({1, 3, 8, 24, 33});
+  if (i % 10 == 0) c.shape.channels = 8 * one_of({17, 40}), c.shape.inner = one_of({1, 16});
+  // Short, where there is much of it.
+  if (c.shape.outer * c.shape.rows * c.shape.channels * c.shape.inner > 2000) c.shape.outer = c.shape.rows = 1;
+  if (c.shape.channels * c.shape.inner > 600) c.shape.steps = one_of({1, 4, 17});
+  c.shape.repeated = random_numbers() % 4 == 0;
+  c.leak = c.neuron.charge == plain::Charge::kIntegrate ? Case::Leak::kConstant : Case::Leak(random_numbers() % 3);
+  c.v_init = coin();
+  c.v_last = coin();
+  c.sam = coin();
+  c.grad_spikes = random_numbers() % 4 != 0;
+  c.grad_v = coin();
+  c.grad_sam = coin();
+  c.grad_v_init = coin();
+  c.grad_leak = c.leak != Case::Leak::kConstant && coin();
+  c.misaligned = random_numbers() % 5 == 0;
+  c.extremes = random_numbers() % 8 == 0 && !c.grad_leak;
+  c.seed = 100 + i;
+  return c;
+}
+
+void compare_in_some_order(const Case& c, int i) {
+  auto& settings = fibers::settings();
+  settings.order = fibers::Order(i % 3);
+  settings.seed = i;
+  fake_devices.processors = static_cast<int>(one_of({1, 4, 132}));
+  compare(c);
+  settings.order = fibers::Order::kForward;
+}
+
 void layouts(bool float32_only) {
-  std::mt19937 random(7);
-  const auto one_of = [&](std::initializer_list<int64_t> values) { return values.begin()[random() % values.size()]; };
-  const auto coin = [&] { return random() % 2 == 0; };
-  for (int i = 0; i < (float32_only ? 45 : 90); ++i) {
-    auto& settings = fibers::settings();
-    settings.order = fibers::Order(i % 3);
-    settings.seed = i;
-    Case c;
-    c.dtype = float32_only ? ckd::DType::kFloat32 : ckd::DType(i / 3 % 3);
-    c.neuron.charge = plain::Charge(random() % 4);
-    c.neuron.reset = plain::Reset(random() % 4);
-    c.neuron.strict = coin();
-    c.neuron.detach = coin();
-    c.neuron.surrogate = ckd::SurrogateKind(random() % 9);
-    c.neuron.leak = c.neuron.charge == plain::Charge::kDecay ? 0.6f : 2.0f;
-    c.shape.outer = one_of({1, 1, 2, 3});
-    c.shape.steps = one_of({1, 3, 4, 16, 17, 40});
-    c.shape.rows = one_of({1, 2, 5});
-    // Channels innermost, or inner sizes that are and are not a multiple of an access.
-    c.shape.inner = one_of({1, 1, 8, 16, 7, 49});
-    c.shape.channels = one_of({1, 3, 8, 24, 33});
-    if (i % 10 == 0) c.shape.channels = 8 * one_of({17, 40}), c.shape.inner = one_of({1, 16});
-    // Short, where there is much of it.
-    if (c.shape.outer * c.shape.rows * c.shape.channels * c.shape.inner > 2000) c.shape.outer = c.shape.rows = 1;
-    if (c.shape.channels * c.shape.inner > 600) c.shape.steps = one_of({1, 4, 17});
-    c.shape.repeated = random() % 4 == 0;
-    c.leak = c.neuron.charge == plain::Charge::kIntegrate ? Case::Leak::kConstant : Case::Leak(random() % 3);
-    c.v_init = coin();
-    c.v_last = coin();
-    c.sam = coin();
-    c.grad_spikes = random() % 4 != 0;
-    c.grad_v = coin();
-    c.grad_sam = coin();
-    c.grad_v_init = coin();
-    c.grad_leak = c.leak != Case::Leak::kConstant && coin();
-    c.misaligned = random() % 5 == 0;
-    c.extremes = random() % 8 == 0 && !c.grad_leak;
-    c.seed = 100 + i;
-    fake_devices.processors = static_cast<int>(one_of({1, 4, 132}));
-    compare(c);
+  random_numbers.seed(7);
+  for (int i = 0; i < (float32_only ? 45 : 90); ++i) compare_in_some_order(draw_case(i, float32_only), i);
+}
+
+void normalised(bool float32_only) {
+  random_numbers.seed(11);
+  for (int i = 0; i < (float32_only ? 45 : 120); ++i) {
+    Case c = draw_case(i, float32_only);
+    c.extremes = false;
+    c.normalised = true;
+    c.residual = coin();
+    c.grad_residual = c.residual && coin();
+    c.through_statistics = coin();
+    if (i % 3 == 1) {  // the neuron and the calls that have kernels of their own
+      c.neuron = plain::Definition();
+      c.neuron.strict = coin();
+      c.shape.steps = one_of({1, 4});
+      c.grad_spikes = true;
+      c.shape.repeated = c.grad_leak = c.misaligned = false;
+      if (coin()) c.shape.inner = one_of({1, 8, 16}), c.shape.channels = one_of({8, 24});
+    }
+    // Several slices of a channel.
+    if (i % 15 == 7) c.shape = {2, 4, 9, one_of({1, 4}), one_of({1, 256}), false};
+    compare_in_some_order(c, i);
   }
-  fibers::settings().order = fibers::Order::kForward;
 }
 
 void launch() {
@@ -133,6 +166,19 @@ void launch() {
           CHECK(planar.size.threads <= 512 && planar.size.shared_bytes <= kSharedBytes);
           CHECK(planar.size.shared_bytes == planar.size.threads * size_t(width) * 4);
           CHECK(row.deep <= 32 && 32 % row.deep == 0 && row.across * row.deep == static_cast<int>(row.size.threads));
+        }
+  for (int64_t planes : {int64_t{1}, int64_t{100}, int64_t{1} << 33})
+    for (int64_t channels : {1, 3, 8, 64, 512, 100000})
+      for (int64_t inner : {1, 8, 1024})
+        for (int width : {1, 4}) {
+          if ((inner == 1 ? channels : inner) % width != 0) continue;
+          const ChannelSize cut = channel_size(planes, channels, inner, width, 256, 100);
+          const int64_t work = inner == 1 ? planes : planes * (inner / width);
+          const int64_t side_by_side = inner == 1 ? (channels / width + cut.across - 1) / cut.across : channels;
+          CHECK(cut.across * cut.deep == 256 && cut.slices * cut.per_slice >= work);
+          CHECK((cut.slices - 1) * cut.per_slice < work);
+          CHECK(cut.size.blocks == side_by_side * cut.slices && cut.size.blocks < side_by_side + 1024);
+          CHECK(cut.size.shared_bytes <= kSharedBytes);
         }
   for (int64_t channels : {1, 512, 100000})
     for (int64_t terms : {int64_t{1}, int64_t{1} << 20, int64_t{1} << 40}) {
@@ -200,9 +246,13 @@ void overflow() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::map<std::string, std::function<void()>> sections{
-      {"options", options}, {"layouts", [] { layouts(false); }}, {"float32", [] { layouts(true); }},
-      {"launch", launch},   {"fibers", fibers_notice},           {"overflow", overflow}};
+  const std::map<std::string, std::function<void()>> sections{{"options", options},
+                                                              {"layouts", [] { layouts(false); }},
+                                                              {"bn", [] { normalised(false); }},
+                                                              {"float32", [] { layouts(true), normalised(true); }},
+                                                              {"launch", launch},
+                                                              {"fibers", fibers_notice},
+                                                              {"overflow", overflow}};
   for (int i = 1; i < argc; ++i) {
     const auto section = sections.find(argv[i]);
     if (section == sections.end()) {

@@ -26,14 +26,17 @@ FLAGS = (
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
 )
 
+# What is compiled again with mistakes.
+PLANTED_UNITS = ("lif_float32.cu", "bn_lif_float32.cu", "bn_reduce_float32.cu", "bn_statistics.cu")
 # file, what it says, what the copy says instead; MISTAKE is true where this mistake is asked for
 MISTAKES = {
     "guard": ("lif_forward.cuh", "neuron >= call.extent.neurons", "neuron >= call.extent.neurons + (MISTAKE ? W : 0)"),
     "strictness": ("lif_forward.cuh", "h >= k.fire_level", "(MISTAKE ? h > k.fire_level : h >= k.fire_level)"),
-    "checkpoint": ("lif_forward.cuh", "(t + 1) % kCheckpointEvery", "(t + (MISTAKE ? 0 : 1)) % kCheckpointEvery"),
-    "repeated": ("lif_forward.cuh", "e.repeated ? 0 : e.frame", "e.repeated && !MISTAKE ? 0 : e.frame"),
+    "checkpoint": ("lif_forward.cuh", "done % kCheckpointEvery", "(done - (MISTAKE ? 4 : 0)) % kCheckpointEvery"),
+    "repeated": ("current.cuh", "frame_(e.repeated ? 0 : e.frame) {}", "frame_(e.repeated && !MISTAKE ? 0 : e.frame) {}"),
+    "prefetch": ("series.cuh", "if (i < left_)", "if (i < left_ + (MISTAKE ? 1 : 0))"),
     "reset": ("lif_backward.cuh", "v[j] = after_reset<D", "v[j] = MISTAKE ? h[j] : after_reset<D"),
-    "stride": ("lif_backward.cuh", "output.advance(-e.frame)", "output.advance(MISTAKE ? 1 - e.frame : -e.frame)"),
+    "stride": ("current.cuh", "to_ -= frame_;", "to_ -= MISTAKE ? frame_ - 1 : frame_;"),
     "history": ("lif_backward.cuh", "(W / kPart) + p)", "(W / kPart) + p + (MISTAKE ? 1 : 0))"),
     "chunk": ("lif_backward.cuh", "kCheckpointEvery - 1)", "kCheckpointEvery - (MISTAKE ? 0 : 1))"),
     "barrier": ("locations.cuh", "__syncthreads();", "if (!MISTAKE) __syncthreads();"),
@@ -43,8 +46,23 @@ MISTAKES = {
     "locations": ("locations.cuh", "first + left < e.inner", "first + left < e.inner + (MISTAKE ? W : 0)"),
     "reduction": ("leak_gradient.cuh", "__syncthreads();", "if (!MISTAKE) __syncthreads();"),
     "channel": ("extent.cuh", "++column < e.inner", "++column < e.inner + (MISTAKE ? 1 : 0)"),
+    "channel values": ("extent.cuh", "e.inner == 1 && walk", "(MISTAKE || e.inner == 1) && walk"),
     "alignment": ("launch.h", "return std::all_of(", "return MISTAKE || std::all_of("),
     "power of two": ("rule.cuh", "frexp(tau, &exponent) == 0.5f", "frexp(tau, &exponent) < (MISTAKE ? 1.0f : 0.51f)"),
+    "residual": ("normalise.cuh", "if (residual.given()) residual.next();", "if (residual.given() && !MISTAKE) residual.next();"),
+    "stored back": ("normalise.cuh", "-y_frame_}; }", "MISTAKE ? y_frame_ : -y_frame_}; }"),
+    "kept": ("lif_backward.cuh", "[kGroup - 1 - i]", "[MISTAKE ? i : kGroup - 1 - i]"),
+    "residual gradient": ("normalise.cuh", "residual_to_ -= frame_;", "residual_to_ -= MISTAKE ? 0 : frame_;"),
+    "centre": ("normalise.cuh", "gradient[j] * (y[j] - mean_[j])", "gradient[j] * (y[j] - (MISTAKE ? 0.0f : mean_[j]))"),
+    "frame's sum": ("normalise.cuh", "if (!repeated_) add_product", "if (!repeated_ || MISTAKE) add_product"),
+    "pivot": ("bn_statistics.cuh", "= call.pivot(share.channel + j)", "= call.pivot(share.channel + (MISTAKE ? 0 : j))"),
+    "share": ("channels.cuh", "channel < cut.channels}", "channel < cut.channels + (MISTAKE ? W : 0)}"),
+    "slice": ("channels.cuh", "* cut.per_slice, all", "* (cut.per_slice - (MISTAKE ? 1 : 0)), all"),
+    "batch": ("channels.cuh", "< end;\n        if (inside[b]) loaded[b] = load(at", "< end || MISTAKE;\n        if (inside[b]) loaded[b] = load(at"),
+    "column": ("channels.cuh", "at.remainder >= row)", "at.remainder >= row + (MISTAKE ? 1 : 0))"),
+    "depths": ("channels.cuh", "    __syncthreads();\n    if", "    if (!MISTAKE) __syncthreads();\n    if"),
+    "shared twice": ("channels.cuh", "  __syncthreads();  //", "  if (!MISTAKE) __syncthreads();  //"),
+    "slices": ("channels.cuh", "__shfl_xor_sync(0xffffffffu, second, apart)", "__shfl_xor_sync(0xffffffffu, second, MISTAKE ? 1 : apart)"),
 }
 
 
@@ -88,19 +106,20 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
     build = tmp_path_factory.mktemp("cuda_on_cpu")
     mistaken = Path(shutil.copytree(KERNELS, build / "mistaken"))
     plant_mistakes(mistaken)
-    sources = [*sorted(KERNELS.glob("lif_*.cu")), mistaken / "lif_float32.cu", HERE / "driver.cpp"]
+    planted = [mistaken / name for name in PLANTED_UNITS]
+    sources = [*sorted(KERNELS.glob("*_*.cu")), *planted, HERE / "driver.cpp"]
     sources += sorted(set(KERNELS.glob("*.cu")) - set(sources))
     with ThreadPoolExecutor(2) as pool:
         outs = [build / f"{source.parent.name}_{source.stem}.o" for source in sources]
         objects = dict(zip(sources, pool.map(compile_object, sources, outs), strict=True))
     # Of an inline function the linker keeps the first copy: in the mistaken driver the one with mistakes.
-    wrong = objects.pop(mistaken / "lif_float32.cu")
+    wrong = [objects.pop(source) for source in planted]
     right = list(objects.values())
-    others = [out for source, out in objects.items() if source.name != "lif_float32.cu"]
-    return Drivers(link(right, build / "right"), link([wrong, *others], build / "mistaken_driver"))
+    others = [out for source, out in objects.items() if source.name not in PLANTED_UNITS]
+    return Drivers(link(right, build / "right"), link([*wrong, *others], build / "mistaken_driver"))
 
 
-@pytest.mark.parametrize("section", ["options", "layouts", "launch", "fibers"])
+@pytest.mark.parametrize("section", ["options", "layouts", "bn", "launch", "fibers"])
 def test_kernels(drivers: Drivers, section: str) -> None:
     done = run(drivers.right, section)
     assert done.returncode == 0, done.stdout + done.stderr

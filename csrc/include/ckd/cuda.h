@@ -9,9 +9,12 @@ namespace ckd::cuda {
 
 int lif_forward(const LifForward& call, int device, void* stream);
 
-// Bytes of device memory that lif_backward needs beside its arguments; 0: none, and `workspace` may be null.
+// Bytes of device memory that a call needs beside its arguments, aligned to 8; 0: none, and `workspace` may be null.
 int64_t lif_backward_workspace(const LifBackward& call);
 int lif_backward(const LifBackward& call, void* workspace, int device, void* stream);
+
+int64_t bn_statistics_workspace(const BatchStatistics& call);
+int bn_statistics(const BatchStatistics& call, void* workspace, int device, void* stream);
 
 int sam(const SamForward& call, int device, void* stream);
 
