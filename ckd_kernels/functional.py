@@ -21,7 +21,7 @@ from .arguments import (
 )
 from .backend import requested
 from .neuron import Neuron
-from .normalisation import batch_statistics, running_statistics
+from .normalisation import fold_batch_statistics, fold_running_statistics
 from .ops.bn_lif import BNLIFFunction
 from .ops.lif import LIFFunction, checkpoint_count
 from .ops.sam import SAMFunction
@@ -273,27 +273,29 @@ def bn_lif(
     v_init = check_v_init(v_init, y, time_dim)
     y = in_place(y, time_dim, channel_dim)
     place = requested(), time_dim, steps, channel_dim
-    if training:
-        statistics = batch_statistics(
-            y,
-            *place,
-            running_mean=running_mean,
-            running_var=running_var,
-            momentum=momentum,
-            eps=eps,
-            group=process_group,
-        )
-    else:
-        assert running_mean is not None  # checked above
-        assert running_var is not None
-        statistics = running_statistics(y, running_mean, running_var, eps)
+    with torch.no_grad():
+        if training:
+            folded = fold_batch_statistics(
+                *(y, weight, bias, *place),
+                running_mean=running_mean,
+                running_var=running_var,
+                momentum=momentum,
+                eps=eps,
+                group=process_group,
+            )
+        else:
+            assert running_mean is not None  # checked above
+            assert running_var is not None
+            folded = fold_running_statistics(
+                *(y, weight, bias, place[0]), running_mean=running_mean, running_var=running_var, eps=eps
+            )
     differentiable = (y, weight, bias, residual, v_init, leak)
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     spikes, *rest = BNLIFFunction.apply(
         *differentiable,
-        statistics.mean,
-        statistics.invstd,
-        statistics.count,
+        folded.rows,
+        folded.values,
+        folded.count,
         process_group,
         neuron.spec,
         *place,

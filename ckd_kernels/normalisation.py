@@ -12,12 +12,12 @@ from .ops.lif import state_dtype
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Of every channel, in the dtype of the arithmetic."""
+class Folded:
+    """Statistics, and what they make of y with a weight and a bias."""
 
-    mean: Tensor  # [C]
-    invstd: Tensor  # [C], 1/sqrt(variance + eps)
-    count: int | Tensor | None  # values of y, a channel and over all processes, that they were taken of; None: running
+    rows: Tensor  # [4, C] in the dtype of the arithmetic: mean, 1/sqrt(variance + eps), scale, shift
+    values: int | None  # of y, a channel, that the statistics were taken of; None: they do not depend on y
+    count: Tensor | None  # where processes share their statistics, the number of all their values; else None
 
 
 def module_arguments(norm: nn.Module) -> dict[str, Any]:
@@ -42,8 +42,10 @@ def module_arguments(norm: nn.Module) -> dict[str, Any]:
     }
 
 
-def batch_statistics(
+def fold_batch_statistics(
     y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     backend: str,
     time_dim: int,
     time_steps: int,
@@ -54,44 +56,50 @@ def batch_statistics(
     momentum: float,
     eps: float,
     group: Any,
-) -> Statistics:
-    """Statistics of y over all but channels, and the running statistics moved towards them.
+) -> Folded:
+    """By statistics of y over all but channels; moves the running statistics towards them.
 
     As nn.BatchNorm2d has it: y is normalised by the biased variance, the unbiased one goes into the running variance;
     and one frame of y that stands for all time steps counts as that many.
     """
-    with torch.no_grad():
-        moments = torch.ops.ckd_kernels.bn_statistics(y.detach(), backend, time_dim, time_steps, channel_dim)
-        own = y.numel() // y.shape[channel_dim]
-        count: int | Tensor = own
-        if group is not None:
-            moments, count = _over_processes(moments, own, group)
-        mean, var = moments
-        if running_mean is not None and running_var is not None and not (isinstance(count, int) and count == 0):
-            values = count * (time_steps // y.shape[time_dim])
-            unbiased = var * (values / (values - 1))
-            running_mean.mul_(1.0 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-            running_var.mul_(1.0 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
-        real = state_dtype(y.dtype)
-        return Statistics(mean.to(real), _invstd(var, eps).to(real), count)
+    ops, real = torch.ops.ckd_kernels, state_dtype(y.dtype)
+    moments = ops.bn_statistics(y, backend, time_dim, time_steps, channel_dim)
+    values, count = y.numel() // y.shape[channel_dim], None
+    if group is not None:
+        moments, count = _over_processes(moments, values, group)
+    elif values == 0:
+        running_mean = running_var = None  # nothing was seen
+    repeats = time_steps // y.shape[time_dim] if y.shape[time_dim] > 0 else 1
+    total = repeats if count is not None else values * repeats
+    running = [None if t is None else t.to(real) for t in (running_mean, running_var)]
+    rows = ops.bn_fold(moments, weight, bias, *running, count, total, momentum, eps, real, backend)
+    if running_mean is not None and running_var is not None:
+        running_mean.copy_(rows[4])
+        running_var.copy_(rows[5])
+    return Folded(rows[:4], values, count)
 
 
-def running_statistics(y: Tensor, running_mean: Tensor, running_var: Tensor, eps: float) -> Statistics:
-    """The running statistics, which do not depend on y."""
+def fold_running_statistics(
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    backend: str,
+    *,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+) -> Folded:
+    """By the running statistics, which do not depend on y."""
+    moments = torch.stack([running_mean, running_var]).double()
     real = state_dtype(y.dtype)
-    with torch.no_grad():
-        return Statistics(running_mean.to(real), _invstd(running_var.double(), eps).to(real), None)
+    rows = torch.ops.ckd_kernels.bn_fold(moments, weight, bias, None, None, None, 1, 0.0, eps, real, backend)
+    return Folded(rows, None, None)
 
 
-def _invstd(var: Tensor, eps: float) -> Tensor:
-    # Not rsqrt, which is not rounded correctly on every device.
-    return 1.0 / torch.sqrt(var + eps)
-
-
-def _over_processes(moments: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor]:
+def _over_processes(moments: Tensor, values: int, group: Any) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of all processes' values together, always added up in the order of their ranks."""
     distributed = torch.distributed
-    own = torch.cat([moments.flatten(), moments.new_full((1,), count)])
+    own = torch.cat([moments.flatten(), moments.new_full((1,), values)])
     every = own.new_empty(distributed.get_world_size(group) * own.numel())
     distributed.all_gather_into_tensor(every, own, group=group)
     every = every.view(-1, own.numel())

@@ -102,6 +102,38 @@ ckd::BatchStatistics make_batch_statistics(const ckd::Shape& shape, int dtype, A
   return call;
 }
 
+ckd::BatchFold make_batch_fold(int64_t channels, int dtype, Address moments, Address weight, Address bias,
+                               Address running_mean, Address running_var, Address count, double values, double momentum,
+                               double eps, Address folded) {
+  ckd::BatchFold call;
+  call.channels = channels;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.moments = pointer<double>(moments);
+  call.weight = pointer<void>(weight);
+  call.bias = pointer<void>(bias);
+  call.running_mean = pointer<void>(running_mean);
+  call.running_var = pointer<void>(running_var);
+  call.count = pointer<double>(count);
+  call.values = values;
+  call.momentum = momentum;
+  call.eps = eps;
+  call.folded = pointer<void>(folded);
+  return call;
+}
+
+ckd::BatchCoefficients make_batch_coefficients(int64_t channels, int dtype, Address sums, Address invstd, Address count,
+                                               double values, Address coefficients) {
+  ckd::BatchCoefficients call;
+  call.channels = channels;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.sums = pointer<double>(sums);
+  call.invstd = pointer<void>(invstd);
+  call.count = pointer<double>(count);
+  call.values = values;
+  call.coefficients = pointer<void>(coefficients);
+  return call;
+}
+
 ckd::SamForward make_sam(const ckd::Shape& shape, int dtype, Address spikes, Address sam) {
   ckd::SamForward call;
   call.shape = shape;
@@ -121,5 +153,7 @@ void bind_calls(py::module_& m) {
   py::class_<ckd::LifForward>(m, "LifForward").def(py::init(&make_lif_forward));
   py::class_<ckd::LifBackward>(m, "LifBackward").def(py::init(&make_lif_backward));
   py::class_<ckd::BatchStatistics>(m, "BatchStatistics").def(py::init(&make_batch_statistics));
+  py::class_<ckd::BatchFold>(m, "BatchFold").def(py::init(&make_batch_fold));
+  py::class_<ckd::BatchCoefficients>(m, "BatchCoefficients").def(py::init(&make_batch_coefficients));
   py::class_<ckd::SamForward>(m, "Sam").def(py::init(&make_sam));
 }

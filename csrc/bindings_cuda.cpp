@@ -11,6 +11,8 @@ namespace {
 int64_t workspace(const ckd::LifForward&) { return 0; }
 int64_t workspace(const ckd::LifBackward& call) { return ckd::cuda::lif_backward_workspace(call); }
 int64_t workspace(const ckd::BatchStatistics& call) { return ckd::cuda::bn_statistics_workspace(call); }
+int64_t workspace(const ckd::BatchFold&) { return 0; }
+int64_t workspace(const ckd::BatchCoefficients&) { return 0; }
 int64_t workspace(const ckd::SamForward&) { return 0; }
 
 int run(const ckd::LifForward& call, uintptr_t, int device, uintptr_t stream) {
@@ -21,6 +23,12 @@ int run(const ckd::LifBackward& call, uintptr_t scratch, int device, uintptr_t s
 }
 int run(const ckd::BatchStatistics& call, uintptr_t scratch, int device, uintptr_t stream) {
   return ckd::cuda::bn_statistics(call, reinterpret_cast<void*>(scratch), device, reinterpret_cast<void*>(stream));
+}
+int run(const ckd::BatchFold& call, uintptr_t, int device, uintptr_t stream) {
+  return ckd::cuda::bn_fold(call, device, reinterpret_cast<void*>(stream));
+}
+int run(const ckd::BatchCoefficients& call, uintptr_t, int device, uintptr_t stream) {
+  return ckd::cuda::bn_coefficients(call, device, reinterpret_cast<void*>(stream));
 }
 int run(const ckd::SamForward& call, uintptr_t, int device, uintptr_t stream) {
   return ckd::cuda::sam(call, device, reinterpret_cast<void*>(stream));
@@ -42,6 +50,8 @@ void bind_cuda(py::module_& m) {
   bind<ckd::LifForward>(cuda);
   bind<ckd::LifBackward>(cuda);
   bind<ckd::BatchStatistics>(cuda);
+  bind<ckd::BatchFold>(cuda);
+  bind<ckd::BatchCoefficients>(cuda);
   bind<ckd::SamForward>(cuda);
 }
 #endif

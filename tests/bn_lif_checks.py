@@ -73,7 +73,7 @@ class BNResult(NamedTuple):
     spikes: Tensor
     v: Tensor
     sam: Tensor
-    moments: Tensor
+    folded: Tensor
     gradients: dict[str, Tensor]
 
 
@@ -93,6 +93,11 @@ def run_bn_case(target: Target, case: BNCase) -> BNResult:
     with use_backend(target.backend):
         dense_y = dense(y.detach(), time_dim=dim, channel_dim=lif.channel_dim)
         moments = torch.ops.ckd_kernels.bn_statistics(dense_y, target.backend, dim, lif.shape[dim], lif.channel_dim)
+        if not case.training:
+            moments = torch.stack(running).double()
+        affine = [None if t is None else t.to(target.device) for t in case.make_affine()]
+        real = arithmetic_dtype(lif.dtype)
+        folded = torch.ops.ckd_kernels.bn_fold(moments, *affine, None, None, None, 1, 0.0, EPS, real, target.backend)
         out = bn_lif(
             y,
             leaves.get("weight"),
@@ -110,42 +115,33 @@ def run_bn_case(target: Target, case: BNCase) -> BNResult:
     upstream = [t.to(target.device) for t in lif.make_upstream() if t is not None]
     gradients = torch.autograd.grad(list(out), list(leaves.values()), upstream)
     on_cpu = {n: g.cpu() for n, g in zip(leaves, gradients, strict=True)}
-    return BNResult(*(t.detach().cpu() for t in out), moments.cpu(), on_cpu)
+    return BNResult(*(t.detach().cpu() for t in out), folded.cpu(), on_cpu)
 
 
-class Folded(NamedTuple):
-    """y as the neuron gets it, in the dtype of the arithmetic, and what it was made with."""
-
-    current: Tensor
-    scale: Tensor
-    mean: Tensor
-    invstd: Tensor
-
-
-def fold(case: BNCase, moments: Tensor) -> Folded:
-    """The normalisation as the numerics contract has it: each operation rounded once."""
-    real = arithmetic_dtype(case.lif.dtype)
-    mean, var = moments if case.training else (t.double() for t in case.make_running())
-    invstd = (1 / torch.sqrt(var.double() + EPS)).to(real)
-    mean = mean.to(real)
+def normalised(case: BNCase, folded: Tensor) -> tuple[Tensor, Tensor]:
+    """y as the neuron gets it, and its scale: each operation rounded once, given mean and invstd, which are checked."""
+    mean, invstd, scale, shift = folded
+    y, real = case.make_y().double(), folded.dtype
+    dims = [d for d in range(y.dim()) if d != case.lif.channel_dim]
+    moments = (y.mean(dims), y.var(dims, unbiased=False)) if case.training else case.make_running()
+    assert_close("mean", mean, moments[0], scale=y.abs().max().item())
+    assert_close("invstd", invstd, (moments[1].double() + EPS) ** -0.5)
     weight, bias = case.make_affine()
-    scale = invstd if weight is None else weight * invstd
-    shift = -(mean * scale) if bias is None else bias - mean * scale
-    current = case.make_y().to(real) * case.per_channel(scale) + case.per_channel(shift)
+    assert_same("scale", scale, invstd if weight is None else weight * invstd)
+    assert_same("shift", shift, 0.0 - mean * scale if bias is None else bias - mean * scale)
+    current = y.to(real) * case.per_channel(scale) + case.per_channel(shift)
     residual = case.make_residual()
-    if residual is not None:
-        current = current + residual.to(real)
-    return Folded(current, scale, mean, invstd)
+    return current if residual is None else current + residual.to(real), scale
 
 
 def check_bn_case(target: Target, case: BNCase) -> None:
     """Everything of one call: spikes, v and sam bit by bit, gradients bit by bit where they are defined so."""
     result = run_bn_case(target, case)
-    folded = fold(case, result.moments)
+    current, scale = normalised(case, result.folded)
     lif = case.lif
     leak = lif.make_leak()
     options: dict[str, Any] = {"time_dim": lif.time_dim, "leak": leak, "channel_dim": lif.channel_dim}
-    loop = plain_loop(folded.current, lif.neuron, v_init=lif.make_v_init(), **options)
+    loop = plain_loop(current, lif.neuron, v_init=lif.make_v_init(), **options)
     assert_same("spikes", result.spikes, loop.spikes.to(lif.dtype))
     assert_same("v", result.v, loop.v)
     assert loop.sam is not None
@@ -153,7 +149,7 @@ def check_bn_case(target: Target, case: BNCase) -> None:
 
     grad_spikes, grad_v, grad_sam = lif.make_upstream()
     exact = exact_gradients(
-        folded.current,
+        current,
         lif.neuron,
         grad_spikes=grad_spikes,
         grad_v=grad_v,
@@ -172,7 +168,7 @@ def check_bn_case(target: Target, case: BNCase) -> None:
             for t in reversed(range(lif.shape[lif.time_dim])):
                 gx = gx + exact.x.select(lif.time_dim, t)
             gx = gx.unsqueeze(lif.time_dim)
-        gy = (gx * case.per_channel(folded.scale)).to(lif.dtype)
+        gy = (gx * case.per_channel(scale)).to(lif.dtype)
         judge("grad_y", result.gradients["y"], gy.squeeze(lif.time_dim) if lif.memory == "repeated" else gy)
     check_against_autograd(case, result, loop, exact.leak_scale, exact.x.abs().sum().item())
 

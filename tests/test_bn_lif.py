@@ -94,6 +94,25 @@ def test_same_bits_with_any_number_of_threads_and_every_time(target, memory):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("counted", [False, True], ids=["values", "count"])
+@pytest.mark.parametrize("given", ["all", "weight", "nothing"])
+def test_fold_and_coefficients_have_the_reference_s_bits(target, given, counted):
+    """The vectors between the passes: the same on every backend, in float32 to the last bit."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, mean, var = torch.randn(4, 300, generator=generator)
+    moments = torch.stack([torch.randn(300, generator=generator).double(), var.double() ** 2])
+    vectors = {"all": [weight, bias, mean, var], "weight": [weight, None, None, None], "nothing": [None] * 4}[given]
+    count = torch.tensor(7.0, dtype=torch.float64) if counted else None
+    results = []
+    for device, backend in ((target.device, target.backend), ("cpu", "reference")):
+        on = [None if t is None else t.to(device) for t in (moments, *vectors, count)]
+        folded = OPS.bn_fold(*on, 11, 0.1, 1e-5, torch.float32, backend)
+        coefficients = OPS.bn_coefficients(on[0], folded[1], on[-1], 11, backend)
+        results.append((folded.cpu(), coefficients.cpu()))
+    for name, actual, expected in zip(("folded", "coefficients"), *results, strict=True):
+        assert_same(name, actual, expected)
+
+
 # --- the whole
 
 

@@ -1,1 +1,5 @@
-"""torch.library ops: schemas, fakes and autograd, one file an op."""
+"""The ops as PyTorch knows them: schemas, fakes, and the autograd functions over them."""
+
+from . import bn_fold, bn_lif, lif, sam
+
+__all__ = ["bn_fold", "bn_lif", "lif", "sam"]

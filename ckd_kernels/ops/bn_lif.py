@@ -5,8 +5,7 @@ first pass over y and the upstream gradient sums what the statistics' gradient n
 recompute the current and the potential from y and the residual, which with vectors of one value a channel are all
 that is kept.
 
-What lies between the passes is arithmetic on such vectors, done here in PyTorch, so that it is the same on every
-backend: scale = weight*invstd, shift = bias - mean*scale.
+What lies between the passes, arithmetic on such vectors, is in bn_fold.py.
 """
 
 from __future__ import annotations
@@ -274,9 +273,9 @@ register("bn_lif_backward", _bn_lif_backward, _bn_lif_backward_fake)
 class BNLIFFunction(torch.autograd.Function):
     """Differentiable normalisation and LIF over the ops: spikes, then v and sam where asked for.
 
-    ``mean`` and ``invstd`` are what y is normalised by, ``[C]``.  ``count`` is the number of y's values a channel that
-    they were taken of, over all processes of ``group`` (or None), so that dL/dy goes through them; None: they do not
-    depend on y.
+    ``folded`` is what `bn_fold` made of weight, bias and the statistics, which are given for their gradients alone.
+    ``values`` is the number of y's values a channel that the statistics were taken of, so that dL/dy goes through
+    them, or None where they do not depend on y; ``count`` that of all processes of ``group`` where they share them.
     """
 
     @staticmethod
@@ -288,9 +287,9 @@ class BNLIFFunction(torch.autograd.Function):
         residual: Tensor | None,
         v_init: Tensor | None,
         leak: Tensor | None,
-        mean: Tensor,
-        invstd: Tensor,
-        count: int | Tensor | None,
+        folded: Tensor,
+        values: int | None,
+        count: Tensor | None,
         group: Any,
         neuron: str,
         backend: str,
@@ -301,16 +300,13 @@ class BNLIFFunction(torch.autograd.Function):
         return_sam: bool,
         save_checkpoints: bool,
     ) -> tuple[Tensor, ...]:
-        scale = invstd if weight is None else weight * invstd
-        centre = mean * scale
-        shift = -centre if bias is None else bias - centre
         place = neuron, backend, time_dim, time_steps, channel_dim
         out = torch.ops.ckd_kernels.bn_lif_forward(
-            y, scale, shift, residual, v_init, leak, *place, return_v, return_sam, save_checkpoints
+            y, folded[2], folded[3], residual, v_init, leak, *place, return_v, return_sam, save_checkpoints
         )
         checkpoints = out[-1] if save_checkpoints else None
-        ctx.save_for_backward(y, scale, shift, residual, v_init, leak, checkpoints, mean, invstd)
-        ctx.statistics, ctx.place, ctx.returned = (count, group), place, (return_v, return_sam)
+        ctx.save_for_backward(y, folded, residual, v_init, leak, checkpoints, count)
+        ctx.statistics, ctx.place, ctx.returned = (values, group), place, (return_v, return_sam)
         ctx.set_materialize_grads(False)
         return tuple(out[:-1] if save_checkpoints else out)
 
@@ -319,26 +315,34 @@ class BNLIFFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:  # type: ignore[override]
         if all(grad is None for grad in grads):
             return (None,) * 18
-        *given, mean, invstd = ctx.saved_tensors
+        y, folded, residual, v_init, leak, checkpoints, count = ctx.saved_tensors
+        mean, invstd, scale, shift = folded
         return_v, return_sam = ctx.returned
         upstream = grads[0], grads[1] if return_v else None, grads[-1] if return_sam else None
+        given = y, scale, shift, residual, v_init, leak, checkpoints, *upstream
         need_y, need_weight, need_bias, *others = ctx.needs_input_grad[:6]
-        count, group = ctx.statistics
-        grad_weight = grad_bias = offset = slope = None
-        if need_weight or need_bias or (count is not None and (need_y or any(others))):
-            sums = torch.ops.ckd_kernels.bn_lif_reduce(*given, *upstream, mean, *ctx.place)
-            real = mean.dtype
-            grad_weight = (sums[1] * invstd).to(real) if need_weight else None
-            grad_bias = sums[0].to(real) if need_bias else None
-            if count is not None:
-                if group is not None:
-                    torch.distributed.all_reduce(sums, group=group)
-                offset = (sums[0] / count).to(real)
-                slope = (sums[1] * invstd * invstd / count).to(real)
-        grad_y = grad_residual = grad_v_init = grad_leak = None
+        values, group = ctx.statistics
+        grad_weight = grad_bias = grad_y = grad_residual = grad_v_init = grad_leak = None
+        through = None, None, None
+        if need_weight or need_bias or (values is not None and need_y):
+            ops, backend = torch.ops.ckd_kernels, ctx.place[1]
+            sums = ops.bn_lif_reduce(*given, mean, *ctx.place)
+            offset, slope, grad_weight, grad_bias = ops.bn_coefficients(
+                sums, invstd, None, max(values or 0, 1), backend
+            )
+            if group is not None and values is not None:
+                torch.distributed.all_reduce(sums, group=group)
+                offset, slope, *_ = ops.bn_coefficients(sums, invstd, count, 1, backend)
+            if values is not None:
+                through = mean, offset, slope
         if need_y or any(others):
-            batch = (mean, offset, slope) if count is not None else (None, None, None)
-            out = torch.ops.ckd_kernels.bn_lif_backward(*given, *upstream, *batch, *ctx.place, *others)
+            out = torch.ops.ckd_kernels.bn_lif_backward(*given, *through, *ctx.place, *others)
             grad_y, *rest = out
             grad_residual, grad_v_init, grad_leak = (rest.pop(0) if need else None for need in others)
-        return grad_y if need_y else None, grad_weight, grad_bias, grad_residual, grad_v_init, grad_leak, *(None,) * 12
+        return (
+            grad_y if need_y else None,
+            grad_weight if need_weight else None,
+            grad_bias if need_bias else None,
+            *(grad_residual, grad_v_init, grad_leak),
+            *(None,) * 12,
+        )

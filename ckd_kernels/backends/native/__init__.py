@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from .bn_fold import bn_coefficients, bn_fold
 from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
 from .lif import lif_backward, lif_forward
 from .module import compiled
 from .sam import sam
 
 __all__ = [
+    "bn_coefficients",
+    "bn_fold",
     "bn_lif_backward",
     "bn_lif_forward",
     "bn_lif_reduce",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from .bn_fold import bn_coefficients, bn_fold
 from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
 from .lif import lif_backward, lif_forward
 from .sam import sam
 
 __all__ = [
+    "bn_coefficients",
+    "bn_fold",
     "bn_lif_backward",
     "bn_lif_forward",
     "bn_lif_reduce",

@@ -7,6 +7,7 @@ import torch
 try:
     import triton
 
+    from .bn_fold import bn_coefficients, bn_fold
     from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce
     from .bn_statistics import bn_statistics
     from .lif import lif_forward
@@ -23,6 +24,8 @@ else:
     _interpreted = not isinstance(mask_at, triton.JITFunction)
 
 __all__ = [
+    "bn_coefficients",
+    "bn_fold",
     "bn_lif_backward",
     "bn_lif_forward",
     "bn_lif_reduce",

@@ -16,6 +16,9 @@ int lif_backward(const LifBackward& call, void* workspace, int device, void* str
 int64_t bn_statistics_workspace(const BatchStatistics& call);
 int bn_statistics(const BatchStatistics& call, void* workspace, int device, void* stream);
 
+int bn_fold(const BatchFold& call, int device, void* stream);
+int bn_coefficients(const BatchCoefficients& call, int device, void* stream);
+
 int sam(const SamForward& call, int device, void* stream);
 
 // 0 where there is no device or no driver.

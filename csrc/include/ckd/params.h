@@ -107,6 +107,32 @@ struct BatchStatistics {
   double* moments = nullptr;  // [2, channels]: mean and biased variance
 };
 
+// What statistics are folded into; `values` times *count (1 where null) of them a channel were there.
+struct BatchFold {
+  int64_t channels = 0;
+  DType dtype = DType::kFloat32;       // of y; the vectors below are real
+  const double* moments = nullptr;     // [2, channels]
+  const void* weight = nullptr;        // [channels]; null: ones
+  const void* bias = nullptr;          // [channels]; null: zeros
+  const void* running_mean = nullptr;  // [channels], both or neither
+  const void* running_var = nullptr;
+  const double* count = nullptr;
+  double values = 1, momentum = 0, eps = 0;
+  void* folded =
+      nullptr;  // [4 or 6, channels]: mean, 1/sqrt(var + eps), scale, shift, the next running mean and variance
+};
+
+// What the sums of a backward pass come to.
+struct BatchCoefficients {
+  int64_t channels = 0;
+  DType dtype = DType::kFloat32;
+  const double* sums = nullptr;  // [2, channels]: LifBackward::sums
+  const void* invstd = nullptr;  // [channels]
+  const double* count = nullptr;
+  double values = 1;
+  void* coefficients = nullptr;  // [4, channels]: LifBackward's offset and slope, dL/dweight, dL/dbias
+};
+
 inline constexpr int kCheckpointEvery = 16;
 
 inline int64_t checkpoint_count(int64_t steps) { return (steps - 1) / kCheckpointEvery; }
