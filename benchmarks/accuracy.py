@@ -46,7 +46,7 @@ def normalisations(seeds: int) -> dict[str, Method]:
 
 
 STUDIES: dict[str, dict[str, Method]] = {
-    "digits": normalisations(10),
+    "digits": normalisations(5),
     "cifar10": {
         "ce": Method(plain("ce"), 3),
         "kd": Method(plain("kd"), 3),

@@ -5,17 +5,23 @@ import csv
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
+from torch import nn
 
 from ckdsnn import cli
-from ckdsnn.checkpoint import load_checkpoint
+from ckdsnn.checkpoint import load_checkpoint, save_atomically
+from ckdsnn.models import external
 
 RECIPES = sorted((Path(cli.__file__).parent / "recipes").glob("*.yaml"))
 
@@ -114,25 +120,80 @@ def cifar(root, folder, names, label_key, classes):
         (root / folder / name).write_bytes(pickle.dumps({"data": data, label_key: labels}, protocol=2))
 
 
-@pytest.mark.parametrize(
-    "recipe", [path for path in RECIPES if path.name.startswith("cifar1") and "dvs" not in path.name]
-)
-def test_recipes_build_what_their_names_say(recipe, tmp_path, monkeypatch, capsys):
-    """Everything but the training, on two images a class."""
+class FromTorchvision(nn.Module):
+    """What the ImageNet recipe uses of torchvision's ResNet-34."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer1, self.layer2, self.layer3 = (nn.Conv2d(3, 3, 1, stride=8 // 2**i) for i in range(3))
+        self.layer4 = nn.Conv2d(3, 512, 1, stride=2)
+        self.fc = nn.Linear(512, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.layer4(self.layer3(self.layer2(self.layer1(images)))).mean((2, 3)))
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    """Two samples a class of every data set that the recipes name."""
     cifar(tmp_path, "cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels", 10)
     cifar(tmp_path, "cifar-100-python", ["train", "test"], "fine_labels", 100)
+    for number in range(10):
+        for folder in (
+            tmp_path / "frames" / f"class{number}",
+            *(tmp_path / p / f"n{number}" for p in ("train", "val")),
+        ):
+            folder.mkdir(parents=True)
+            for sample in range(2):
+                if "frames" in folder.parts:
+                    np.save(folder / f"{sample}.npy", np.ones((10, 2, 48, 48), np.uint8))
+                else:
+                    Image.new("RGB", (40, 30)).save(folder / f"{sample}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name.removesuffix(".yaml"))
+def test_recipes_build_what_their_names_say(recipe, data_root, tmp_path, monkeypatch, capsys):
+    """Everything but the training, with fewer channels where a model has that option."""
     built = []
     monkeypatch.setattr(cli.CLI, "_run_subcommand", lambda self, _: built.append(self))
-    name = recipe.name.removesuffix(".yaml")
-    # Without torchvision there is no AutoAugment, and no processor here computes in bfloat16 for a test's sake.
-    status = run("teacher", "--config", name, "--data.root", tmp_path, "--data.augmentation.auto_augment", "none",
-                 "--data.validation", 0, "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
-                 "--out", tmp_path / "out")  # fmt: skip
-    assert status == 0, capsys.readouterr().err
-    made = built[0]
+    get_model = types.SimpleNamespace(get_model=lambda name, num_classes, weights: FromTorchvision(num_classes))
+    monkeypatch.setattr(external, "_library", lambda name: types.SimpleNamespace(models=get_model))
+    name, content = recipe.name.removesuffix(".yaml"), yaml.safe_load(recipe.read_text())
+    model, data = content["model"], content["data"]
+    assert model["method"] == {"name": "ckd", "options": {"preset": "default"}}
+    for part in (model["network"], model["teacher"]):
+        if "resnet19" in part["name"] or "resnet20" in part["name"]:
+            part.setdefault("options", {})["width"] = 0.125
+    if data["class_path"] != "ckdsnn.data.DigitsCanvas":
+        data["init_args"] |= {"root": str(data_root / "frames" if "dvs" in name else data_root), "validation": 0}
+        data["init_args"].get("augmentation", {}).pop("auto_augment", None)  # needs torchvision
+    data["init_args"]["batch_size"] = 2
+    content["trainer"] |= {"precision": "32-true", "accelerator": "cpu"}
+    (tmp_path / "recipe.yaml").write_text(yaml.dump(content))
+    options = ["--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out"]
+    if "train_samples" in data["init_args"]:
+        options += ["--data.train_samples", 20]
+    if model["teacher"]["name"] != "external":
+        assert run("teacher", *options) == 0, capsys.readouterr().err
+        teacher = built[-1].model
+        assert teacher.network.num_stages == (4 if "dvs" in name else 3)
+        assert built[-1].trainer.max_epochs == model["teacher"]["epochs"]
+        save_atomically(
+            {"ckdsnn": {"network": teacher._network_config}, "state_dict": teacher.state_dict()},
+            tmp_path / "out" / "teacher" / "last.ckpt",
+        )
+    assert run("fit", *options) == 0, capsys.readouterr().err
+    made = built[-1]
     assert made.model.network.num_classes == (100 if "cifar100" in name else 10)
-    assert made.trainer.max_epochs == 300
-    assert yaml.safe_load(recipe.read_text())["model"]["network"]["options"]["time_steps"] == int(name[-1])
+    assert made.trainer.max_epochs == content["trainer"]["max_epochs"]
+    if steps := re.search(r"_t(\d+)$", name):
+        assert made.model.network.time_steps == int(steps[1])
+    images = torch.zeros(10, 2, 2, 48, 48) if "dvs" in name else torch.zeros(2, made.datamodule.in_channels, 32, 32)
+    target = torch.zeros(2, dtype=torch.long)
+    output = made.model(images)
+    parts = made.model.method(output, made.model.teacher(images, target), target)
+    assert list(parts) == ["ce", "samd", "nld"]
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +224,9 @@ def test_distill_trains_teacher_and_student_and_tests(distilled):
 def test_again_it_is_finished(distilled, capfd):
     out, command = distilled
     before = load_checkpoint(out / "last.ckpt")["global_step"]
-    assert run("distill", *command) == 0
-    assert f"{out} is finished" in capfd.readouterr().out
+    for verb, folder in (("teacher", out / "teacher"), ("fit", out)):
+        assert run(verb, *command) == 0
+        assert f"{folder} is finished" in capfd.readouterr().out
     assert load_checkpoint(out / "last.ckpt")["global_step"] == before
 
 
@@ -188,13 +250,15 @@ def test_a_half_written_checkpoint_is_refused(distilled, failing, tmp_path):
     assert (out / "last.ckpt").read_bytes() == whole
 
 
-def test_two_processes_train_one_model(tmp_path):
+def test_two_processes_train_one_model(tmp_path, distilled, failing):
     """Distributed training over gloo, with averaged weights, clipping and bfloat16 on the way."""
     out = tmp_path / "ddp"
-    options = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.method.name", "ce",
-               "--model.method.options", "{}", "--data.batch_size", "15", "--trainer.precision", "bf16-mixed",
-               "--trainer.gradient_clip_val", "1", "--trainer.callbacks+=EMAWeightAveraging"]  # fmt: skip
-    command = [sys.executable, "-m", "ckdsnn.cli", "fit", "--config", "digits", "--out", out, *SMALL, *options]
+    options = ["--config", "digits", "--out", out, *SMALL, "--model.method.name", "nld",
+               "--model.teacher.checkpoint", distilled[0] / "teacher" / "last.ckpt", "--data.batch_size", "15",
+               "--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1",
+               "--trainer.callbacks+=EMAWeightAveraging"]  # fmt: skip
+    two = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    command = [sys.executable, "-m", "ckdsnn.cli", "fit", *options, *two]
     # In a session of their own, so that none of them outlives a test that waits in vain.
     process = subprocess.Popen(
         [str(argument) for argument in command],
@@ -215,3 +279,6 @@ def test_two_processes_train_one_model(tmp_path):
     assert made["global_step"] == 4  # 60 digits, 2 x 15 a step, 2 epochs
     assert "averaging_state" in made
     assert all(value.isfinite().all() for value in made["state_dict"].values() if value.is_floating_point())
+    first, second = made["random_state"]
+    assert not first["noise"][0].equal(second["noise"][0])
+    assert "started with 2 process(es), now there are 1" in failing("fit", *options)

@@ -10,6 +10,7 @@ from ckdsnn.losses import (
     METHODS,
     PRESETS,
     FrozenTeacher,
+    NoiseSource,
     build_method,
     grad_cam_closed_form,
     grad_cam_spiking,
@@ -251,6 +252,17 @@ def test_noise_continues_from_a_checkpoint(name, batch):
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(resumed(out, wanted, target)[part], second)
     assert torch.equal(copy.deepcopy(resumed)(out, wanted, target)[part], resumed(out, wanted, target)[part])
+
+
+def test_processes_draw_their_own_noise():
+    streams = []
+    for seed, process in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
+        source = NoiseSource(seed)
+        torch.rand(3, generator=source.generator)
+        source.restart(process)
+        streams.append(torch.rand(5, generator=source.generator).tolist())
+    assert len({tuple(stream) for stream in streams}) == 5
+    assert streams[3] == torch.rand(5, generator=NoiseSource(1).generator).tolist()
 
 
 def test_global_seed_does_not_touch_the_noise(batch):

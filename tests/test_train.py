@@ -78,11 +78,34 @@ def test_teacher_stays_frozen_and_the_student_moves(teacher_file, method):
     assert len(moved) > 10
 
 
-def test_released_code_preset_runs_its_teacher_in_training_mode(teacher_file):
+def test_released_code_preset_runs_its_teacher_in_training_mode(teacher_file, tmp_path):
     task = snn("ckd", TeacherConfig(checkpoint=teacher_file), {"preset": "released-code"})
     before = {k: v.clone() for k, v in task.teacher.named_buffers()}
-    fit(task, digits())
+    fit(task, digits()).save_checkpoint(tmp_path / "released.ckpt")
     assert any(not torch.equal(v, before[k]) for k, v in task.teacher.named_buffers() if "running" in k)
+    # Its last activation is a ReLU: the weights would fit a network with a neuron there, and mean something else.
+    with pytest.raises(RunError, match=r"holds .*'last_activation': 'relu'.*, the configuration asks for"):
+        snn("ckd", TeacherConfig(checkpoint=teacher_file)).check_checkpoint(load_checkpoint(tmp_path / "released.ckpt"))
+
+
+def test_what_a_method_asks_of_its_student_is_never_dropped(teacher_file):
+    teacher, released = TeacherConfig(checkpoint=teacher_file), MethodConfig("ckd", {"preset": "released-code"})
+    with pytest.raises(ValueError, match=r"ckd asks its student for last_activation='relu', and sew_resnet18 has no"):
+        Distillation(ModelConfig("sew_resnet18"), released, teacher)
+    with pytest.raises(ValueError, match=r"samd asks its student for sam_stages=\(-1,\), and ann_resnet_small has no"):
+        Distillation(ModelConfig("ann_resnet_small"), MethodConfig("samd"), teacher)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_format_of_images_and_both_networks(teacher_file, channels_last):
+    task = snn("ckd", TeacherConfig(checkpoint=teacher_file), channels_last=channels_last)
+    strides = []
+    for model in (task.network, task.teacher.model):
+        model.stages[0][0].conv1.register_forward_pre_hook(lambda _, args: strides.append(args[0].stride(1)))
+        wide = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+        assert all((p.stride(1) == 1) == channels_last for p in wide)
+    fit(task, digits(), limit_train_batches=1, limit_val_batches=0)
+    assert [stride == 1 for stride in strides] == [channels_last] * 2
 
 
 def test_cached_answers_are_the_teachers_own(teacher_file):
@@ -164,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(teacher_file):
     assert all(torch.isfinite(p).all() for p in task.network.parameters())
 
 
-def test_methods_and_teachers_must_go_together(teacher_file):
+def test_methods_and_teachers_must_go_together(teacher_file, tmp_path):
     with pytest.raises(ValueError, match="method kd needs a teacher"):
         snn("kd")
     with pytest.raises(ValueError, match="method ce uses no teacher"):
@@ -173,6 +196,12 @@ def test_methods_and_teachers_must_go_together(teacher_file):
         load_teacher(TeacherConfig(checkpoint=teacher_file), num_classes=7, in_channels=1)
     with pytest.raises(ValueError, match=r"holds ann_resnet_small.*asks for ann_resnet20"):
         load_teacher(TeacherConfig(name="ann_resnet20", checkpoint=teacher_file), num_classes=10, in_channels=1)
+    with pytest.raises(ValueError, match=r"takes images of 1 channel\(s\), the data has 3"):
+        load_teacher(TeacherConfig(checkpoint=teacher_file), num_classes=10, in_channels=3)
+    spiking = {"name": "snn_resnet_small", "options": {}, "num_classes": 10, "in_channels": 1}
+    save_atomically({"ckdsnn": {"network": spiking}, "state_dict": {}}, tmp_path / "student.ckpt")
+    with pytest.raises(ValueError, match=r"holds snn_resnet_small, a spiking network; the teacher is a conventional"):
+        load_teacher(TeacherConfig(checkpoint=str(tmp_path / "student.ckpt")), num_classes=10, in_channels=1)
 
 
 def test_broken_checkpoints_are_named(tmp_path, teacher_file):

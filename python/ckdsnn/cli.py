@@ -157,8 +157,11 @@ class CLI(LightningCLI):
             method = METHODS.get(config.model.method.name)
             if method is not None and not method.needs_teacher:
                 config.model.teacher = None  # a recipe's teacher stays unused when the command line asks for ce
-            elif teacher.checkpoint is None and not TeacherConfig(**teacher.as_dict()).comes_trained:
-                teacher.checkpoint = str(self.out / "teacher" / "last.ckpt")
+            elif teacher.checkpoint is None:
+                trained = self.out / "teacher" / "last.ckpt"
+                # One that comes with weights of its own may still have been trained on by `ckdsnn teacher`.
+                if trained.exists() or not TeacherConfig(**teacher.as_dict()).comes_trained:
+                    teacher.checkpoint = str(trained)
         last = self.out / "last.ckpt"
         if config.ckpt_path is None and (self.subcommand != "fit" or last.exists()):
             config.ckpt_path = str(last)
@@ -204,10 +207,10 @@ class CLI(LightningCLI):
         path = self.config.fit.ckpt_path
         if path is None:
             self._say(f"training in {self.out}")
-        elif load_checkpoint(path)["ckdsnn"]["finished"]:
-            self._say(f"{self.out} is finished")
-        else:
-            self._say(f"going on with {path}")
+            return
+        checkpoint = load_checkpoint(path)
+        self.model.check_resumable(checkpoint, self.trainer.world_size)
+        self._say(f"{self.out} is finished" if checkpoint["ckdsnn"]["finished"] else f"going on with {path}")
 
     def after_fit(self) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}

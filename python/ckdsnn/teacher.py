@@ -18,7 +18,7 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
     """The teacher with its trained weights, from its checkpoint or, for an external model, from where it came.
 
     Raises:
-        ValueError: no checkpoint, or it holds another model or another number of classes.
+        ValueError: no checkpoint, or it holds another model, a spiking one, or one for other classes or channels.
     """
     if config.checkpoint is None and config.comes_trained:
         assert config.name is not None
@@ -41,9 +41,17 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
             f"teacher.checkpoint {config.checkpoint} has {made['num_classes']} classes, the data has {num_classes}: "
             "use a teacher that was trained on this data set"
         )
-    model = cast(
-        ANN, build_model(made["name"], num_classes=num_classes, in_channels=made["in_channels"], **made["options"])
-    )
+    if made["in_channels"] != in_channels:
+        raise ValueError(
+            f"teacher.checkpoint {config.checkpoint} takes images of {made['in_channels']} channel(s), the data has "
+            f"{in_channels}: use a teacher that was trained on this data set"
+        )
+    model = build_model(made["name"], num_classes=num_classes, in_channels=in_channels, **made["options"])
+    if not isinstance(model, ANN):
+        raise ValueError(
+            f"teacher.checkpoint {config.checkpoint} holds {made['name']}, a spiking network; the teacher is a "
+            "conventional one: name its checkpoint"
+        )
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     model.load_state_dict(weights)

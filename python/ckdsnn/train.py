@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
@@ -17,7 +18,7 @@ from ckdsnn.analysis import FiringRate
 from ckdsnn.checkpoint import RunError, provenance, random_state, restore_random_state
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
 from ckdsnn.data import ArrayDataModule, Batch
-from ckdsnn.losses import METHODS, FrozenTeacher, Method, build_method
+from ckdsnn.losses import METHODS, FrozenTeacher, Method, NoiseSource, build_method
 from ckdsnn.models import MODELS, ANNOutput, SNNOutput, build_model
 from ckdsnn.optimisation import OptimizerConfig
 from ckdsnn.teacher import TeacherCache, load_teacher
@@ -37,7 +38,7 @@ class Distillation(L.LightningModule):
         num_classes: of the data.
         in_channels: of the data.
         seed: of the method's noise, where it draws any and its options do not say otherwise.
-        channels_last: memory format of images and weights.
+        channels_last: memory format of images and of the weights of student and teacher.
         compile: run the network through torch.compile.
 
     Raises:
@@ -64,11 +65,12 @@ class Distillation(L.LightningModule):
         if not self.method.needs_teacher and teacher is not None:
             raise ValueError(f"method {method.name} uses no teacher: leave teacher out")
         self.optimizer_config = optimizer
-        options = self._with_method_options(network)
+        options = _with_method_options(network, self.method)
         self.network = build_model(network.name, num_classes=num_classes, in_channels=in_channels, **options)
         self._network_config = {
             "name": network.name,
-            "options": as_plain(network.options),
+            # With what the method made of the network: weights fit a ReLU where a neuron was, accuracies do not.
+            "options": as_plain(self.method.student_options | network.options),
             "num_classes": num_classes,
             "in_channels": in_channels,
         }
@@ -86,6 +88,8 @@ class Distillation(L.LightningModule):
         if teacher is not None:
             model = load_teacher(teacher, num_classes, in_channels)
             self.method.bind(self.network, model)
+            if channels_last:
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._frozen.append(FrozenTeacher(model, self.method))
         else:
             self.method.bind(self.network)
@@ -99,27 +103,25 @@ class Distillation(L.LightningModule):
         self._firing_rate: FiringRate | None = None
         self._state_to_restore: dict[str, Any] | None = None
 
-    def _with_method_options(self, network: ModelConfig) -> dict[str, Any]:
-        """The network's options, completed by what the method asks of a student; what the user said stays."""
-        if network.name not in MODELS:
-            return network.options  # build_model has the words for it
-        known = inspect.signature(MODELS[network.name]).parameters
-        asked = dict(self.method.student_options)
-        if self.method.sam_stages:
-            asked["sam_stages"] = self.method.sam_stages
-        return {key: value for key, value in asked.items() if key in known} | network.options
-
     @property
     def teacher(self) -> FrozenTeacher | None:
         """The frozen teacher, if there is one."""
         return self._frozen[0] if self._frozen else None
 
     def forward(self, images: Tensor) -> ANNOutput | SNNOutput:
+        return self.network(self._in_memory_format(images))
+
+    def _in_memory_format(self, images: Tensor) -> Tensor:
         if self.channels_last and images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.network(images)
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
 
     # Training
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.global_rank > 0:  # equal noise on all processes would be noise on fewer samples
+            for source in noise_sources(self.method):
+                source.restart(self.global_rank)
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
@@ -146,18 +148,22 @@ class Distillation(L.LightningModule):
     def on_train_start(self) -> None:
         # As late as possible: whatever drew random numbers on the way here would otherwise show.
         if self._state_to_restore is not None:
-            restore_random_state(self._state_to_restore["random_state"])
+            mine = self._state_to_restore["random_state"][self.global_rank]
+            restore_random_state(mine["global"])
+            for source, state in zip(noise_sources(self.method), mine["noise"], strict=True):
+                source.set_extra_state(state)
             # Lightning restores the loader too, but not where the number of steps was asked for before, as it is here.
-            self.trainer.train_dataloader.load_state_dict(self._state_to_restore["train_loader"])
+            loader: Any = self.trainer.train_dataloader
+            loader.load_state_dict(self._state_to_restore["train_loader"])
             self._state_to_restore = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        teacher = None
+        images, teacher = self._in_memory_format(batch.images), None
         if self._cache is not None:
             teacher = self._cache(batch)
         elif self.teacher is not None:
-            teacher = self.teacher(batch.images, batch.targets)
-        output = self(batch.images)
+            teacher = self.teacher(images, batch.targets)
+        output = self(images)
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
         parts = self.method(output, teacher, batch.targets, epoch=epoch)
         loss = torch.stack(list(parts.values())).sum()
@@ -166,6 +172,8 @@ class Distillation(L.LightningModule):
         size = len(batch.targets)
         self.train_accuracy(output.logits, batch.targets)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        accuracy = (output.logits.argmax(1) == batch.targets).float().mean()
+        self.log("accuracy", accuracy, prog_bar=True, logger=False, batch_size=size)
         for name, part in (("loss", loss), *parts.items()):
             self.log(f"train/{name}", part.detach(), on_step=False, on_epoch=True, batch_size=size)
             self.log(name, part.detach(), prog_bar=True, logger=False, batch_size=size)
@@ -211,17 +219,30 @@ class Distillation(L.LightningModule):
         checkpoint["ckdsnn"] = {
             "network": self._network_config,
             "config": self.run_config,
-            "finished": self.current_epoch + 1 >= (self.trainer.max_epochs or 0) and self.trainer.is_last_batch,
+            "finished": 0 < (self.trainer.max_epochs or 0) <= self.current_epoch + 1 and self.trainer.is_last_batch,
             **provenance(),
         }
-        checkpoint["random_state"] = random_state()
-        if self.trainer.train_dataloader is not None:
-            checkpoint["train_loader"] = self.trainer.train_dataloader.state_dict()
+        noise = [source.get_extra_state() for source in noise_sources(self.method)]
+        # Every process has its own. Lightning calls this on all of them and writes what the first one returns.
+        checkpoint["random_state"] = _gathered({"global": random_state(), "noise": noise})
+        loader: Any = self.trainer.train_dataloader
+        if loader is not None:
+            checkpoint["train_loader"] = loader.state_dict()
         if self.teacher is not None and self.teacher.mode == "train":
             # Its running statistics move with training, so the file that it came from does not tell them.
             checkpoint["teacher_buffers"] = dict(self.teacher.named_buffers())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_checkpoint(checkpoint)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.check_resumable(checkpoint, self.trainer.world_size)
+        self._state_to_restore = {name: checkpoint[name] for name in ("random_state", "train_loader")}
+        if self.teacher is not None and "teacher_buffers" in checkpoint:
+            self.teacher.load_state_dict(checkpoint["teacher_buffers"], strict=False)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises RunError unless `checkpoint` holds this network."""
         written = checkpoint.get("ckdsnn")
         if written is None:
             raise RunError("the checkpoint was not written by ckdsnn: its model and configuration are not known")
@@ -230,17 +251,53 @@ class Distillation(L.LightningModule):
                 f"the checkpoint holds {written['network']}, the configuration asks for {self._network_config}: use "
                 "the configuration that it was trained with"
             )
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        if changed := differing_keys(written["config"], self.run_config):
+
+    def check_resumable(self, checkpoint: dict[str, Any], processes: int) -> None:
+        """Raises RunError unless `processes` can go on from `checkpoint` as if training had never stopped."""
+        self.check_checkpoint(checkpoint)
+        if changed := differing_keys(checkpoint["ckdsnn"]["config"], self.run_config):
             raise RunError(
                 "this run was started with another configuration; resuming would mix the two. Different: "
                 + "; ".join(changed)
                 + ". Choose another folder for the new run, or go on with the old configuration"
             )
-        self._state_to_restore = {name: checkpoint[name] for name in ("random_state", "train_loader")}
-        if self.teacher is not None and "teacher_buffers" in checkpoint:
-            self.teacher.load_state_dict(checkpoint["teacher_buffers"], strict=False)
+        before = len(checkpoint["random_state"])
+        if processes != before:
+            raise RunError(
+                f"this run was started with {before} process(es), now there are {processes}, which would see other "
+                f"batches: set trainer.devices and trainer.num_nodes to make {before} again"
+            )
+
+
+def noise_sources(method: Method) -> list[NoiseSource]:
+    """The random generators of a method, in the order of its modules."""
+    return [module for module in method.modules() if isinstance(module, NoiseSource)]
+
+
+def _gathered(mine: Any) -> list[Any]:
+    """`mine` of every process, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return everyones
+
+
+def _with_method_options(network: ModelConfig, method: Method) -> dict[str, Any]:
+    """The network's options, completed by what the method asks of a student; what the user said stays."""
+    if network.name not in MODELS:
+        return network.options  # build_model has the words for it
+    asked = dict(method.student_options)
+    if method.sam_stages:
+        asked["sam_stages"] = method.sam_stages
+    known = inspect.signature(MODELS[network.name]).parameters
+    if missing := {name: value for name, value in asked.items() if name not in known}:
+        raise ValueError(
+            f"method {method.name} asks its student for "
+            + ", ".join(f"{name}={value!r}" for name, value in missing.items())
+            + f", and {network.name} has no such option: choose another network, method or preset"
+        )
+    return asked | network.options
 
 
 def _build_method(method: MethodConfig, seed: int) -> Method:

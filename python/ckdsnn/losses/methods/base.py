@@ -26,6 +26,7 @@ def register_method(name: str) -> Any:
         if name in METHODS:
             raise ValueError(f"a method named {name!r} is registered already")
         METHODS[name] = cls
+        cls.name = name
         return cls
 
     return add
@@ -41,6 +42,7 @@ class Method(nn.Module):
         label_smoothing: of the cross-entropy, in [0, 1].
 
     Attributes:
+        name: under which it is registered.
         needs_teacher: whether there is a teacher at all.
         sam_stages: stages whose spike activation map the student must return; build it with them.
         teacher_map: which saliency map of the teacher, see :func:`~ckdsnn.losses.saliency_map`.
@@ -50,6 +52,7 @@ class Method(nn.Module):
         student_options: options of the student that belong to the method's preset.
     """
 
+    name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
@@ -135,12 +138,18 @@ class NoiseSource(nn.Module):
     It lives on the CPU: the numbers are the same whatever the device, and few.
 
     Args:
-        seed: of the generator; give every process of a distributed run another one.
+        seed: of the generator.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
+
+    def restart(self, process: int) -> None:
+        """Start over with the stream of process ``process`` of a distributed run; process 0 has that of the seed."""
+        # A prime beyond the seeds that people choose, so that no two processes of their runs share a stream.
+        self.generator.manual_seed(self.seed + 1_000_003 * process)
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()

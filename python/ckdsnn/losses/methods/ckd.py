@@ -21,7 +21,8 @@ class _PresetMethod(Method):
         super().__init__(label_smoothing)
         self.preset: Preset = preset_named(preset)
         self.teacher_mode = self.preset.teacher_mode
-        self.student_options = {"last_activation": self.preset.last_activation}
+        if self.preset.last_activation is not None:
+            self.student_options = {"last_activation": self.preset.last_activation}
 
     def _need_maps(self, term: SAMDTerm) -> None:
         self.sam_stages = term.sam_stages

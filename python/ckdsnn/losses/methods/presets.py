@@ -85,12 +85,13 @@ class NLDOptions:
 
 @dataclass(frozen=True)
 class Preset:
-    """One consistent set of choices: the two terms, the teacher's mode, and the student's last activation."""
+    """One consistent set of choices: the two terms, the teacher's mode, and the student's last activation where it is
+    not the network's own neuron."""
 
     samd: SAMDOptions
     nld: NLDOptions
     teacher_mode: str = "eval"
-    last_activation: str = "lif"
+    last_activation: str | None = None
 
 
 PRESETS: dict[str, Preset] = {
