@@ -25,8 +25,8 @@ Turns what pytest-benchmark wrote into Markdown and plots:
   pytest benchmarks/ --benchmark-json=run.json
   python -m benchmarks.report run.json
 
-writes benchmarks/results/<machine>/: report.md (tables, and the environment that was measured), over_floor_*.svg (time
-over the floor by shape), roofline_*.svg (bandwidth reached, under the roof that the copies make) and benchmarks.json
+writes benchmarks/results/<machine>/: report.md (tables, and the environment that was measured), over_floor_*.png (time
+over the floor by shape), roofline_*.png (bandwidth reached, under the roof that the copies make) and benchmarks.json
 (the same numbers, to compare with).  A run may come in parts, e.g. one file an op; of a group that is in several files
 the last one counts.
 
@@ -180,7 +180,7 @@ def markdown(run: Run, plots: Sequence[str] = ()) -> str:
         ops.setdefault(group[0].group[:2], []).append(group)
     for (op, device), groups in ops.items():
         lines += ["", f"## {op}, {device}"]
-        lines += [f"\n![{name}]({name})" for name in plots if name.endswith(f"_{op}_{device}.svg")]
+        lines += [f"\n![{name}]({name})" for name in plots if name.endswith(f"_{op}_{device}.png")]
         for group in groups:
             lines += ["", f"**{', '.join(group[0].group[2:])}**", ""]
             used = [i for i in range(len(HEADINGS)) if any(columns(r, group)[i] for r in group)]
@@ -203,7 +203,7 @@ def plot(run: Run, folder: Path) -> list[str]:
 
     matplotlib.use("agg")
     # The same numbers make the same file.
-    matplotlib.rcParams |= {"svg.hashsalt": "ckd", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    matplotlib.rcParams |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
     ops: dict[tuple[str, str], list[list[Result]]] = {}
     for group in run.groups().values():
         base = baseline(group)
@@ -212,9 +212,9 @@ def plot(run: Run, folder: Path) -> list[str]:
     names = []
     for (op, device), groups in ops.items():
         for kind, draw in (("over_floor", _over_floor), ("roofline", _roofline)):
-            name = f"{kind}_{op}_{device}.svg"
+            name = f"{kind}_{op}_{device}.png"
             figure = draw(f"{op}, {device}", groups)
-            figure.savefig(folder / name, metadata={"Date": None})
+            figure.savefig(folder / name, dpi=110, metadata={"Software": None})
             names.append(name)
     return names
 
@@ -231,7 +231,7 @@ def _over_floor(title: str, groups: list[list[Result]]) -> Any:
                 axes.plot([low, high], [row, row], color=colours[result.contestant], linewidth=1)
                 axes.plot(middle, row, "o", color=colours[result.contestant], markersize=4)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
+    _logarithmic(axes, "x")
     axes.set_yticks(range(len(groups)), [", ".join(group[0].group[2:]) for group in groups])
     axes.invert_yaxis()
     axes.set_xlabel("time over a copy of the same bytes")
@@ -251,8 +251,8 @@ def _roofline(title: str, groups: list[list[Result]]) -> Any:
             else:
                 roof.append(point)
     axes.plot(*zip(*sorted(roof), strict=True), color="black", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _logarithmic(axes, "x")
+    _logarithmic(axes, "y")
     axes.set_xlabel("MB that the op has to move (line: a copy)")
     axes.set_ylabel("these MB over the time, GB/s")
     return figure
@@ -268,11 +268,22 @@ def _axes(title: str, groups: list[list[Result]], size: tuple[float, float]) -> 
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
-    axes.grid(which="both", alpha=0.25)
+    axes.grid(alpha=0.25)
     for name, colour in colours.items():
         axes.plot([], [], "o", color=colour, markersize=4, label=name)
     figure.legend(loc="outside right upper", frameon=False)
     return figure, axes, colours
+
+
+def _logarithmic(axes: Any, which: str) -> None:
+    """A logarithmic scale with 1, 2, 5, 10, ... written out."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 # Storing and comparing
