@@ -67,18 +67,20 @@ def compiled_loop() -> Callable[..., Tensor]:
 
 
 def neuron_step(spikes_of: Callable[[Tensor], Tensor], x: Tensor, upstream: Tensor) -> Callable[[], None]:
-    """One call, and where x requires a gradient the backward pass from ``upstream``."""
+    """One call: forward and backward from ``upstream`` where x requires a gradient, else forward without a graph."""
     with torch.no_grad():
         # snnTorch's spikes are float32 whatever goes in.
         upstream = upstream.to(spikes_of(x).dtype)
     parameters = list(spikes_of.parameters()) if isinstance(spikes_of, nn.Module) else []
 
     def step() -> None:
-        spikes = spikes_of(x)
-        if x.requires_grad:
-            spikes.backward(upstream)
-            for tensor in (x, *parameters):
-                tensor.grad = None
+        if not x.requires_grad:
+            with torch.no_grad():
+                spikes_of(x)
+            return
+        spikes_of(x).backward(upstream)
+        for tensor in (x, *parameters):
+            tensor.grad = None
 
     return step
 
