@@ -8,7 +8,7 @@ tensors of the input's size:
 
     LIF               forward reads x, writes spikes: 2; backward reads x and dL/dspikes, writes dL/dx: 3; training: 5
     BN+LIF            statistics read y: 1; forward: 2; in all 3; backward reduces over y and dL/dspikes: 2, and applies
-                      that to both, writing dL/dy: 3; in all 5; training: 8.  A residual adds what it is read and written
+                      that to both, writing dL/dy: 3; in all 5; training: 8.  A residual adds what it moves
     maps              of spikes that exist: 1; beside a neuron they add next to nothing
     one-bit spikes    pack and unpack: 1 and one bit for each spike
 
@@ -17,7 +17,6 @@ tensors of the input's size:
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable
 from types import ModuleType
@@ -282,15 +281,8 @@ def measure(case: Case, warm_up: bool) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options: argparse.Namespace = timing.arguments(__doc__ or "", seconds=150).parse_args(argv)
-    torch.manual_seed(0)
-    results = timing.Results(options)
-    for case in timing.boxed(cases(options.device), options, results):
-        try:
-            results.add(measure(case, options.warm_up is not None))
-        except Exception as error:
-            print(f"{case}: {timing.describe(error)}", flush=True)
-            results.add([{"case": str(case), "failed": timing.describe(error)}])
+    options = timing.arguments(__doc__ or "", seconds=150).parse_args(argv)
+    timing.run_cases(cases(options.device), measure, options)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,8 @@ class Timing(NamedTuple):
         }
 
 
-def timing(microseconds: Sequence[float], captured: bool = False) -> Timing:
+def summary(microseconds: Sequence[float], captured: bool = False) -> Timing:
+    """Of the rounds of one call."""
     low, median, high = statistics.quantiles(microseconds, n=4)
     return Timing(median, (high - low) / 2 / median, captured)
 
@@ -60,7 +61,7 @@ def race(calls: dict[str, Call], device: str) -> dict[str, Timing | str]:
     for name, call in calls.items():
         try:
             call(0)
-            _wait(device)
+            wait(device)
             runs[name] = _prepared(call, device)
         except Exception as error:
             result[name] = describe(error)
@@ -73,7 +74,7 @@ def race(calls: dict[str, Call], device: str) -> dict[str, Timing | str]:
             except Exception as error:
                 result[name] = describe(error)
                 del runs[name]
-    return result | {name: timing(times[name][1:], captured) for name, (_, captured) in runs.items()}
+    return result | {name: summary(times[name][1:], captured) for name, (_, captured) in runs.items()}
 
 
 def run_once(calls: dict[str, Call]) -> None:
@@ -128,7 +129,8 @@ def _microseconds(run: Callable[[], object], device: str) -> float:
     return start.elapsed_time(end) * 1e3
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until the device has done all that it was given."""
     if device != "cpu":
         torch.cuda.synchronize()
 
@@ -207,16 +209,29 @@ def _share(text: str) -> tuple[int, int]:
     return part, parts
 
 
-def boxed(cases: Sequence[Any], options: argparse.Namespace, results: Results) -> Iterator[Any]:
-    """The cases that are this run's, until its time is over; of those left out a row is kept."""
+def run_cases(
+    cases: Sequence[Any], measure: Callable[[Any, bool], list[dict[str, Any]]], options: argparse.Namespace
+) -> None:
+    """Measures case after case until the time is over; rows say what failed and what was left out.
+
+    Args:
+        cases: in the order in which they are worth knowing.
+        measure: case, whether it is only to be compiled -> its rows.
+        options: of `arguments`.
+    """
+    torch.manual_seed(0)
+    results = Results(options)
     if options.warm_up is not None:
         part, parts = options.warm_up
-        yield from cases[part - 1 :: parts]
-        return
+        cases = cases[part - 1 :: parts]
     begin = time.monotonic()
     for case in cases:
-        if time.monotonic() - begin < options.seconds:
-            yield case
-        else:
+        if time.monotonic() - begin > options.seconds:
             print(f"not measured, the time was over: {case}", flush=True)
-            results.add([{"not_measured": str(case)}])
+            results.add([{"case": str(case), "not_measured": f"the {options.seconds:g} seconds were over"}])
+            continue
+        try:
+            results.add(measure(case, options.warm_up is not None))
+        except Exception as error:
+            print(f"{case} failed: {describe(error)}", flush=True)
+            results.add([{"case": str(case), "failed": describe(error)}])
