@@ -1,0 +1,108 @@
+"""scripts/gpu_check.sh and what the benchmarks of the GPU share: what can be said of them without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import cuda_timing
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "gpu_check.sh"
+PHASES = ("build", "warm", "native", "triton", "kernels", "step", "peers", "sanitize")
+
+
+def check(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
+
+
+def test_help_names_every_phase():
+    done = check("native", "--help")
+    assert done.returncode == 0
+    assert all(f"\n  {phase} " in done.stdout for phase in PHASES)
+
+
+@pytest.mark.parametrize("argument", ["tests", "", ":5", "build:", "build:1.5", "build:0"])
+def test_phases_that_do_not_exist_are_refused_before_any_work(argument, tmp_path):
+    done = check("build", argument, OUT=str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert f"'{argument.partition(':')[0]}" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_phase_without_time_is_skipped_and_said_so(tmp_path):
+    done = check("native", "sanitize", OUT=str(tmp_path), LIMIT="5")
+    assert done.returncode == 1
+    lines = (tmp_path / "summary.txt").read_text().splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["native", "sanitize"]
+    assert all("skipped: LIMIT of 5 s" in line for line in lines)
+
+
+def test_a_phase_that_fails_does_not_stop_the_rest(tmp_path):
+    # A Python that always fails.
+    done = check("kernels", "peers", OUT=str(tmp_path), PYTHON="false")
+    assert done.returncode == 1
+    lines = (tmp_path / "summary.txt").read_text().splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [["kernels", "1"], ["peers", "1"]]
+
+
+# --- cuda_timing
+
+
+def options(*arguments: str):
+    return cuda_timing.arguments("", seconds=5).parse_args(arguments)
+
+
+def test_a_case_that_fails_is_written_and_the_next_one_measured(tmp_path):
+    def measure(case, warm_up):
+        if case == "bad":
+            raise ValueError("no such thing\nmore of it")
+        return [{"case": case, "microseconds": 1.0}]
+
+    file = tmp_path / "r.json"
+    cuda_timing.run_cases(["bad", "good"], measure, options(str(file), "--device", "cpu"))
+    written = json.loads(file.read_text())
+    assert written["machine"]["device"] == "cpu"
+    assert written["rows"] == [
+        {"case": "bad", "failed": "ValueError: no such thing"},
+        {"case": "good", "microseconds": 1.0},
+    ]
+
+
+def test_cases_behind_the_time_box_are_written_as_not_measured(tmp_path):
+    file = tmp_path / "r.json"
+    cuda_timing.run_cases(
+        ["a"], lambda *_: pytest.fail("measured"), options(str(file), "--device", "cpu", "--seconds", "-1")
+    )
+    assert json.loads(file.read_text())["rows"] == [{"case": "a", "not_measured": "the -1 seconds were over"}]
+
+
+def test_a_warm_up_takes_its_share_and_writes_nothing(tmp_path):
+    seen = []
+    for part in ("1/2", "2/2"):
+        file = tmp_path / "r.json"
+        given = options(str(file), "--device", "cpu", "--warm-up", part)
+        cuda_timing.run_cases(["a", "b", "c"], lambda case, warm_up: seen.append((case, warm_up)) or [], given)
+    assert seen == [("a", True), ("c", True), ("b", True)]
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("share", ["3/2", "0/2", "1", "a/b"])
+def test_shares_that_do_not_exist_are_refused(share, capsys):
+    with pytest.raises(SystemExit):
+        options("r.json", "--warm-up", share)
+    assert share in capsys.readouterr().err
+
+
+def test_a_race_goes_on_without_a_call_that_fails():
+    def bad(i):
+        raise RuntimeError("broken")
+
+    times = cuda_timing.race({"bad": bad, "good": lambda i: sum(range(1000))}, "cpu")
+    assert times["bad"] == "RuntimeError: broken"
+    assert times["good"].microseconds > 0
+    assert times["good"].captured is False
