@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .ops.lif import state_dtype
 
@@ -20,14 +20,13 @@ class Folded:
     count: Tensor | None  # where processes share their statistics, the number of all their values; else None
 
 
-def module_arguments(norm: nn.Module) -> dict[str, Any]:
+def module_arguments(norm: Any) -> dict[str, Any]:
     """The arguments of `bn_lif` that a batch normalisation holds, for one call, which it counts."""
     running = norm.running_mean, norm.running_var
     momentum: float = 0.0
     if norm.training and norm.track_running_stats:
-        count: Any = norm.num_batches_tracked
-        count.add_(1)
-        momentum = 1.0 / float(count) if norm.momentum is None else norm.momentum  # type: ignore[assignment]
+        norm.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     elif norm.training:
         # As nn.BatchNorm2d: in training without tracking, buffers that are there stay as they are.
         running = None, None

@@ -1,17 +1,15 @@
 """Changing what a module computes without replacing it.
 
 A converted module stays the object that it was: its class becomes a subclass of its own class, made here, with our
-``forward`` in front.  (PyTorch does the same in `torch.nn.utils.parametrize` and in FSDP2.)  Hence parameters, buffers,
-state, hooks, names, optimisers, wrappers such as DDP, ``isinstance`` checks and every reference to it stay as they were,
-and what our code does not serve is still there, in the class below.
+``forward`` in front.  (PyTorch does the same in `torch.nn.utils.parametrize` and in FSDP2.)  Hence parameters,
+buffers, state, hooks, names, optimisers, wrappers such as DDP, ``isinstance`` checks and every reference to it stay as
+they were, and what our code does not serve is still there, in the class below.
 """
 
 from __future__ import annotations
 
 import functools
 from typing import Any
-
-from torch import nn
 
 PREFIX = "Fused"
 
@@ -29,12 +27,12 @@ class Adopted:
 
 
 @functools.cache
-def adopted_class(front: type[Adopted], own: type[nn.Module]) -> type:
+def adopted_class(front: Any, own: Any) -> Any:
     """``own`` with ``front`` before it."""
     return type(PREFIX + own.__name__, (front, own), {"__module__": front.__module__, "__doc__": front.__doc__})
 
 
-def _blank(front: type[Adopted], own: type[nn.Module]) -> Any:
+def _blank(front: Any, own: Any) -> Any:
     made = adopted_class(front, own)
     return made.__new__(made)
 
@@ -44,6 +42,7 @@ def own_class(module: Any) -> Any:
     return type(module).__bases__[-1]
 
 
-def adopt(module: nn.Module, front: type[Adopted]) -> None:
+def adopt(module: Any, front: Any) -> None:
     """Puts ``front`` before the module's class."""
-    module.__class__ = adopted_class(front, type(module))
+    own: Any = type(module)
+    module.__class__ = adopted_class(front, own)

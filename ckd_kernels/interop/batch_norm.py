@@ -1,8 +1,8 @@
 """Batch normalisation that the neuron after it computes: ``convert(model, fuse=True)``.
 
-A converted normalisation does not normalise.  It hands on its input with the promise to, a `DeferredNorm`; a residual may
-be added to that, and a converted neuron then does all in one `bn_lif`.  Whoever else looks at it gets the normalised
-tensor, computed there and then: what a model computes does not depend on how well we understood it.
+A converted normalisation does not normalise.  It hands on its input with the promise to, a `DeferredNorm`; a residual
+may be added to that, and a converted neuron then does all in one `bn_lif`.  Whoever else looks at it gets the
+normalised tensor, computed there and then: what a model computes does not depend on how well we understood it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from ..normalisation import module_arguments
 from .adopt import Adopted, own_class
 
 _ADDITIONS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__}
-_OPERATORS = """__sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __mod__ __pow__ __rpow__ __matmul__
-__rmatmul__ __neg__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __getitem__ __setitem__ __len__ __iter__ __bool__
-__float__ __int__ __isub__ __imul__ __itruediv__""".split()
+# What Python looks up in the class, where __getattr__ does not help.
+_OPERATORS = (
+    *("sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "mod", "pow", "rpow", "matmul", "rmatmul"),
+    *("isub", "imul", "itruediv", "neg", "abs", "eq", "ne", "lt", "le", "gt", "ge"),
+    *("getitem", "setitem", "len", "iter", "bool", "float", "int"),
+)
 
 
 class _Normalisation:
@@ -28,6 +31,7 @@ class _Normalisation:
     def __init__(self, norm: Any, y: Tensor) -> None:
         self.norm = norm
         self.y = y
+        self.by_batch = norm.training or norm.running_mean is None
         self.fused = False
         self.value: Tensor | None = None
 
@@ -38,9 +42,9 @@ class _Normalisation:
             if not self.fused:
                 self.value = own_class(norm).forward(norm, self.y)
             else:  # The running statistics have seen this batch.
-                batch = norm.training or norm.running_mean is None
-                running = (None, None) if batch else (norm.running_mean, norm.running_var)
-                flat = F.batch_norm(self.y.flatten(0, 1), *running, norm.weight, norm.bias, batch, 0.0, norm.eps)
+                mean, var = (None, None) if self.by_batch else (norm.running_mean, norm.running_var)
+                y = self.y.flatten(0, 1)
+                flat = F.batch_norm(y, mean, var, norm.weight, norm.bias, self.by_batch, 0.0, norm.eps)
                 self.value = flat.view(self.y.shape)
         return self.value
 
@@ -51,6 +55,7 @@ class DeferredNorm:
     def __init__(self, normalisation: _Normalisation, residual: Tensor | None = None) -> None:
         self._normalisation = normalisation
         self._residual = residual
+        self._value: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -62,25 +67,40 @@ class DeferredNorm:
 
     def tensor(self) -> Tensor:
         """What this stands for."""
-        value = self._normalisation.tensor()
-        return value if self._residual is None else value + self._residual
+        if self._value is None:
+            value = self._normalisation.tensor()
+            self._value = value if self._residual is None else value + self._residual
+        return self._value
 
     def take(self) -> tuple[Tensor, dict[str, Any]] | None:
         """y and the arguments of `bn_lif` beside it, for a neuron that does all the rest; None where that is done."""
         normalisation = self._normalisation
-        if normalisation.fused or normalisation.value is not None:
+        if normalisation.fused or normalisation.value is not None or self._value is not None:
             return None
         normalisation.fused = True
         return normalisation.y, {**module_arguments(normalisation.norm), "residual": self._residual}
 
-    def _plus(self, other: Any) -> Any:
-        y, other = self._normalisation.y, _value(other)
-        fits = isinstance(other, Tensor) and (other.shape, other.dtype, other.device) == (y.shape, y.dtype, y.device)
-        if fits and self._residual is None and self._normalisation.value is None:
-            return DeferredNorm(self._normalisation, other)
-        return self.tensor() + other
+    def _fits(self, other: Any) -> bool:
+        y = self._normalisation.y
+        same = isinstance(other, Tensor) and (other.shape, other.dtype, other.device) == (y.shape, y.dtype, y.device)
+        return same and self._residual is None and self._normalisation.value is None
 
-    __add__ = __radd__ = __iadd__ = _plus
+    def add(self, other: Any, **options: Any) -> Any:
+        """As `torch.Tensor.add`; the sum of this and a tensor of its shape is deferred too."""
+        other = _value(other)
+        if not options and self._fits(other):
+            return DeferredNorm(self._normalisation, other)
+        return self.tensor().add(other, **options)
+
+    __add__ = __radd__ = add
+
+    def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]
+        other = _value(other)
+        if self._fits(other):
+            self._residual = other
+        else:
+            self.tensor().add_(other)
+        return self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tensor(), name)
@@ -89,7 +109,7 @@ class DeferredNorm:
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _ADDITIONS and len(args) == 2 and not kwargs:
             one, other = args if isinstance(args[0], cls) else args[::-1]
-            return one._plus(other)
+            return one.add(other)
         return func(*_value(args), **_value(kwargs or {}))
 
 
@@ -106,7 +126,7 @@ def _operator(name: str) -> Any:
 
 
 for _name in _OPERATORS:
-    setattr(DeferredNorm, _name, _operator(_name))
+    setattr(DeferredNorm, f"__{_name}__", _operator(f"__{_name}__"))
 DeferredNorm.__hash__ = object.__hash__  # type: ignore[method-assign]  # as tensors: by identity
 
 

@@ -25,9 +25,9 @@ def convert(model: nn.Module, *, fuse: bool = False, strict: bool = False) -> Co
 
     A converted module stays the object that it was, with another ``forward``: parameters, membrane potential, hooks,
     ``state_dict``, optimisers, DDP and SpikingJelly's ``functional`` see no difference, and the model may be in the
-    middle of a sequence.  All is decided before anything is changed.  What computes differently: state and arithmetic are
-    float32 whatever the input (SpikingJelly computes in bfloat16 under autocast), gradients are rounded differently, and
-    ParametricLIFNode divides by ``tau`` where SpikingJelly multiplies by ``1/tau``.
+    middle of a sequence.  All is decided before anything is changed.  What computes differently: state and arithmetic
+    are float32 whatever the input (SpikingJelly computes in bfloat16 under autocast), gradients are rounded
+    differently, and ParametricLIFNode divides by ``tau`` where SpikingJelly multiplies by ``1/tau``.
 
     Args:
         model: any module; single-step neurons, neurons that we do not know and options that we do not have are left
@@ -56,7 +56,7 @@ def convert(model: nn.Module, *, fuse: bool = False, strict: bool = False) -> Co
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model is scripted, and its code cannot be changed any more; convert it before torch.jit.script")
+        raise TypeError("model is scripted, and its code cannot be changed; convert it before torch.jit.script")
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)

@@ -89,7 +89,9 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 def _adds(node: fx.Node) -> bool:
     adds = node.target in _ADDITIONS if node.op == "call_function" else node.target in ("add", "add_")
     two = len(node.args) == 2 and not node.kwargs and node.args[0] is not node.args[1]
-    return adds and two and node.op in ("call_function", "call_method") and all(isinstance(a, fx.Node) for a in node.args)
+    return (
+        adds and two and node.op in ("call_function", "call_method") and all(isinstance(a, fx.Node) for a in node.args)
+    )
 
 
 class _Tracer(fx.Tracer):

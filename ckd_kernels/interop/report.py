@@ -56,6 +56,8 @@ class ConversionReport:
         rows = [("module", "was", "is now", "why")]
         rows += [(e.name or "(the model)", e.kind, e.result or "left alone", e.reason) for e in self.entries]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
         lines.insert(1, "-+-".join("-" * width for width in widths))
         return "\n".join([*lines, f"{len(self.converted)} converted, {len(self.left_alone)} left alone"])

@@ -48,8 +48,10 @@ def _neuron_of(leaky: Any) -> Neuron:
         raise Unsupported("graded_spikes_factor must be 1: a spike is 0 or 1")
     reset = {"subtract": "soft_delayed", "zero": "hard", "none": "none"}[leaky.reset_mechanism]
     if reset == "soft_delayed" and not leaky.reset_delay:
-        raise Unsupported("reset_mechanism='subtract' with reset_delay=False subtracts twice from a potential that is"
-                          " above the threshold after its reset, which is none of our resets")
+        raise Unsupported(
+            "reset_mechanism='subtract' with reset_delay=False subtracts twice from a potential that is"
+            " above the threshold after its reset, which is none of our resets"
+        )
     try:
         return cached_neuron(
             charge="decay",
@@ -75,9 +77,9 @@ class MultiStep(Adopted, _Base):
     It replaces the loop ``for step in range(T): spk, mem = leaky(x[step], mem)``: given all of ``x`` it returns the
     spikes of all time steps, and the membrane potential after the last.  The neuron stays the object that it was, with
     another ``forward``: ``state_dict``, learnable ``beta``, ``mem``, ``reset_mem`` and ``snntorch.utils.reset`` are as
-    ever.  Spikes are equal to the loop's, bit by bit, in float32; with 2-byte input, arithmetic is float32 and spikes are
-    of the input's dtype.  With ``reset_mechanism="zero"`` the potential that is returned has been reset already, where
-    snnTorch's resets at the start of the next step; the spikes that follow are the same.
+    ever.  Spikes are equal to the loop's, bit by bit, in float32; with 2-byte input, arithmetic is float32 and spikes
+    are of the input's dtype.  With ``reset_mechanism="zero"`` the potential that is returned has been reset already,
+    where snnTorch's resets at the start of the next step; the spikes that follow are the same.
 
     Args:
         neuron: a ``snntorch.Leaky``; not with ``learn_threshold``, ``inhibition``, ``state_quant``,
@@ -130,7 +132,7 @@ class MultiStep(Adopted, _Base):
         v = self.mem if self.mem.shape == input_.shape[1:] else None
         if v is not None and neuron.reset == "hard":
             v = torch.where(v > neuron.threshold, 0.0, v)
-        beta = self.beta.clamp(0, 1)
+        beta: Tensor = self.beta.clamp(0, 1)  # type: ignore[operator]
         out = lif(
             input_,
             neuron,

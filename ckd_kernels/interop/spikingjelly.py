@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import surrogate
-from ..functional import LIFOutput, bn_lif, lif
+from ..functional import bn_lif, lif
 from ..neuron import Neuron, cached_neuron
 from .adopt import Adopted, Unsupported, own_class
 from .batch_norm import DeferredNorm, DeferringNorm
@@ -134,14 +134,13 @@ class MultiStepNode(Adopted, _Base):
         except Unsupported:
             return own_class(self).multi_step_forward(self, _tensor(x_seq), *args, **kwargs)
         if isinstance(v, float):
-            v = None if v == neuron.rest else torch.full(frame, v, device=device)
+            v = None if v == neuron.rest else torch.full(frame, v, dtype=torch.float64, device=device)
         deferred = x_seq.take() if isinstance(x_seq, DeferredNorm) else None
         if deferred is not None:
             y, normalisation = deferred
-            out = bn_lif(y, neuron=neuron, v_init=v, return_v=True, **normalisation, **leak)
+            out: Any = bn_lif(y, neuron=neuron, v_init=v, return_v=True, **normalisation, **leak)  # type: ignore[call-overload]
         else:
-            out = lif(_tensor(x_seq), neuron, v_init=v, return_v=True, **leak)
-        assert isinstance(out, LIFOutput)
+            out = lif(_tensor(x_seq), neuron, v_init=v, return_v=True, **leak)  # type: ignore[call-overload]
         self.v = out.v
         return out.spikes
 
