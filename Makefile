@@ -6,6 +6,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Further arguments for pytest: make test PYTEST_ARGS="-k lif -x"
 PYTEST_ARGS ?=
+# The library that conversion is tested against, without its dependencies: among them is torchvision, whose builds each
+# want a PyTorch of their own.
+PEERS := "spikingjelly==2.0.0; python_version >= '3.11'"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -65,5 +68,6 @@ $(VENV)/installed: $(SOURCES) $(PACKAGE_DIRS) | $(VENV)/torch
 
 $(VENV)/installed-dev: $(SOURCES) $(PACKAGE_DIRS) | $(VENV)/torch
 	$(PIP) install ".[test,triton,dev]"
+	$(PIP) install --no-deps $(PEERS)
 	$(BIN)/python -I -c 'import ckd_kernels; print(ckd_kernels.build_info())'
 	touch $(VENV)/installed $@

@@ -78,9 +78,13 @@ class _BatchFirst(Adopted, _Base):
     strict: bool
     detach_reset: bool
 
+    def current_neuron(self) -> tuple[Neuron, dict[str, Tensor]]:
+        """Its neuron, and no learnable leak."""
+        return _neuron_of(self, self.strict, self.detach_reset), {}
+
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of ``[B, T, ...]`` currents."""
-        return lif(x, _neuron_of(self, self.strict, self.detach_reset), time_dim=1)
+        return lif(x, self.current_neuron()[0], time_dim=1)
 
 
 # One class a combination, so that what was found out on the test input is no attribute that a user could lose.

@@ -119,20 +119,24 @@ class MultiStep(Adopted, _Base):
     def __init__(self, neuron: Any) -> None:
         """It is initialised already."""
 
+    def current_neuron(self) -> tuple[Neuron, dict[str, Tensor]]:
+        """Its neuron and its beta, as arguments of `lif`."""
+        try:
+            return _neuron_of(self), {"decay": self.beta.clamp(0, 1)}  # type: ignore[operator]
+        except Unsupported as reason:
+            raise ValueError(f"this Leaky was changed to what our kernels do not do: {reason}") from None
+
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """Spikes of ``[T, B, ...]`` currents, and the potential after the last time step."""
         if mem is not None:
             if self.init_hidden:
                 raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
             self.mem = mem
-        try:
-            neuron = _neuron_of(self)
-        except Unsupported as reason:
-            raise ValueError(f"this Leaky was changed to what our kernels do not do: {reason}") from None
+        neuron, leak = self.current_neuron()
         v = self.mem if self.mem.shape == input_.shape[1:] else None
         if v is not None and neuron.reset == "hard":
             v = torch.where(v > neuron.threshold, 0.0, v)
-        beta: Tensor = self.beta.clamp(0, 1)  # type: ignore[operator]
+        beta = leak["decay"]
         out = lif(
             input_,
             neuron,

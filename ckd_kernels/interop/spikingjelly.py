@@ -124,13 +124,17 @@ class MultiStepNode(Adopted, _Base):
 
     v: Any
 
+    def current_neuron(self) -> tuple[Neuron, dict[str, Tensor]]:
+        """Its neuron and learnable leak, as arguments of `lif`; or Unsupported."""
+        return neuron_of(self, own_class(self))
+
     def multi_step_forward(self, x_seq: Any, *args: Any, **kwargs: Any) -> Any:
         """Spikes of ``[T, B, ...]`` currents; the membrane potential stays in ``self.v``, as ever."""
         v, frame, device = self.v, x_seq.shape[1:], x_seq.device
         try:
             if isinstance(v, Tensor) and (v.shape != frame or v.device != device):
                 raise Unsupported("what a state that does not fit means differs between SpikingJelly's versions")
-            neuron, leak = neuron_of(self, own_class(self))
+            neuron, leak = self.current_neuron()
         except Unsupported:
             return own_class(self).multi_step_forward(self, _tensor(x_seq), *args, **kwargs)
         if isinstance(v, float):
