@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from ..layers import IF, LIF, ParametricLIF
 from ..neuron import Neuron
 from ..surrogate import Surrogate, Triangle
-from .adopt import Adopted
+from .adopt import Unsupported
 
 __all__ = ["from_nir", "to_nir"]
 
@@ -36,8 +36,8 @@ _METADATA = "ckd_kernels"  # the neuron's own specification: what NIR rounds, an
 def to_nir(model: nn.Module, sample: Tensor, *, dt: float = 1e-4) -> Any:
     """Writes a multi-step model as a NIR graph.
 
-    NIR's neurons fire above the threshold and reset to ``v_reset``.  It knows nothing of surrogates, of a detached reset
-    or of firing at the threshold exactly; these are kept beside it, in ``metadata``, where `from_nir` finds them.
+    NIR's neurons fire above the threshold and reset to ``v_reset``.  It knows nothing of surrogates, of a detached
+    reset or of firing at the threshold exactly; these are kept beside it, in ``metadata``, where `from_nir` finds them.
 
     Args:
         model: made of spiking layers (``layers.LIF``, ``IF``, ``ParametricLIF``, or converted neurons), linear layers,
@@ -178,16 +178,18 @@ def _node(nir: Any, name: str, module: Any, frame: torch.Size, dt: float) -> Any
     if isinstance(module, nn.Conv2d):
         node = nir.Conv2d(tuple(frame[1:]), weight, *settings)
     else:
-        stride, padding, dilation, *rest = settings
-        padding = padding if isinstance(padding, str) else padding[0]
-        node = nir.Conv1d(frame[1], weight, stride[0], padding, dilation[0], *rest)
+        stride, padding, dilation, *rest = (s[0] if isinstance(s, tuple) else s for s in settings)
+        node = nir.Conv1d(frame[1], weight, stride, padding, dilation, *rest)
     # nir 1.0.8 takes one group's channels for all.
     node.input_type = {"input": np.array(frame)}
     return node
 
 
 def _neuron_of(name: str, module: Any) -> Neuron:
-    neuron, leak = module.current_neuron() if isinstance(module, Adopted) else (module.neuron, module._leak())
+    try:
+        neuron, leak = (module.neuron, module._leak()) if isinstance(module, _LAYERS) else module.current_neuron()
+    except Unsupported as reason:
+        raise ValueError(f"{name} was changed to what is not one of our neurons: {reason}") from None
     if any(value.numel() != 1 for value in leak.values()):
         raise ValueError(f"{name} leaks differently in each channel, which is not written to NIR")
     neuron = dataclasses.replace(neuron, **{key: value.item() for key, value in leak.items()})
@@ -294,6 +296,6 @@ def _read_neuron(nir: Any, name: str, node: Any, dt: float, surrogate: Surrogate
         if written_as(neuron):
             return neuron
     raise ValueError(
-        f"node {name!r} is none of our neurons with dt={dt}: {value}; r must be 1/dt in an IF, and 1 or tau/dt in a LIF,"
-        " with v_leak = v_reset, or v_leak = 0 and r = tau/dt"
+        f"node {name!r} is none of our neurons with dt={dt}: {value}; r must be 1/dt in an IF, and 1 or tau/dt in a"
+        " LIF, with v_leak = v_reset, or v_leak = 0 and r = tau/dt"
     )
