@@ -11,7 +11,6 @@ from ...ops.layout import Layout
 from .channel_sums import finish_sums, store_sums, strip_tile, strips, this_strip
 from .lif import lif_forward, load_leak
 from .lif_backward import (
-    Normalisation,
     backward_numbers,
     backward_options,
     chosen,
@@ -85,26 +84,38 @@ def _reduce(
     STEPS: tl.constexpr,
 ):
     strip = this_strip(length, slabs, down, across, CHANNEL_AXIS)
-    where = (panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH)
-    own = strip_tile(strip, strip.first, *where)
+    own = strip_tile(
+        strip, strip.first, panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH
+    )
     leak = load_leak(leak_ptr, leak, own, height, PER_CHANNEL, CHANNEL_AXIS)
     n = Constants(leak, tl.div_rn(1.0, leak), rest, threshold, fire_level)
-    norm = Normalisation(
-        channel_values(scale_ptr, own, height, CHANNEL_AXIS),
-        channel_values(shift_ptr, own, height, CHANNEL_AXIS),
-        channel_values(mean_ptr, own, height, CHANNEL_AXIS),
-        None,
-        None,
-    )
-    inputs = (y_ptr, residual_ptr, v_init_ptr, checkpoints_ptr, grad_spikes_ptr, grad_v_ptr, grad_sam_ptr)
+    scale = channel_values(scale_ptr, own, height, CHANNEL_AXIS)
+    shift = channel_values(shift_ptr, own, height, CHANNEL_AXIS)
+    mean = channel_values(mean_ptr, own, height, CHANNEL_AXIS)
     first = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.float64)
     second = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.float64)
     for number in range(strip.first, strip.end):
-        tile = strip_tile(strip, number, *where)
+        tile = strip_tile(
+            strip, number, panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH
+        )
         _, sum_g, sum_gy = steps_back(
-            *(n, tile, norm),
-            *inputs,
-            *(None, None, None),
+            n,
+            tile,
+            scale,
+            shift,
+            mean,
+            None,
+            None,
+            y_ptr,
+            residual_ptr,
+            v_init_ptr,
+            checkpoints_ptr,
+            grad_spikes_ptr,
+            grad_v_ptr,
+            grad_sam_ptr,
+            None,
+            None,
+            None,
             *(slabs, height, time_steps, c0, c1, sam_share),
             *(CHARGE, EXACT_INVERSE, RESET, DETACH, SURROGATE, REPEATED, False, CHANNEL_AXIS, STEPS),
         )
@@ -137,7 +148,7 @@ def bn_lif_reduce(
         checkpoints = y.new_empty((0,), dtype=torch.float32)
     inputs = (y, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean)
     tiles = cut(layout, inputs)
-    variants = variants_of(y.element_size(), learnt=False)
+    variants = variants_of(y.element_size(), narrow_short=True, narrow_long=True)
     variant = chosen(variants, tiles, layout.steps)
     shared = strips(tiles, variant)
     with torch.cuda.device_of(y):

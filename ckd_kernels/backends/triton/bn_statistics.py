@@ -33,8 +33,9 @@ def _statistics(
     STEPS: tl.constexpr,
 ):
     strip = this_strip(length, slabs, down, across, CHANNEL_AXIS)
-    where = (panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH)
-    own = strip_tile(strip, strip.first, *where)
+    own = strip_tile(
+        strip, strip.first, panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH
+    )
     # A channel's first element: deviations from a member of the data are as small as the data's spread, so that float64
     # loses nothing that matters in the difference of sums which the variance is.
     if CHANNEL_AXIS == 0:
@@ -48,7 +49,19 @@ def _statistics(
     for begin in range(strip.first, strip.end, STEPS):
         ys = ()
         for k in tl.static_range(STEPS):
-            tile = strip_tile(strip, begin + k, *where)
+            tile = strip_tile(
+                strip,
+                begin + k,
+                panels,
+                height,
+                width_units,
+                down,
+                across,
+                CHANNEL_AXIS,
+                UNIT,
+                BLOCK_HEIGHT,
+                BLOCK_WIDTH,
+            )
             # What does not exist is the pivot, which deviates by nothing.
             exists = mask_at(tile, begin + k, strip.end)
             ys = ys + (tl.load(y_ptr + tile.place, mask=exists, other=stored),)

@@ -21,10 +21,11 @@ CHECKPOINT_EVERY_STEPS = tl.constexpr(CHECKPOINT_EVERY)
 
 
 @functools.cache
-def _variants(element_size: int) -> tuple[Variant, Variant]:
-    # Each thread loads 32 bytes of x a time step, so that a few steps have enough on their way to fill the memory's
-    # latency, and what a tile costs beside its bytes is spread over as many of them, whatever the type.
-    return Variant(aligned=True, elements=4096 // element_size, steps=4), Variant(aligned=False, elements=256, steps=4)
+def _variants(element_size: int, channels: bool, residual: bool) -> tuple[Variant, Variant]:
+    # Each thread loads 32 bytes a time step, so that one or two steps have as many bytes on their way as the memory's
+    # latency asks for; where channels are told apart, registers are left for 16 bytes of a 2-byte type alone.
+    elements = 1024 if channels and not residual else (2048 if residual else 4096) // element_size
+    return Variant(aligned=True, elements=elements, steps=4), Variant(aligned=False, elements=256, steps=4)
 
 
 @triton.jit
@@ -34,12 +35,12 @@ def frame_of(steps_ptr, tile):
 
 
 @triton.jit
-def current(x, residual, scale, shift):
+def current(x, residual, scale, shift, RESIDUAL: tl.constexpr):
     """The input current of a time step, in the arithmetic's precision: x, or what normalisation makes of it."""
     x = x.to(tl.float32)
     if scale is not None:
         x = x * scale + shift
-    if residual is not None:
+    if RESIDUAL:
         x = x + residual.to(tl.float32)
     return x
 
@@ -84,6 +85,7 @@ def _advance(
     STEPS: tl.constexpr,
 ):
     """STEPS time steps from t on; the loads come first, so that they wait for memory together."""
+    RESIDUAL: tl.constexpr = residual_ptr is not None
     begin = t * tile.frame
     xs = ()
     residuals = ()
@@ -92,12 +94,12 @@ def _advance(
             xs = xs + (frame_of(x_ptr + begin + k * tile.frame, tile),)
         else:
             xs = xs + (frozen,)
-        if residual_ptr is None:
-            residuals = residuals + (None,)
-        else:
+        if RESIDUAL:
             residuals = residuals + (frame_of(residual_ptr + begin + k * tile.frame, tile),)
+    if not RESIDUAL:
+        residuals = xs  # what nobody reads
     for k in tl.static_range(STEPS):
-        x = current(xs[k], residuals[k], scale, shift)
+        x = current(xs[k], residuals[k], scale, shift, RESIDUAL)
         h = charge(n, v, x, CHARGE, EXACT_INVERSE, RESET)
         fires = h >= n.fire_level
         spikes = fires.to(spikes_ptr.dtype.element_ty)
@@ -160,18 +162,35 @@ def _forward(
     else:
         frozen = None
         x_ptr += skipped
-    inputs = (frozen, scale, shift, x_ptr, residual_ptr, spikes_ptr)
     done = time_steps // STEPS * STEPS
     for chunk in range(0, done, CHECKPOINT_EVERY_STEPS):
         for t in range(chunk, tl.minimum(chunk + CHECKPOINT_EVERY_STEPS, done), STEPS):
-            v, count = _advance(n, tile, v, count, t, *inputs, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS)
+            v, count = _advance(
+                *(n, tile, v, count, t),
+                frozen,
+                scale,
+                shift,
+                x_ptr,
+                residual_ptr,
+                spikes_ptr,
+                *(CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS),
+            )
         saved = chunk // CHECKPOINT_EVERY_STEPS
         if saved < checkpoints:
             tl.store(checkpoints_ptr + saved * slabs * height * tile.width + tile.place, v, mask=tile.mask)
     # The rest in powers of two: where STEPS is 4, two steps if two are left, then one.
     for i in tl.static_range(1, 3):
         for t in range(done, time_steps // (STEPS >> i) * (STEPS >> i), STEPS >> i):
-            v, count = _advance(n, tile, v, count, t, *inputs, CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS >> i)
+            v, count = _advance(
+                *(n, tile, v, count, t),
+                frozen,
+                scale,
+                shift,
+                x_ptr,
+                residual_ptr,
+                spikes_ptr,
+                *(CHARGE, EXACT_INVERSE, RESET, COUNT, STEPS >> i),
+            )
         done = time_steps // (STEPS >> i) * (STEPS >> i)
     if v_last_ptr is not None:
         tl.store(v_last_ptr + tile.place, v, mask=tile.mask)
@@ -205,7 +224,7 @@ def lif_forward(
         checkpoints = x.new_empty((0,), dtype=torch.float32)
     inputs = (x, scale, shift, residual, v_init, leak, spikes, v_last)
     tiles = cut(layout, (*inputs, checkpoints))
-    variants = _variants(x.element_size())
+    variants = _variants(x.element_size(), tiles.channel_axis is not None, residual is not None)
     variant = variants[0 if tiles.aligned else 1]
     with torch.cuda.device_of(x):
         counts = None if sam is None else empty_sums(layout, tiles, variant, x, torch.int32)

@@ -4,7 +4,7 @@
 # ruff: noqa: RUF005 (no starred expressions in Triton's language)
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -33,12 +33,13 @@ _SHORT = tl.constexpr(4)
 
 
 @functools.cache
-def variants_of(element_size: int, learnt: bool) -> tuple[Variant, Variant, Variant]:
+def variants_of(element_size: int, *, narrow_short: bool, narrow_long: bool) -> tuple[Variant, Variant, Variant]:
     """How a backward kernel is compiled: for at most four time steps, for more, for what is not aligned."""
-    # Each thread holds the potentials of 16 bytes of x: 4 elements of 4 bytes, or 8 of 2.  With a learnable decay
-    # or tau it holds x as well: 8 elements for 8 steps would not fit into registers, so that it is 4.
+    # Each thread holds the potentials of 16 bytes of x: 4 elements of 4 bytes, or 8 of 2.  With more to hold besides,
+    # e.g. x itself for the gradient of a decay or tau, 8 elements would not fit into registers, so that it is 4.
     elements = 2048 // element_size
-    return Variant(True, elements, 4), Variant(True, 512 if learnt else elements, 8), Variant(False, 256, 8)
+    short, long = (512 if narrow else elements for narrow in (narrow_short, narrow_long))
+    return Variant(True, short, 4), Variant(True, long, 8), Variant(False, 256, 8)
 
 
 def chosen(variants: tuple[Variant, Variant, Variant], tiles: Tiles, time_steps: int) -> Variant:
@@ -62,11 +63,8 @@ def _load_steps(steps_ptr, first, time_steps, tile, STEPS: tl.constexpr):
     """The time steps from ``first`` on, as far as they exist, as they are stored; all loads are in flight together."""
     values = ()
     for k in tl.static_range(STEPS):
-        if steps_ptr is None:
-            values = values + (None,)
-        else:
-            exists = mask_at(tile, first + k, time_steps)
-            values = values + (tl.load(steps_ptr + (first + k) * tile.frame + tile.place, mask=exists, other=0.0),)
+        exists = mask_at(tile, first + k, time_steps)
+        values = values + (tl.load(steps_ptr + (first + k) * tile.frame + tile.place, mask=exists, other=0.0),)
     return values
 
 
@@ -78,23 +76,13 @@ def _repeat(value, STEPS: tl.constexpr):
     return values
 
 
-class Normalisation(NamedTuple):
-    """What stands between y and the current of a tile: one value for each of its channels, or None."""
-
-    scale: Any
-    shift: Any
-    mean: Any
-    offset: Any
-    slope: Any
-
-
 @triton.jit
-def _grad_y(gx, y, norm):
-    """The gradient of y, or where the current is y itself, of that."""
-    if norm.mean is not None:
-        gx = (gx - norm.offset) - (y.to(tl.float32) - norm.mean) * norm.slope
-    if norm.scale is not None:
-        gx = gx * norm.scale
+def _grad_y(gx, y, scale, mean, offset, slope):
+    """The gradient of y from the current's, which is the same where nothing is normalised."""
+    if mean is not None:
+        gx = (gx - offset) - (y.to(tl.float32) - mean) * slope
+    if scale is not None:
+        gx = gx * scale
     return gx
 
 
@@ -102,7 +90,11 @@ def _grad_y(gx, y, norm):
 def steps_back(
     n,
     tile,
-    norm,
+    scale,
+    shift,
+    mean,
+    offset,
+    slope,
     x_ptr,
     residual_ptr,
     v_init_ptr,
@@ -137,6 +129,7 @@ def steps_back(
     # h[t+1] has a gradient of s[t] where the reset is delayed and not detached.
     DELAYED: tl.constexpr = RESET == "soft_delayed" and not DETACH
     REDUCE: tl.constexpr = grad_x_ptr is None
+    RESIDUAL: tl.constexpr = residual_ptr is not None
     zero = tl.zeros(tile.mask.shape, tl.float32)
     from_sam = zero
     if grad_sam_ptr is not None:
@@ -184,22 +177,28 @@ def steps_back(
                 xs = _repeat(frozen, 4)
             else:
                 xs = _load_steps(x_ptr, t, time_steps, tile, 4)
-            residuals = _load_steps(residual_ptr, t, time_steps, tile, 4)
+            residuals = xs  # what nobody reads
+            if RESIDUAL:
+                residuals = _load_steps(residual_ptr, t, time_steps, tile, 4)
             for k in tl.static_range(4):
-                x = current(xs[k], residuals[k], norm.scale, norm.shift)
+                x = current(xs[k], residuals[k], scale, shift, RESIDUAL)
                 v = after_reset(n, charge(n, v, x, CHARGE, EXACT_INVERSE, RESET), RESET)
         before = v
         if REPEATED:
             xs = _repeat(frozen, STEPS)
         else:
             xs = _load_steps(x_ptr, first, time_steps, tile, STEPS)
-        residuals = _load_steps(residual_ptr, first, time_steps, tile, STEPS)
-        gss = _load_steps(grad_spikes_ptr, first, time_steps, tile, STEPS)
+        residuals = xs  # what nobody reads
+        if RESIDUAL:
+            residuals = _load_steps(residual_ptr, first, time_steps, tile, STEPS)
+        gss = xs
+        if grad_spikes_ptr is not None:
+            gss = _load_steps(grad_spikes_ptr, first, time_steps, tile, STEPS)
         hs = ()
         for k in tl.static_range(STEPS):
             h = v
             if first + k < time_steps:
-                x = current(xs[k], residuals[k], norm.scale, norm.shift)
+                x = current(xs[k], residuals[k], scale, shift, RESIDUAL)
                 h = charge(n, v, x, CHARGE, EXACT_INVERSE, RESET)
                 v = after_reset(n, h, RESET)
             hs = hs + (h,)
@@ -223,25 +222,25 @@ def steps_back(
                     sum_g += gx
                 elif REDUCE:
                     sum_g += gx
-                    sum_gy += gx * (xs[k].to(tl.float32) - norm.mean)
+                    sum_gy += gx * (xs[k].to(tl.float32) - mean)
                 else:
-                    g = _grad_y(gx, xs[k], norm).to(grad_x_ptr.dtype.element_ty)
+                    g = _grad_y(gx, xs[k], scale, mean, offset, slope).to(grad_x_ptr.dtype.element_ty)
                     tl.store(grad_x_ptr + t * tile.frame + tile.place, g, mask=tile.mask)
                 if LEARNT:
                     if k > 0:
                         v = after_reset(n, hs[k - 1], RESET)
                     else:
                         v = before
-                    x = current(xs[k], residuals[k], norm.scale, norm.shift)
+                    x = current(xs[k], residuals[k], scale, shift, RESIDUAL)
                     sum_leak += grad_leak_step(n, gh, v, x, CHARGE)
                 if DELAYED:
                     delayed = gh * n.threshold
                 gv = grad_before(n, gh, CHARGE)
     if REPEATED:
         if REDUCE:
-            sum_gy = sum_g * (frozen.to(tl.float32) - norm.mean)
+            sum_gy = sum_g * (frozen.to(tl.float32) - mean)
         else:
-            g = _grad_y(sum_g, frozen, norm).to(grad_x_ptr.dtype.element_ty)
+            g = _grad_y(sum_g, frozen, scale, mean, offset, slope).to(grad_x_ptr.dtype.element_ty)
             tl.store(grad_x_ptr + tile.place, g, mask=tile.mask)
     if grad_v_init_ptr is not None:
         if DELAYED:
@@ -299,20 +298,25 @@ def _backward(
     tile = this_tile(panels, height, width_units, down, across, CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH)
     leak = load_leak(leak_ptr, leak, tile, height, PER_CHANNEL, CHANNEL_AXIS)
     n = Constants(leak, tl.div_rn(1.0, leak), rest, threshold, fire_level)
-    norm = Normalisation(
+    LEARNT: tl.constexpr = leak_sums_ptr is not None
+    sum_leak, _, _ = steps_back(
+        n,
+        tile,
         channel_values(scale_ptr, tile, height, CHANNEL_AXIS),
         channel_values(shift_ptr, tile, height, CHANNEL_AXIS),
         channel_values(mean_ptr, tile, height, CHANNEL_AXIS),
         channel_values(offset_ptr, tile, height, CHANNEL_AXIS),
         channel_values(slope_ptr, tile, height, CHANNEL_AXIS),
-    )
-    LEARNT: tl.constexpr = leak_sums_ptr is not None
-    inputs = (x_ptr, residual_ptr, v_init_ptr, checkpoints_ptr, grad_spikes_ptr, grad_v_ptr, grad_sam_ptr)
-    outputs = (grad_x_ptr, grad_residual_ptr, grad_v_init_ptr)
-    sum_leak, _, _ = steps_back(
-        *(n, tile, norm),
-        *inputs,
-        *outputs,
+        x_ptr,
+        residual_ptr,
+        v_init_ptr,
+        checkpoints_ptr,
+        grad_spikes_ptr,
+        grad_v_ptr,
+        grad_sam_ptr,
+        grad_x_ptr,
+        grad_residual_ptr,
+        grad_v_init_ptr,
         *(slabs, height, time_steps, c0, c1, sam_share),
         *(CHARGE, EXACT_INVERSE, RESET, DETACH, SURROGATE, REPEATED, LEARNT, CHANNEL_AXIS, STEPS),
     )
@@ -364,7 +368,8 @@ def lif_backward(
     inputs = (x, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean, offset, slope)
     outputs = (grad_x, grad_residual, grad_v_init)
     tiles = cut(layout, inputs + outputs)
-    variants = variants_of(x.element_size(), leak is not None and grad_leak is not None)
+    learnt, normalised = leak is not None and grad_leak is not None, scale is not None
+    variants = variants_of(x.element_size(), narrow_short=learnt and normalised, narrow_long=learnt or normalised)
     variant = chosen(variants, tiles, layout.steps)
     with torch.cuda.device_of(x):
         leak_sums = None

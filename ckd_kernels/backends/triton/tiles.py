@@ -193,10 +193,9 @@ def mask_at(tile, t, time_steps):
 
 @triton.jit
 def channel_values(values_ptr, tile, height, CHANNEL_AXIS: tl.constexpr):
-    """What a vector of one value a channel holds for the tile's channels, ready to broadcast; or None."""
-    if values_ptr is None:
-        return None
-    elif CHANNEL_AXIS == 0:
-        return tl.load(values_ptr + tile.row, mask=tile.row < height, other=1.0)
-    else:
-        return tl.load(values_ptr + tile.column, mask=tile.column < tile.width, other=1.0)
+    """What a vector of one value a channel holds for the tile's channels, ready to broadcast; None without a vector."""
+    if values_ptr is not None:
+        if CHANNEL_AXIS == 0:
+            return tl.load(values_ptr + tile.row, mask=tile.row < height, other=1.0)
+        else:
+            return tl.load(values_ptr + tile.column, mask=tile.column < tile.width, other=1.0)
