@@ -22,7 +22,7 @@ from ckdsnn.data.batches import Batch, BatchLoader, EpochSampler
 from ckdsnn.losses import FrozenTeacher, build_method
 from ckdsnn.models import ANNOutput, SNNOutput, build_model
 
-CONTESTANTS = ["ours", "paper", "part: data", "part: teacher", "part: losses"]
+CONTESTANTS = ["ours", "ours channels-last", "paper", "part: data", "part: teacher", "part: losses"]
 # The paper's for CIFAR without AutoAugment, which is torchvision's.
 AUGMENTATION = Augmentation(shift=4, flip=True, erase=0.25)
 
@@ -43,9 +43,13 @@ class Distillation:
     def __init__(
         self, name: str, device: str, autocast: torch.dtype | None, width: float, batch: int, time_steps: int
     ) -> None:
-        self.student = networks.build(name, width=width, time_steps=time_steps, sam=True).to(device)
+        name, _, layout = name.partition(" ")
+        self.format = torch.channels_last if layout == "channels-last" else torch.contiguous_format
+        student = networks.build(name, width=width, time_steps=time_steps, sam=True)
+        self.student = student.to(device=device, memory_format=self.format)
         self.method = build_method("ckd")
-        self.teacher = FrozenTeacher(build_model("ann_resnet19", 10, width=width).to(device), self.method)
+        teacher = build_model("ann_resnet19", 10, width=width).to(device=device, memory_format=self.format)
+        self.teacher = FrozenTeacher(teacher, self.method)
         self.optimizer = networks.optimizer(self.student)
         self.batches = itertools.cycle(images_like_cifar(1024, device, batch))
         self.device, self.autocast = device, autocast
@@ -54,7 +58,8 @@ class Distillation:
         return torch.autocast(self.device, self.autocast, enabled=self.autocast is not None)
 
     def data(self) -> Batch:
-        return next(self.batches)
+        batch = next(self.batches)
+        return batch._replace(images=batch.images.contiguous(memory_format=self.format))
 
     def losses(self, student: SNNOutput, teacher: ANNOutput, targets: Tensor) -> Tensor:
         return torch.stack(list(self.method(student, teacher, targets).values())).sum()
