@@ -235,3 +235,6 @@ def run_cases(
         except Exception as error:
             print(f"{case} failed: {describe(error)}", flush=True)
             results.add([{"case": str(case), "failed": describe(error)}])
+        if options.device == "cuda":
+            # What graphs of this case have held.
+            torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import cuda_step
 import cuda_timing
 import pytest
 
@@ -106,3 +107,25 @@ def test_a_race_goes_on_without_a_call_that_fails():
     assert times["bad"] == "RuntimeError: broken"
     assert times["good"].microseconds > 0
     assert times["good"].captured is False
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("void ckd::cuda::lif_forward_kernel<ckd::cuda::PlainCurrent<float>, 4>(ckd::cuda::ForwardCall)", "ours"),
+        ("_reduce", "ours"),
+        ("_forward_kernel", "spikingjelly"),
+        ("triton_poi_fused_convolution_native_batch_norm_3", "compiled"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolution"),
+        ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16, __nv_bfloat16, float>", "layout"),
+        ("void cudnn::bn_fw_tr_1C11_kernel_NCHW<float, float, int, 512, true, 1, true>", "batch norm"),
+        ("void at::native::batch_norm_backward_reduce_channels_last_kernel<4>", "batch norm"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", "elementwise"),
+        ("void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda>", "copy"),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>", "reduction"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<>", "optimiser"),
+        ("something_else", "other"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(kernel, kind):
+    assert cuda_step.kind_of(kernel) == kind
