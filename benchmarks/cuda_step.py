@@ -204,7 +204,10 @@ def measure(case: Case, warm_up: bool) -> list[dict[str, Any]]:
             step()
             timing.wait(case.device)
             times[student].append((time.perf_counter() - begin) * 1e6)
-    head = {"time_steps": case.time_steps, "batch": len(next(iter(steps.values())).images) if steps else None}
+    head: dict[str, Any] = {
+        "time_steps": case.time_steps,
+        "batch": len(next(iter(steps.values())).images) if steps else None,
+    }
     rows = [head | {"student": str(student), "failed": why} for student, why in failed.items()]
     baseline = timing.summary(times[case.students[0]]) if case.students[0] in times else None
     for student, step in steps.items():

@@ -209,7 +209,7 @@ for phase in "${phases[@]}"; do
   result=$?
   case $phase in
     build) remark+=" ${CKD_CUDA_ARCHS:-}" ;;
-    native | triton) remark+=" $(grep -E ' (passed|failed|error|no tests ran).* in ' "$OUT/tests.log" | tail -n 1)" ;;
+    native | triton) remark+=" $(grep -E ' (passed|failed|error|no tests ran|deselected).* in ' "$OUT/tests.log" | tail -n 1)" ;;
     kernels | step | peers) remark+=" $(grep -c ' failed: ' "$OUT/bench.log") failures in bench.log so far" ;;
     sanitize) remark+=" $(grep -E '^==|SUMMARY' "$OUT/sanitize.log" | tr '\n' ' ')" ;;
   esac
