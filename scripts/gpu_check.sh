@@ -42,7 +42,7 @@ END
 }
 
 ALL="build warm native triton kernels step peers sanitize"
-declare -A BOX=([build]=240 [warm]=100 [native]=100 [triton]=180 [kernels]=110 [step]=120 [peers]=90 [sanitize]=90)
+declare -A BOX=([build]=240 [warm]=150 [native]=100 [triton]=180 [kernels]=110 [step]=120 [peers]=90 [sanitize]=90)
 
 phases=()
 for argument in "$@"; do
@@ -130,7 +130,7 @@ warm() {
     parts=${script#*:}
     script=${script%:*}
     for ((part = 1; part <= parts; part++)); do
-      TORCHINDUCTOR_COMPILE_THREADS=2 timeout "$1" "$PYTHON" "benchmarks/cuda_$script.py" "$scratch/none" \
+      TORCHINDUCTOR_COMPILE_THREADS=4 timeout "$1" "$PYTHON" "benchmarks/cuda_$script.py" "$scratch/none" \
         --device "$BENCH_DEVICE" --warm-up "$part/$parts" >"$scratch/warm-$script-$part.log" 2>&1 &
       warming+=($!)
     done
