@@ -4,6 +4,7 @@ from . import layers, surrogate
 from .backend import build_info, use_backend
 from .functional import LIFOutput, bn_lif, lif, sam
 from .interop import ConversionReport, MultiStep, convert
+from .memory import one_bit_spikes
 from .neuron import Neuron
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "convert",
     "layers",
     "lif",
+    "one_bit_spikes",
     "sam",
     "surrogate",
     "use_backend",

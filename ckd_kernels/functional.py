@@ -20,6 +20,7 @@ from .arguments import (
     in_place,
 )
 from .backend import requested
+from .memory import note_spikes
 from .neuron import Neuron
 from .normalisation import fold_batch_statistics, fold_running_statistics
 from .ops.bn_lif import BNLIFFunction
@@ -141,6 +142,7 @@ def lif(
         return_sam,
         grad and checkpoint_count(steps) > 0,
     )
+    note_spikes(spikes)
     if not (return_v or return_sam):
         return spikes
     return LIFOutput(spikes, rest[0] if return_v else None, rest[-1] if return_sam else None)
@@ -303,6 +305,7 @@ def bn_lif(
         return_sam,
         grad and checkpoint_count(steps) > 0,
     )
+    note_spikes(spikes)
     if not (return_v or return_sam):
         return spikes
     return LIFOutput(spikes, rest[0] if return_v else None, rest[-1] if return_sam else None)

@@ -143,6 +143,24 @@ ckd::SamForward make_sam(const ckd::Shape& shape, int dtype, Address spikes, Add
   return call;
 }
 
+ckd::PackBits make_pack_bits(int dtype, int64_t count, Address spikes, Address bits) {
+  ckd::PackBits call;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.count = count;
+  call.spikes = pointer<void>(spikes);
+  call.bits = pointer<uint8_t>(bits);
+  return call;
+}
+
+ckd::UnpackBits make_unpack_bits(int dtype, int64_t count, Address bits, Address spikes) {
+  ckd::UnpackBits call;
+  call.dtype = static_cast<ckd::DType>(dtype);
+  call.count = count;
+  call.bits = pointer<uint8_t>(bits);
+  call.spikes = pointer<void>(spikes);
+  return call;
+}
+
 }  // namespace
 
 void bind_calls(py::module_& m) {
@@ -156,4 +174,6 @@ void bind_calls(py::module_& m) {
   py::class_<ckd::BatchFold>(m, "BatchFold").def(py::init(&make_batch_fold));
   py::class_<ckd::BatchCoefficients>(m, "BatchCoefficients").def(py::init(&make_batch_coefficients));
   py::class_<ckd::SamForward>(m, "Sam").def(py::init(&make_sam));
+  py::class_<ckd::PackBits>(m, "PackBits").def(py::init(&make_pack_bits));
+  py::class_<ckd::UnpackBits>(m, "UnpackBits").def(py::init(&make_unpack_bits));
 }

@@ -14,4 +14,6 @@ void bind_cpu(py::module_& m) {
   cpu.def("run", py::overload_cast<const ckd::SamForward&, int>(&run), no_gil);
   cpu.def("run", py::overload_cast<const ckd::BatchFold&, int>(&run), no_gil);
   cpu.def("run", py::overload_cast<const ckd::BatchCoefficients&, int>(&run), no_gil);
+  cpu.def("run", py::overload_cast<const ckd::PackBits&, int>(&run), no_gil);
+  cpu.def("run", py::overload_cast<const ckd::UnpackBits&, int>(&run), no_gil);
 }

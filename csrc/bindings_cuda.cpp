@@ -14,6 +14,8 @@ int64_t workspace(const ckd::BatchStatistics& call) { return ckd::cuda::bn_stati
 int64_t workspace(const ckd::BatchFold&) { return 0; }
 int64_t workspace(const ckd::BatchCoefficients&) { return 0; }
 int64_t workspace(const ckd::SamForward&) { return 0; }
+int64_t workspace(const ckd::PackBits&) { return 0; }
+int64_t workspace(const ckd::UnpackBits&) { return 0; }
 
 int run(const ckd::LifForward& call, uintptr_t, int device, uintptr_t stream) {
   return ckd::cuda::lif_forward(call, device, reinterpret_cast<void*>(stream));
@@ -32,6 +34,12 @@ int run(const ckd::BatchCoefficients& call, uintptr_t, int device, uintptr_t str
 }
 int run(const ckd::SamForward& call, uintptr_t, int device, uintptr_t stream) {
   return ckd::cuda::sam(call, device, reinterpret_cast<void*>(stream));
+}
+int run(const ckd::PackBits& call, uintptr_t, int device, uintptr_t stream) {
+  return ckd::cuda::pack_bits(call, device, reinterpret_cast<void*>(stream));
+}
+int run(const ckd::UnpackBits& call, uintptr_t, int device, uintptr_t stream) {
+  return ckd::cuda::unpack_bits(call, device, reinterpret_cast<void*>(stream));
 }
 
 template <class Call>
@@ -53,5 +61,7 @@ void bind_cuda(py::module_& m) {
   bind<ckd::BatchFold>(cuda);
   bind<ckd::BatchCoefficients>(cuda);
   bind<ckd::SamForward>(cuda);
+  bind<ckd::PackBits>(cuda);
+  bind<ckd::UnpackBits>(cuda);
 }
 #endif

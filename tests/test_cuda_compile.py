@@ -20,7 +20,7 @@ FLAGS = (
     "-Werror=all-warnings",
 )
 # Every storage type and every architecture once; all their pairs would take minutes.
-UNITS = [("lif_float32", 100), ("lif_bfloat16", 90), ("lif_float16", 80), ("sam", 120)]
+UNITS = [("lif_float32", 100), ("lif_bfloat16", 90), ("lif_float16", 80), ("sam", 120), ("pack", 90)]
 
 
 def find_nvcc() -> str | None:
@@ -106,6 +106,9 @@ def test_registers_leave_room_for_enough_threads(unit: Unit) -> None:
     if unit.name == "sam":
         assert max(registers(unit, "sam_kernel")) <= 64
         return
+    if unit.name == "pack":
+        assert max(registers(unit, "pack_bits_kernel")) <= 32
+        return
     assert max(registers(unit, "lif_forward_kernel")) <= 64
     assert max(registers(unit, "lif_forward_sam_kernel")) <= 96
     # The usual neurons at 1 and at 4 steps: 1,024 and 512 threads at least.
@@ -118,6 +121,18 @@ def test_accesses_are_16_bytes_wide(unit: Unit) -> None:
     if disassembler is None:
         pytest.skip("no cuobjdump in PATH or in an installed Triton")
     text = subprocess.run([disassembler, "-sass", str(unit.cubin)], capture_output=True, text=True, check=True).stdout
+    if unit.name == "pack":
+        # As many wide accesses as vectors that a thread has in flight; narrow ones are for the last block.
+        counts = {
+            re.search("(un)?pack_bits_kernelI[tj]", function)[0]: (  # type: ignore[index]
+                len(re.findall(r"LDG\.E\.128", function)),
+                len(re.findall(r"STG\.E\.128", function)),
+            )
+            for function in text.split("Function : ")[1:]
+        }
+        kernels = {"pack_bits_kernelI": (4, 0), "unpack_bits_kernelI": (0, 4)}
+        assert counts == {kernel + raw: wide for kernel, wide in kernels.items() for raw in "tj"}
+        return
     width = 4 if "float32" in unit.name else 8
     wide = 0
     for function in text.split("Function : ")[1:]:

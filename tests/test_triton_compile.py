@@ -31,7 +31,7 @@ KERNELS = {
     "bn_lif": "_reduce",
     "bn_statistics": "_statistics",
 }
-FINISHING = ("sam", "channel_sums")
+PLAIN = (("sam", "_finish"), ("channel_sums", "_finish"), ("pack", "_pack"), ("pack", "_unpack"))
 CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -103,15 +103,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
     for name, function in KERNELS.items():
         module = importlib.import_module(f"{backend.__name__}.{name}")
         monkeypatch.setattr(module, "_KERNEL", Kernel(getattr(module, function)))
-    for name in FINISHING:
+    for name, function in PLAIN:
         module = importlib.import_module(f"{backend.__name__}.{name}")
-        f = module._finish
+        f = getattr(module, function)
         again = triton.jit(
             f.fn,
             do_not_specialize=f.do_not_specialize,
             do_not_specialize_on_alignment=f.do_not_specialize_on_alignment,
         )
-        monkeypatch.setattr(module, "_finish", again)
+        monkeypatch.setattr(module, function, again)
     monkeypatch.setattr(type(driver), "active", fake)
     with use_backend("triton"):
         yield fake
@@ -263,3 +263,28 @@ def test_every_architecture(
             assert resources(kernel, tmp_path)[1] == 0
             narrow = [size for size in accesses(kernel.asm["ptx"]) if size < 8]
             assert len(narrow) <= (0 if call is plain else 6)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_packing(gpu: FakeGPU, dtype: torch.dtype, tmp_path: Path) -> None:
+    """One program for all sizes, whose accesses to spikes are 16 bytes wide but for the last few of them."""
+    for count in (20_000, 16, 1, 5, 4096, 100_001):
+        spikes = torch.zeros(count, dtype=dtype)
+        bits = torch.ops.ckd_kernels.pack_bits(spikes, "triton")
+        torch.ops.ckd_kernels.unpack_bits(bits, count, dtype, "triton")
+        torch.ops.ckd_kernels.unpack_bits(bits[4:], max(count - 32, 0), dtype, "triton")
+    assert [request.kernel for request in gpu.requests] == ["pack", "unpack"]
+    for request in gpu.requests:
+        kernel = request.compile(90)
+        registers, spilled = resources(kernel, tmp_path)
+        assert spilled == 0
+        assert registers <= 64
+        ptx = kernel.asm["ptx"]
+        found = re.findall(r"(ld|st)\.global[.\w:]*?\.v4\.[bfus]32\b", ptx)
+        vectors = 512 * 8 * dtype.itemsize // 16 // (4 * 32)  # of a thread
+        assert found.count("ld" if request.kernel == "pack" else "st") == vectors
+        for architecture in (80, 100, 120):
+            assert resources(request.compile(architecture), tmp_path)[1] == 0
+        assembly = request.compile("gfx942").asm["amdgcn"]
+        assert set(re.findall(r"\.vgpr_spill_count: +(\d+)", assembly)) == {"0"}
+        assert f"{'load' if request.kernel == 'pack' else 'store'}_dwordx4" in assembly

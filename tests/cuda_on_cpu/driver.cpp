@@ -3,6 +3,7 @@
 //   layouts   sizes, time steps, types and optional tensors, drawn at random; once in each order of threads
 //   bn        the same behind batch normalisation
 //   float32   the float32 part of both, briefly
+//   pack      spikes as bits and back
 //   launch    launch settings, devices, status codes
 //   fibers    that the fibers notice a kernel's mistakes
 //   overflow  a kernel that leaves its shared memory: AddressSanitizer must end the program
@@ -14,6 +15,7 @@
 #include "case.h"
 #include "extent.cuh"
 #include "launch.h"
+#include "pack_case.h"
 
 namespace {
 
@@ -28,7 +30,8 @@ void report(const std::string& what, const std::string& error) {
 void check(bool fine, const char* what) { report(what, fine ? "" : "does not hold"); }
 #define CHECK(condition) check(condition, #condition)
 
-void compare(const Case& c) {
+template <class AnyCase>
+void compare(const AnyCase& c) {
   std::string error = run(c);
   auto& seen = fibers::settings().errors;
   if (error.empty() && !seen.empty()) error = seen.front();
@@ -135,6 +138,21 @@ void normalised(bool float32_only) {
     if (i % 15 == 7) c.shape = {2, 4, 9, one_of({1, 4}), one_of({1, 256}), false};
     compare_in_some_order(c, i);
   }
+}
+
+void pack() {
+  int number = 0;
+  // Around a byte, a vector of either type, and a block of either type.
+  for (int64_t count : {1, 4, 7, 8, 9, 31, 4095, 4096, 4097, 4100, 8191, 8192, 8193, 20011})
+    for (int dtype = 0; dtype < 3; ++dtype)
+      for (bool misaligned : {false, true}) {
+        fibers::settings().order = fibers::Order(++number % 3);
+        compare(PackCase{ckd::DType(dtype), count, misaligned, 100u + number});
+      }
+  fibers::settings().order = fibers::Order::kForward;
+  PackCase wrong;
+  wrong.dtype = ckd::DType::kFloat64;
+  CHECK(run_pack<double>(wrong) == "pack_bits: status " + std::to_string(cudaErrorInvalidValue));
 }
 
 void launch() {
@@ -250,6 +268,7 @@ int main(int argc, char** argv) {
                                                               {"layouts", [] { layouts(false); }},
                                                               {"bn", [] { normalised(false); }},
                                                               {"float32", [] { layouts(true), normalised(true); }},
+                                                              {"pack", pack},
                                                               {"launch", launch},
                                                               {"fibers", fibers_notice},
                                                               {"overflow", overflow}};

@@ -27,7 +27,7 @@ FLAGS = (
 )
 
 # What is compiled again with mistakes.
-PLANTED_UNITS = ("lif_float32.cu", "bn_lif_float32.cu", "bn_reduce_float32.cu", "bn_statistics.cu")
+PLANTED_UNITS = ("lif_float32.cu", "bn_lif_float32.cu", "bn_reduce_float32.cu", "bn_statistics.cu", "pack.cu")
 # file, what it says, what the copy says instead; MISTAKE is true where this mistake is asked for
 MISTAKES = {
     "guard": ("lif_forward.cuh", "neuron >= call.extent.neurons", "neuron >= call.extent.neurons + (MISTAKE ? W : 0)"),
@@ -48,6 +48,10 @@ MISTAKES = {
     "channel": ("extent.cuh", "++column < e.inner", "++column < e.inner + (MISTAKE ? 1 : 0)"),
     "channel values": ("extent.cuh", "e.inner == 1 && walk", "(MISTAKE || e.inner == 1) && walk"),
     "alignment": ("launch.h", "return std::all_of(", "return MISTAKE || std::all_of("),
+    "last spikes": ("pack.cuh", "+ 1) * kPackedByBlock", "+ (MISTAKE ? 0 : 1)) * kPackedByBlock"),
+    "half a byte": ("pack.cuh", "byte, apart)", "byte, MISTAKE ? 2 * apart : apart)"),
+    "sign": ("pack.cuh", "word & 0x7FFFFFFFu", "word & (MISTAKE ? ~0u : 0x7FFFFFFFu)"),
+    "wide access": ("pack.cuh", "call.wide && whole", "(call.wide || MISTAKE) && whole"),
     "power of two": ("rule.cuh", "frexp(tau, &exponent) == 0.5f", "frexp(tau, &exponent) < (MISTAKE ? 1.0f : 0.51f)"),
     "residual": ("normalise.cuh", "if (residual.given()) residual.next();", "if (residual.given() && !MISTAKE) residual.next();"),
     "stored back": ("normalise.cuh", "-y_frame_}; }", "MISTAKE ? y_frame_ : -y_frame_}; }"),
@@ -67,7 +71,7 @@ MISTAKES = {
 
 
 class Drivers(NamedTuple):
-    """The driver with the kernels, and with mistakes planted in the float32 ones."""
+    """The driver with the kernels, and with mistakes planted in PLANTED_UNITS."""
 
     right: Path
     mistaken: Path
@@ -119,7 +123,7 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
     return Drivers(link(right, build / "right"), link([*wrong, *others], build / "mistaken_driver"))
 
 
-@pytest.mark.parametrize("section", ["options", "layouts", "bn", "launch", "fibers"])
+@pytest.mark.parametrize("section", ["options", "layouts", "bn", "pack", "launch", "fibers"])
 def test_kernels(drivers: Drivers, section: str) -> None:
     done = run(drivers.right, section)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -132,7 +136,7 @@ def test_leaving_shared_memory_is_noticed(drivers: Drivers) -> None:
 
 
 def test_nothing_is_wrong_where_no_mistake_is_asked_for(drivers: Drivers) -> None:
-    done = run(drivers.mistaken, "float32")
+    done = run(drivers.mistaken, "float32", "pack")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -140,7 +144,7 @@ def test_nothing_is_wrong_where_no_mistake_is_asked_for(drivers: Drivers) -> Non
 def verdicts(drivers: Drivers) -> dict[str, subprocess.CompletedProcess[str]]:
     with ThreadPoolExecutor(2) as pool:
         ended = pool.map(
-            lambda number: run(drivers.mistaken, "float32", "options", mistake=number), range(len(MISTAKES))
+            lambda number: run(drivers.mistaken, "pack", "float32", "options", mistake=number), range(len(MISTAKES))
         )
         return dict(zip(MISTAKES, ended, strict=True))
 

@@ -12,6 +12,7 @@ from .bn_fold import bn_coefficients, bn_fold
 from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
 from .lif import lif_backward, lif_forward
 from .module import compiled
+from .pack import pack_bits, unpack_bits
 from .sam import sam
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "compiled_facts",
     "lif_backward",
     "lif_forward",
+    "pack_bits",
     "sam",
     "unavailable",
+    "unpack_bits",
 ]
 
 _REBUILD = "install ckd-kernels with `pip install .`, which compiles them"

@@ -7,6 +7,7 @@ import torch
 from .bn_fold import bn_coefficients, bn_fold
 from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
 from .lif import lif_backward, lif_forward
+from .pack import pack_bits, unpack_bits
 from .sam import sam
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "bn_statistics",
     "lif_backward",
     "lif_forward",
+    "pack_bits",
     "sam",
     "unavailable",
+    "unpack_bits",
 ]
 
 

@@ -12,6 +12,7 @@ try:
     from .bn_statistics import bn_statistics
     from .lif import lif_forward
     from .lif_backward import lif_backward
+    from .pack import pack_bits, unpack_bits
     from .sam import sam
     from .tiles import mask_at
 except ImportError as error:
@@ -32,8 +33,10 @@ __all__ = [
     "bn_statistics",
     "lif_backward",
     "lif_forward",
+    "pack_bits",
     "sam",
     "unavailable",
+    "unpack_bits",
 ]
 
 

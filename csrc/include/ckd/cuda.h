@@ -21,6 +21,9 @@ int bn_coefficients(const BatchCoefficients& call, int device, void* stream);
 
 int sam(const SamForward& call, int device, void* stream);
 
+int pack_bits(const PackBits& call, int device, void* stream);
+int unpack_bits(const UnpackBits& call, int device, void* stream);
+
 // 0 where there is no device or no driver.
 int device_count();
 const char* error_string(int status);

@@ -133,6 +133,21 @@ struct BatchCoefficients {
   void* coefficients = nullptr;  // [4, channels]: LifBackward's offset and slope, dL/dweight, dL/dbias
 };
 
+// Spikes as bits: bit i % 8 of byte i / 8 is whether spike i is not zero; unused bits of the last byte are 0.
+struct PackBits {
+  DType dtype = DType::kFloat32;
+  int64_t count = 0;
+  const void* spikes = nullptr;  // storage [count]
+  uint8_t* bits = nullptr;       // [(count + 7)/8]
+};
+
+struct UnpackBits {
+  DType dtype = DType::kFloat32;
+  int64_t count = 0;
+  const uint8_t* bits = nullptr;  // [(count + 7)/8]
+  void* spikes = nullptr;         // storage [count], 0 or 1
+};
+
 inline constexpr int kCheckpointEvery = 16;
 
 inline int64_t checkpoint_count(int64_t steps) { return (steps - 1) / kCheckpointEvery; }
