@@ -24,7 +24,12 @@ def _values(count_ptr, values):
     return values
 
 
-@triton.jit(do_not_specialize=["channels", "values", "eps", "kept", "share"])
+# Rows of matrices start anywhere: one program for all alignments.
+_VECTORS = ["moments_ptr", "weight_ptr", "bias_ptr", "running_mean_ptr", "running_var_ptr", "count_ptr", "folded_ptr"]
+_SCALARS = ["channels", "values", "eps", "kept", "share"]
+
+
+@triton.jit(do_not_specialize=_SCALARS, do_not_specialize_on_alignment=_VECTORS)
 def _fold(
     moments_ptr,
     weight_ptr,
@@ -67,7 +72,10 @@ def _fold(
         tl.store(folded_ptr + 5 * channels + c, next_var, mask=exists)
 
 
-@triton.jit(do_not_specialize=["channels", "values"])
+_SUMS = ["sums_ptr", "invstd_ptr", "count_ptr", "coefficients_ptr"]
+
+
+@triton.jit(do_not_specialize=["channels", "values"], do_not_specialize_on_alignment=_SUMS)
 def _coefficients(
     sums_ptr, invstd_ptr, count_ptr, coefficients_ptr, channels: tl.int32, values: tl.float64, BLOCK: tl.constexpr
 ):
