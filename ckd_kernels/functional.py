@@ -22,9 +22,9 @@ from .arguments import (
 from .backend import requested
 from .memory import note_spikes
 from .neuron import Neuron
-from .normalisation import fold_batch_statistics, fold_running_statistics
+from .normalisation import fold_running_statistics, fold_shared_statistics
 from .ops.bn_lif import BNLIFFunction
-from .ops.lif import LIFFunction, checkpoint_count
+from .ops.lif import LIFFunction, checkpoint_count, state_dtype
 from .ops.sam import SAMFunction
 
 
@@ -275,29 +275,29 @@ def bn_lif(
     v_init = check_v_init(v_init, y, time_dim)
     y = in_place(y, time_dim, channel_dim)
     place = requested(), time_dim, steps, channel_dim
-    with torch.no_grad():
-        if training:
-            folded = fold_batch_statistics(
-                *(y, weight, bias, *place),
-                running_mean=running_mean,
-                running_var=running_var,
-                momentum=momentum,
-                eps=eps,
-                group=process_group,
-            )
-        else:
-            assert running_mean is not None  # checked above
-            assert running_var is not None
-            folded = fold_running_statistics(
-                *(y, weight, bias, place[0]), running_mean=running_mean, running_var=running_var, eps=eps
-            )
     differentiable = (y, weight, bias, residual, v_init, leak)
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    spikes, *rest = BNLIFFunction.apply(
+    # The running statistics in the arithmetic's dtype, where they are to move.
+    tracks = training and running_mean is not None and (y.numel() > 0 or process_group is not None)
+    running = [t.to(state_dtype(y.dtype)) if tracks and t is not None else None for t in (running_mean, running_var)]
+    folded = count = None
+    with torch.no_grad():
+        if not training:
+            assert running_mean is not None  # checked above
+            assert running_var is not None
+            folded = fold_running_statistics(y, weight, bias, running_mean, running_var, eps, place[0])
+        elif process_group is not None:
+            folded, count = fold_shared_statistics(
+                *(y, weight, bias, *running, momentum, eps, process_group, *place),
+            )
+    folded, spikes, *rest = BNLIFFunction.apply(
         *differentiable,
-        folded.rows,
-        folded.values,
-        folded.count,
+        folded,
+        *running,
+        count,
+        training,
+        momentum,
+        eps,
         process_group,
         neuron.spec,
         *place,
@@ -305,6 +305,10 @@ def bn_lif(
         return_sam,
         grad and checkpoint_count(steps) > 0,
     )
+    if tracks and running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.copy_(folded[4])
+            running_var.copy_(folded[5])
     note_spikes(spikes)
     if not (return_v or return_sam):
         return spikes

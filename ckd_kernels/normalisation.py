@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .ops.lif import state_dtype
-
-
-@dataclass(frozen=True)
-class Folded:
-    """Statistics, and what they make of y with a weight and a bias."""
-
-    rows: Tensor  # [4, C] in the dtype of the arithmetic: mean, 1/sqrt(variance + eps), scale, shift
-    values: int | None  # of y, a channel, that the statistics were taken of; None: they do not depend on y
-    count: Tensor | None  # where processes share their statistics, the number of all their values; else None
 
 
 def module_arguments(norm: Any) -> dict[str, Any]:
@@ -41,58 +31,42 @@ def module_arguments(norm: Any) -> dict[str, Any]:
     }
 
 
-def fold_batch_statistics(
+def fold_shared_statistics(
     y: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-    *,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
     eps: float,
     group: Any,
-) -> Folded:
-    """By statistics of y over all but channels; moves the running statistics towards them.
-
-    As nn.BatchNorm2d has it: y is normalised by the biased variance, the unbiased one goes into the running variance;
-    and one frame of y that stands for all time steps counts as that many.
-    """
-    ops, real = torch.ops.ckd_kernels, state_dtype(y.dtype)
-    moments = ops.bn_statistics(y, backend, time_dim, time_steps, channel_dim)
-    values, count = y.numel() // y.shape[channel_dim], None
-    if group is not None:
-        moments, count = _over_processes(moments, values, group)
-    elif values == 0:
-        running_mean = running_var = None  # nothing was seen
+    backend: str,
+    time_dim: int,
+    time_steps: int,
+    channel_dim: int,
+) -> tuple[Tensor, Tensor]:
+    """Statistics of the y of all processes, folded (see ops/bn_fold.py), and the number of values a channel."""
+    ops = torch.ops.ckd_kernels
+    own = ops.bn_statistics(y, backend, time_dim, time_steps, channel_dim)
+    moments, count = _over_processes(own, y.numel() // y.shape[channel_dim], group)
+    affine = weight, bias, running_mean, running_var
     repeats = time_steps // y.shape[time_dim] if y.shape[time_dim] > 0 else 1
-    total = repeats if count is not None else values * repeats
-    running = [None if t is None else t.to(real) for t in (running_mean, running_var)]
-    rows = ops.bn_fold(moments, weight, bias, *running, count, total, momentum, eps, real, backend)
-    if running_mean is not None and running_var is not None:
-        running_mean.copy_(rows[4])
-        running_var.copy_(rows[5])
-    return Folded(rows[:4], values, count)
+    return ops.bn_fold(moments, *affine, count, repeats, momentum, eps, state_dtype(y.dtype), backend), count
 
 
 def fold_running_statistics(
     y: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    backend: str,
-    *,
     running_mean: Tensor,
     running_var: Tensor,
     eps: float,
-) -> Folded:
-    """By the running statistics, which do not depend on y."""
+    backend: str,
+) -> Tensor:
+    """The running statistics, which do not depend on y, folded."""
     moments = torch.stack([running_mean, running_var]).double()
     real = state_dtype(y.dtype)
-    rows = torch.ops.ckd_kernels.bn_fold(moments, weight, bias, None, None, None, 1, 0.0, eps, real, backend)
-    return Folded(rows, None, None)
+    return torch.ops.ckd_kernels.bn_fold(moments, weight, bias, None, None, None, 1, 0.0, eps, real, backend)
 
 
 def _over_processes(moments: Tensor, values: int, group: Any) -> tuple[Tensor, Tensor]:

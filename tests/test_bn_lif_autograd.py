@@ -36,14 +36,18 @@ def test_opcheck(target):
     torch.library.opcheck(OPS.bn_fold.default, (moments, scale, shift, mean, scale, count, *fold))
     torch.library.opcheck(OPS.bn_fold.default, (moments, None, None, None, None, None, *fold))
     torch.library.opcheck(OPS.bn_coefficients.default, (moments, scale, count, 11, target.backend))
-    forward = (y, scale, shift, y, v, leak, *place, True, True, True)
+    running = torch.zeros_like(mean), torch.ones_like(mean)
+    norm = (scale, shift, *running, 0.1, 1e-5)
+    forward = (y, None, *norm, y, v, leak, *place, True, True, True)
     torch.library.opcheck(OPS.bn_lif_forward.default, forward)
-    torch.library.opcheck(OPS.bn_lif_forward.default, (y, scale, shift, None, None, None, *place, False, False, False))
-    *_, checkpoints = OPS.bn_lif_forward(*forward)
-    given = (y, scale, shift, y, v, leak, checkpoints, y, v, grad_sam)
-    torch.library.opcheck(OPS.bn_lif_reduce.default, (*given, mean, *place))
-    torch.library.opcheck(OPS.bn_lif_backward.default, (*given, mean, scale, shift, *place, True, True, True))
-    torch.library.opcheck(OPS.bn_lif_backward.default, (*given, None, None, None, *place, False, False, False))
+    folded, *_, checkpoints = OPS.bn_lif_forward(*forward)
+    given = (y, folded, *(None,) * 4, 0.0, 0.0, None, None, None, *place, False, False, False)
+    torch.library.opcheck(OPS.bn_lif_forward.default, given)
+    backward = (y, folded, y, v, leak, checkpoints, y, v, grad_sam)
+    torch.library.opcheck(OPS.bn_lif_reduce.default, (*backward, *place))
+    torch.library.opcheck(OPS.bn_lif_backward.default, (*backward, None, True, *place, *(True,) * 5))
+    torch.library.opcheck(OPS.bn_lif_backward.default, (*backward, folded, True, *place, True, *(False,) * 4))
+    torch.library.opcheck(OPS.bn_lif_backward.default, (*backward, None, False, *place, False, True, *(False,) * 3))
 
 
 @pytest.mark.parametrize("wanted", ["y", "weight", "bias", "residual", "y weight bias", "residual v_init decay"])
@@ -92,7 +96,7 @@ def test_saved_for_backward(target, steps):
     if steps > 16:
         assert checkpoint_count(steps) * y[0].nbytes in saved.values()
     per_channel = [n for n in saved.values() if n != checkpoint_count(steps) * y[0].nbytes]
-    assert per_channel == [4 * 3 * 4]
+    assert per_channel == [4 * 3 * 4]  # mean, 1/deviation, scale and shift
     assert out.spikes.requires_grad
 
 

@@ -18,19 +18,22 @@ from torch.autograd.function import once_differentiable
 
 from ..backend import resolve
 from ..neuron import Neuron
+from .bn_fold import bn_coefficients, bn_fold
 from .layout import Layout, layout_of
 from .library import LIBRARY, register
-from .lif import allocate, allocate_gradients, nothing_fired, present
+from .lif import allocate, allocate_gradients, nothing_fired, present, state_dtype
 
 _PLACE = "str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim"
-_INPUT = "Tensor y, Tensor scale, Tensor shift, Tensor? residual, Tensor? v_init, Tensor? leak"
+_STATE = "Tensor? residual, Tensor? v_init, Tensor? leak"
 _UPSTREAM = "Tensor? checkpoints, Tensor? grad_spikes, Tensor? grad_v, Tensor? grad_sam"
 for _schema in (
     "bn_statistics(Tensor y, str backend, int time_dim, SymInt time_steps, int channel_dim) -> Tensor",
-    f"bn_lif_forward({_INPUT}, {_PLACE}, bool return_v, bool return_sam, bool save_checkpoints) -> Tensor[]",
-    f"bn_lif_reduce({_INPUT}, {_UPSTREAM}, Tensor mean, {_PLACE}) -> Tensor",
-    f"bn_lif_backward({_INPUT}, {_UPSTREAM}, Tensor? mean, Tensor? offset, Tensor? slope, {_PLACE},"
-    " bool need_residual, bool need_v_init, bool need_leak) -> Tensor[]",
+    "bn_lif_forward(Tensor y, Tensor? folded, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var,"
+    f" float momentum, float eps, {_STATE}, {_PLACE}, bool return_v, bool return_sam, bool save_checkpoints)"
+    " -> Tensor[]",
+    f"bn_lif_reduce(Tensor y, Tensor folded, {_STATE}, {_UPSTREAM}, {_PLACE}) -> Tensor",
+    f"bn_lif_backward(Tensor y, Tensor folded, {_STATE}, {_UPSTREAM}, Tensor? coefficients, bool by_batch, {_PLACE},"
+    " bool need_y, bool need_affine, bool need_residual, bool need_v_init, bool need_leak) -> Tensor[]",
 ):
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -65,8 +68,13 @@ def _bn_statistics_fake(y: Tensor, backend: str, time_dim: int, time_steps: int,
 
 def _bn_lif_forward(
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -79,22 +87,36 @@ def _bn_lif_forward(
     return_sam: bool,
     save_checkpoints: bool,
 ) -> list[Tensor]:
+    """Spikes and what was asked for, behind what y's own statistics were folded into where ``folded`` is not given."""
     layout = _layout(y, time_dim, time_steps, channel_dim)
+    made = []
+    if folded is None:
+        moments = _bn_statistics(y, backend, time_dim, time_steps, channel_dim)
+        values = layout.outer * layout.steps * layout.rows * layout.inner
+        affine = weight, bias, running_mean, running_var
+        folded = bn_fold(moments, *affine, None, values, momentum, eps, state_dtype(y.dtype), backend)
+        made.append(folded)
     out = allocate(y, layout, return_v, return_sam, save_checkpoints)
     if out[0].numel() > 0:
+        _, _, scale, shift, *_ = folded
         residual, v_init = _aligned(layout, residual), _aligned(layout, v_init, time_dim)
         resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_forward(
             Neuron.from_spec(neuron), layout, y, scale, shift, residual, v_init, leak, *out
         )
     else:
         nothing_fired(neuron, v_init, out)
-    return present(out)
+    return made + present(out)
 
 
 def _bn_lif_forward_fake(
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -108,13 +130,18 @@ def _bn_lif_forward_fake(
     save_checkpoints: bool,
 ) -> list[Tensor]:
     layout = _layout(y, time_dim, time_steps, channel_dim)
-    return present(allocate(y, layout, return_v, return_sam, save_checkpoints))
+    made = [] if folded is not None else [empty_rows(y, layout, 4 if running_mean is None else 6)]
+    return made + present(allocate(y, layout, return_v, return_sam, save_checkpoints))
+
+
+def empty_rows(y: Tensor, layout: Layout, rows: int) -> Tensor:
+    """Vectors of one value a channel, in the dtype of the arithmetic."""
+    return torch.empty((rows, layout.channels), dtype=state_dtype(y.dtype), device=y.device)
 
 
 def _bn_lif_reduce(
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -122,7 +149,6 @@ def _bn_lif_reduce(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor,
     neuron: str,
     backend: str,
     time_dim: int,
@@ -130,33 +156,14 @@ def _bn_lif_reduce(
     channel_dim: int,
 ) -> Tensor:
     layout = _layout(y, time_dim, time_steps, channel_dim)
-    sums = _channel_pairs(y, layout)
-    if y.numel() > 0:
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_reduce(
-            Neuron.from_spec(neuron),
-            layout,
-            y,
-            scale,
-            shift,
-            _aligned(layout, residual),
-            _aligned(layout, v_init, time_dim),
-            leak,
-            checkpoints,
-            _aligned(layout, grad_spikes),
-            _aligned(layout, grad_v, time_dim),
-            _aligned(layout, grad_sam, time_dim, channel_dim),
-            mean,
-            sums,
-        )
-    else:
-        sums.zero_()
-    return sums
+    upstream = _aligned_upstream(layout, grad_spikes, grad_v, grad_sam)
+    state = _aligned(layout, residual), _aligned(layout, v_init, time_dim), leak, checkpoints
+    return _sums(neuron, backend, layout, y, folded, state, upstream)
 
 
 def _bn_lif_reduce_fake(
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -164,7 +171,6 @@ def _bn_lif_reduce_fake(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor,
     neuron: str,
     backend: str,
     time_dim: int,
@@ -172,6 +178,27 @@ def _bn_lif_reduce_fake(
     channel_dim: int,
 ) -> Tensor:
     return _channel_pairs(y, _layout(y, time_dim, time_steps, channel_dim))
+
+
+def _sums(
+    neuron: str,
+    backend: str,
+    layout: Layout,
+    y: Tensor,
+    folded: Tensor,
+    state: tuple[Tensor | None, ...],
+    upstream: tuple[Tensor | None, ...],
+) -> Tensor:
+    """The first backward pass: gradients of the current, and their products with y - mean, summed a channel."""
+    sums = _channel_pairs(y, layout)
+    if y.numel() > 0:
+        mean, _, scale, shift, *_ = folded
+        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_reduce(
+            Neuron.from_spec(neuron), layout, y, scale, shift, *state, *upstream, mean, sums
+        )
+    else:
+        sums.zero_()
+    return sums
 
 
 def _allocate_backward(
@@ -183,8 +210,7 @@ def _allocate_backward(
 
 def _bn_lif_backward(
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -192,51 +218,52 @@ def _bn_lif_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
+    coefficients: Tensor | None,
+    by_batch: bool,
     neuron: str,
     backend: str,
     time_dim: int,
     time_steps: int,
     channel_dim: int,
+    need_y: bool,
+    need_affine: bool,
     need_residual: bool,
     need_v_init: bool,
     need_leak: bool,
 ) -> list[Tensor]:
+    """What is needed of the rows that `bn_coefficients` gives (unless given), grad_y, grad_residual, grad_v_init and
+    grad_leak; ``by_batch``: y was normalised by statistics of its own.
+    """
     layout = _layout(y, time_dim, time_steps, channel_dim)
+    upstream = _aligned_upstream(layout, grad_spikes, grad_v, grad_sam)
+    state = _aligned(layout, residual), _aligned(layout, v_init, time_dim), leak, checkpoints
+    made = []
+    if coefficients is None and (need_affine or (by_batch and need_y)):
+        sums = _sums(neuron, backend, layout, y, folded, state, upstream)
+        coefficients = bn_coefficients(sums, folded[1], None, max(y.numel() // layout.channels, 1), backend)
+        made.append(coefficients)
+    if not (need_y or need_residual or need_v_init or need_leak):
+        return made
     out = _allocate_backward(y, leak, layout, need_residual, need_v_init, need_leak)
     if y.numel() > 0:
+        mean, _, scale, shift, *_ = folded
+        through: tuple[Tensor | None, ...] = None, None, None
+        if by_batch and coefficients is not None:
+            through = mean, coefficients[0], coefficients[1]
         resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_backward(
-            Neuron.from_spec(neuron),
-            layout,
-            y,
-            scale,
-            shift,
-            _aligned(layout, residual),
-            _aligned(layout, v_init, time_dim),
-            leak,
-            checkpoints,
-            _aligned(layout, grad_spikes),
-            _aligned(layout, grad_v, time_dim),
-            _aligned(layout, grad_sam, time_dim, channel_dim),
-            mean,
-            offset,
-            slope,
-            *out,
+            Neuron.from_spec(neuron), layout, y, scale, shift, *state, *upstream, *through, *out
         )
     else:
         for gradient in present(out):
             gradient.zero_()
         if out[2] is not None and grad_v is not None:
             out[2].copy_(grad_v)  # no time step changed the potential
-    return present(out)
+    return made + present(out)
 
 
 def _bn_lif_backward_fake(
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -244,24 +271,40 @@ def _bn_lif_backward_fake(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
+    coefficients: Tensor | None,
+    by_batch: bool,
     neuron: str,
     backend: str,
     time_dim: int,
     time_steps: int,
     channel_dim: int,
+    need_y: bool,
+    need_affine: bool,
     need_residual: bool,
     need_v_init: bool,
     need_leak: bool,
 ) -> list[Tensor]:
     layout = _layout(y, time_dim, time_steps, channel_dim)
-    return present(_allocate_backward(y, leak, layout, need_residual, need_v_init, need_leak))
+    made = []
+    if coefficients is None and (need_affine or (by_batch and need_y)):
+        made.append(empty_rows(y, layout, 4))
+    if not (need_y or need_residual or need_v_init or need_leak):
+        return made
+    return made + present(_allocate_backward(y, leak, layout, need_residual, need_v_init, need_leak))
 
 
 def _aligned(layout: Layout, t: Tensor | None, *without: int) -> Tensor | None:
     return None if t is None else layout.aligned(t, without=without)
+
+
+def _aligned_upstream(
+    layout: Layout, grad_spikes: Tensor | None, grad_v: Tensor | None, grad_sam: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    return (
+        _aligned(layout, grad_spikes),
+        _aligned(layout, grad_v, layout.time_dim),
+        _aligned(layout, grad_sam, layout.time_dim, layout.channel_dim),
+    )
 
 
 register("bn_statistics", _bn_statistics, _bn_statistics_fake)
@@ -271,11 +314,10 @@ register("bn_lif_backward", _bn_lif_backward, _bn_lif_backward_fake)
 
 
 class BNLIFFunction(torch.autograd.Function):
-    """Differentiable normalisation and LIF over the ops: spikes, then v and sam where asked for.
+    """Differentiable normalisation and LIF over the ops.
 
-    ``folded`` is what `bn_fold` made of weight, bias and the statistics, which are given for their gradients alone.
-    ``values`` is the number of y's values a channel that the statistics were taken of, so that dL/dy goes through
-    them, or None where they do not depend on y; ``count`` that of all processes of ``group`` where they share them.
+    ``statistics`` says what y is normalised by.  Returns what weight, bias and statistics were folded into (see
+    bn_fold.py), spikes, then v and sam where asked for.
     """
 
     @staticmethod
@@ -287,9 +329,13 @@ class BNLIFFunction(torch.autograd.Function):
         residual: Tensor | None,
         v_init: Tensor | None,
         leak: Tensor | None,
-        folded: Tensor,
-        values: int | None,
+        folded: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
         count: Tensor | None,
+        by_batch: bool,
+        momentum: float,
+        eps: float,
         group: Any,
         neuron: str,
         backend: str,
@@ -302,47 +348,51 @@ class BNLIFFunction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         place = neuron, backend, time_dim, time_steps, channel_dim
         out = torch.ops.ckd_kernels.bn_lif_forward(
-            y, folded[2], folded[3], residual, v_init, leak, *place, return_v, return_sam, save_checkpoints
+            *(y, folded, weight, bias, running_mean, running_var, momentum, eps, residual, v_init, leak, *place),
+            *(return_v, return_sam, save_checkpoints),
         )
+        if folded is None:
+            folded, *out = out
         checkpoints = out[-1] if save_checkpoints else None
         ctx.save_for_backward(y, folded, residual, v_init, leak, checkpoints, count)
-        ctx.statistics, ctx.place, ctx.returned = (values, group), place, (return_v, return_sam)
+        ctx.statistics, ctx.place, ctx.returned = (by_batch, group), place, (return_v, return_sam)
         ctx.set_materialize_grads(False)
-        return tuple(out[:-1] if save_checkpoints else out)
+        ctx.mark_non_differentiable(folded)
+        return folded, *(out[:-1] if save_checkpoints else out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, _: None, *grads: Tensor | None) -> tuple:  # type: ignore[override]
         if all(grad is None for grad in grads):
-            return (None,) * 18
+            return (None,) * 22
         y, folded, residual, v_init, leak, checkpoints, count = ctx.saved_tensors
-        mean, invstd, scale, shift = folded
         return_v, return_sam = ctx.returned
         upstream = grads[0], grads[1] if return_v else None, grads[-1] if return_sam else None
-        given = y, scale, shift, residual, v_init, leak, checkpoints, *upstream
-        need_y, need_weight, need_bias, *others = ctx.needs_input_grad[:6]
-        values, group = ctx.statistics
-        grad_weight = grad_bias = grad_y = grad_residual = grad_v_init = grad_leak = None
-        through = None, None, None
-        if need_weight or need_bias or (values is not None and need_y):
-            ops, backend = torch.ops.ckd_kernels, ctx.place[1]
-            sums = ops.bn_lif_reduce(*given, mean, *ctx.place)
-            offset, slope, grad_weight, grad_bias = ops.bn_coefficients(
-                sums, invstd, None, max(values or 0, 1), backend
-            )
-            if group is not None and values is not None:
-                torch.distributed.all_reduce(sums, group=group)
-                offset, slope, *_ = ops.bn_coefficients(sums, invstd, count, 1, backend)
-            if values is not None:
-                through = mean, offset, slope
-        if need_y or any(others):
-            out = torch.ops.ckd_kernels.bn_lif_backward(*given, *through, *ctx.place, *others)
-            grad_y, *rest = out
-            grad_residual, grad_v_init, grad_leak = (rest.pop(0) if need else None for need in others)
+        given = y, folded, residual, v_init, leak, checkpoints, *upstream
+        need_y, need_weight, need_bias, need_residual, need_v_init, need_leak = ctx.needs_input_grad[:6]
+        need_affine = need_weight or need_bias
+        by_batch, group = ctx.statistics
+        ops = torch.ops.ckd_kernels
+        own = coefficients = None
+        if group is not None and by_batch and (need_affine or need_y):
+            # Each process has its own part of dL/dweight and dL/dbias; dL/dy takes the sums of all.
+            sums, backend = ops.bn_lif_reduce(*given, *ctx.place), ctx.place[1]
+            own = ops.bn_coefficients(sums, folded[1], None, 1, backend)
+            torch.distributed.all_reduce(sums, group=group)
+            coefficients = ops.bn_coefficients(sums, folded[1], count, 1, backend)
+        needs = need_y, need_affine, need_residual, need_v_init, need_leak
+        out = ops.bn_lif_backward(*given, coefficients, by_batch, *ctx.place, *needs)
+        at = 0
+        if own is None and (need_affine or (by_batch and need_y)):
+            own, at = out[0], 1
+        grad_residual = out[at + 1] if need_residual else None
+        grad_v_init = out[at + 1 + need_residual] if need_v_init else None
         return (
-            grad_y if need_y else None,
-            grad_weight if need_weight else None,
-            grad_bias if need_bias else None,
-            *(grad_residual, grad_v_init, grad_leak),
-            *(None,) * 12,
+            out[at] if need_y else None,
+            own[2] if need_weight and own is not None else None,
+            own[3] if need_bias and own is not None else None,
+            grad_residual,
+            grad_v_init,
+            out[-1] if need_leak else None,
+            *(None,) * 16,
         )
