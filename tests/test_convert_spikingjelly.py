@@ -91,6 +91,18 @@ def test_calls_with_carried_state_and_a_reset(make, options):
             functional.detach_net(node)
 
 
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_parametric_lif_with_a_time_constant_that_is_no_power_of_two(decay_input):
+    """We divide by tau where SpikingJelly multiplies by its inverse: the potential may be off in its last bits."""
+    theirs, ours = pair(lambda **o: neuron.ParametricLIFNode(init_tau=2.7, decay_input=decay_input, **o))
+    for seed in range(3):
+        weights = torch.randn(SHAPE)
+        assert_like(run(ours, drive(seed), weights), run(theirs, drive(seed), weights))
+        assert_close("v", ours.v, theirs.v)
+        for node in (theirs, ours):
+            functional.detach_net(node)
+
+
 @pytest.mark.parametrize("name", SURROGATES)
 @pytest.mark.parametrize("make", NODES.values(), ids=NODES)
 def test_surrogates(make, name):
@@ -276,6 +288,20 @@ def test_copies_and_pickles():
         assert_same("v", other[2].v, net[2].v)
         assert other[2].v is not net[2].v
         assert_same("spikes", other(X), copy.deepcopy(net)(X))
+
+
+def test_a_class_of_pytorchs_in_front_of_ours():
+    """Parametrisation changes a module's class too, as FSDP2 does."""
+    theirs, ours = pair(NODES["PLIF"])
+    for node in (theirs, ours):
+        nn.utils.parametrize.register_parametrization(node, "w", nn.Identity())
+    assert ours.__class__.__name__ == "ParametrizedFusedParametricLIFNode"
+    expected = theirs(drive(0))
+    assert_same("spikes", copy.deepcopy(ours)(drive(0)), expected)
+    assert_same("spikes", ours(drive(0)), expected)
+    for node in (theirs, ours):
+        node.store_v_seq = True
+    assert_same("spikes", ours(drive(1)), theirs(drive(1)))
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["converted-then-compiled", "compiled-then-converted"])

@@ -21,15 +21,21 @@ class Unsupported(Exception):
 class Adopted:
     """Base of the classes that are put in front of a module's own."""
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+    _own: Any  # the class that the module had before; also below what PyTorch may put in front of ours
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        cls = type(self)
+        if "_own" not in vars(cls):
+            return super().__reduce_ex__(protocol)
         # A class that was made at run time has no name to be pickled or copied by: it is made again.
-        return _blank, type(self).__bases__, self.__getstate__()  # type: ignore[attr-defined]
+        return _blank, cls.__bases__, self.__getstate__()  # type: ignore[attr-defined]
 
 
 @functools.cache
 def adopted_class(front: Any, own: Any) -> Any:
     """``own`` with ``front`` before it."""
-    return type(PREFIX + own.__name__, (front, own), {"__module__": front.__module__, "__doc__": front.__doc__})
+    members = {"__module__": front.__module__, "__doc__": front.__doc__, "_own": own}
+    return type(PREFIX + own.__name__, (front, own), members)
 
 
 def _blank(front: Any, own: Any) -> Any:
@@ -39,7 +45,7 @@ def _blank(front: Any, own: Any) -> Any:
 
 def own_class(module: Any) -> Any:
     """The class that an adopted module had before."""
-    return type(module).__bases__[-1]
+    return module._own
 
 
 def adopt(module: Any, front: Any) -> None:
