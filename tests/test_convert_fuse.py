@@ -190,6 +190,29 @@ def test_what_tracing_did_not_see_still_computes_the_same(fused_calls):
         assert not fused_calls, name
 
 
+def test_operands_that_are_modified_on_the_way_are_noticed():
+    def modified(which):
+        def forward(block, x):
+            y = block.conv(x)
+            out = block.bn(y) + x
+            (y if which == "y" else x).add_(1.0)
+            return block.sn(out)
+
+        return forward
+
+    for which in ("y", "residual"):
+        net = Block(modified(which)).requires_grad_(False)
+        net(X.clone())
+        functional.reset_net(net)
+        ck.convert(net, fuse=True)
+        with pytest.raises(RuntimeError, match="in place before the neuron"):
+            net(X.clone())
+    with torch.inference_mode():
+        inside = Block(FORWARDS["added"][0])
+        ck.convert(inside, fuse=True)
+        inside(X.clone())
+
+
 def test_hooks_see_tensors(fused_calls):
     theirs = Block(FORWARDS["plain"][0])
     ours = copy.deepcopy(theirs)

@@ -56,6 +56,7 @@ class DeferredNorm:
         self._normalisation = normalisation
         self._residual = residual
         self._value: Tensor | None = None
+        self._versions = self._current_versions()
 
     @property
     def shape(self) -> torch.Size:
@@ -65,9 +66,21 @@ class DeferredNorm:
     def device(self) -> torch.device:
         return self._normalisation.y.device
 
+    def _current_versions(self) -> list[int]:
+        operands = self._normalisation.y, self._residual
+        return [t._version for t in operands if t is not None and not t.is_inference()]
+
+    def _check_operands(self) -> None:
+        if self._current_versions() != self._versions:
+            raise RuntimeError(
+                f"the input of a {type(self._normalisation.norm).__name__}, or the residual added to its output, was"
+                " modified in place before the neuron that computes it ran; write out of place, or leave out fuse=True"
+            )
+
     def tensor(self) -> Tensor:
         """What this stands for."""
         if self._value is None:
+            self._check_operands()
             value = self._normalisation.tensor()
             self._value = value if self._residual is None else value + self._residual
         return self._value
@@ -77,6 +90,7 @@ class DeferredNorm:
         normalisation = self._normalisation
         if normalisation.fused or normalisation.value is not None or self._value is not None:
             return None
+        self._check_operands()
         normalisation.fused = True
         return normalisation.y, {**module_arguments(normalisation.norm), "residual": self._residual}
 
@@ -98,6 +112,7 @@ class DeferredNorm:
         other = _value(other)
         if self._fits(other):
             self._residual = other
+            self._versions = self._current_versions()
         else:
             self.tensor().add_(other)
         return self
