@@ -16,7 +16,7 @@ from torch import Tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 OURS = {"cpu": ["ours-cpu"], "cuda": ["ours-cuda", "ours-triton"]}  # contestants by device
-ROUNDS = 15
+ROUNDS = 31
 FEWEST_ROUNDS = 3  # of a contestant that does not fit the time
 SECONDS = 0.8  # one contestant's share in one race
 
