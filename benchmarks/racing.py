@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -110,6 +110,16 @@ def peak_bytes(call: Call, device: str) -> int:
     return peak
 
 
+def copies(pairs: Sequence[tuple[Tensor, Tensor]]) -> Call:
+    """Copies each source into its destination."""
+
+    def copy() -> None:
+        for source, destination in pairs:
+            destination.copy_(source)
+
+    return copy
+
+
 def floor(x: Tensor, *, tensors: int) -> Call:
     """A copy of the bytes that an operation has to move.
 
@@ -123,9 +133,4 @@ def floor(x: Tensor, *, tensors: int) -> Call:
         source, destination = pairs.pop()
         half = x.numel() // 2
         pairs.append((source[:half], destination[:half]))
-
-    def copy() -> None:
-        for source, destination in pairs:
-            destination.copy_(source)
-
-    return copy
+    return copies(pairs)
