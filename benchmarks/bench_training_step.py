@@ -11,7 +11,7 @@ import torch
 from racing import DEVICES
 
 # The paper's loop slices and stacks over time, for which channels-last has no good order: it would run slower.
-CONTESTANTS = ["ours", "ours channels-last", "paper", "spikingjelly", "relu", "relu channels-last"]
+CONTESTANTS = ["ours", "ours channels-last", "ours one-bit", "paper", "spikingjelly", "relu", "relu channels-last"]
 PRECISIONS = {"float32": None, "bfloat16 autocast": torch.bfloat16}
 
 
@@ -27,9 +27,14 @@ def test_training_step(device, dtype, work, contestant, enter, size):
     """Forward, cross-entropy, backward, SGD; convolutions apart."""
 
     def build(name):
-        network, _, layout = name.partition(" ")
+        network, _, option = name.partition(" ")
         return networks.Step(
-            network, device=device, autocast=PRECISIONS[dtype], channels_last=layout == "channels-last", **size
+            network,
+            device=device,
+            autocast=PRECISIONS[dtype],
+            channels_last=option == "channels-last",
+            one_bit=option == "one-bit",
+            **size,
         )
 
     enter(build, split=True, shape=networks.describe(size))

@@ -13,12 +13,14 @@ step is another image).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import peers
 import torch
 from torch import Tensor, nn
 
+from ckd_kernels import one_bit_spikes
 from ckdsnn.models import SNNOutput, build_model
 
 NAMES = ("ours", "paper", "spikingjelly", "relu")
@@ -170,6 +172,7 @@ class Step:
         width: of the network.
         autocast: None for float32, or the dtype of autocast.
         channels_last: memory format of images and weights.
+        one_bit: keep the spikes that convolutions save for their backward pass at one bit.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class Step:
         device: str = "cpu",
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
+        one_bit: bool = False,
     ) -> None:
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = build(name, width=width, time_steps=time_steps).to(device=device, memory_format=memory_format)
@@ -193,11 +197,12 @@ class Step:
         self.images = images.to(device=device, memory_format=memory_format)
         self.target = target.to(device)
         self.device, self.autocast = device, autocast
+        self.saving = one_bit_spikes if one_bit else contextlib.nullcontext
         self.optimizer = optimizer(self.network)
 
     def __call__(self) -> Tensor:
         """The loss, detached."""
-        with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None), self.saving():
             loss = nn.functional.cross_entropy(self.network(self.images).logits, self.target)
         loss.backward()
         self.optimizer.step()

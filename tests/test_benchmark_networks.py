@@ -44,3 +44,8 @@ def test_steps_train(name):
     step = networks.Step(name, batch=4, width=1 / 16)
     first, *_, last = (step().item() for _ in range(8))
     assert last < first
+
+
+def test_one_bit_spikes_change_no_step():
+    steps = [networks.Step("ours", batch=2, width=1 / 16, one_bit=one_bit) for one_bit in (False, True)]
+    assert [steps[0]() for _ in range(3)] == [steps[1]() for _ in range(3)]
