@@ -83,12 +83,32 @@ def test_unknown_commands_and_recipes(failing):
     [
         (["--data.views", 0], "views must be at least 1, got 0"),
         (["--model.network.options", '{"time_steps": 0}'], "time_steps"),
-        (["--out", "nowhere"], "no checkpoint at nowhere/teacher/last.ckpt"),
+        (["--model.network.options", "{}"], "teacher/last.ckpt: check the path, or train it first"),
         (["--model.optimizer.momentum", 0.9], "belong to sgd"),
+        # Not before the data is there:
+        (["--model.method", "{name: ce, options: {}}", "--data.batch_size", 301], "lower batch_size to 300 or less"),
     ],
 )
-def test_impossible_values_are_named(failing, arguments, message):
-    assert message in failing("fit", "--config", "digits", *arguments)
+def test_impossible_values_are_named(failing, tmp_path, arguments, message):
+    assert message in failing("fit", "--config", "digits", "--out", tmp_path, *arguments)
+
+
+def test_an_error_from_elsewhere_keeps_its_traceback(monkeypatch):
+    def broken(arguments):
+        raise ValueError("not of a check of this package")
+
+    monkeypatch.setattr(cli, "CLI", broken)
+    with pytest.raises(ValueError, match="not of a check"):
+        run("fit")
+
+
+def test_help_names_every_command(capsys):
+    for arguments in ((), ("--help",)):
+        assert run(*arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(verb in shown for verb in cli.VERBS)
+    assert run("--version") == 0
+    assert f"torch {torch.__version__}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["test", "validate", "predict"])
@@ -248,6 +268,8 @@ def test_a_half_written_checkpoint_is_refused(distilled, failing, tmp_path):
     shown = failing("fit", *command, "--ckpt_path", tmp_path / "last.ckpt")
     assert "cannot be read" in shown
     assert (out / "last.ckpt").read_bytes() == whole
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    assert "was not written by ckdsnn" in failing("test", *command, "--ckpt_path", tmp_path / "foreign.ckpt")
 
 
 def test_two_processes_train_one_model(tmp_path, distilled, failing):

@@ -15,7 +15,8 @@ from ckdsnn.data import Batch
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with the images trained a second, over all processes; on a pipe or file, a line an epoch."""
+    """Lightning's bar with the images trained a second, over all processes; on a pipe or file, a line an epoch with the
+    means over it."""
 
     WINDOW = 20  # batches that the rate is measured over
 
@@ -33,11 +34,15 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # On every process: metrics are reduced over all of them, and one that does not ask leaves the others waiting.
-        items = self.get_metrics(trainer, pl_module)
+        every = trainer.check_val_every_n_epoch
+        parts = ("train/", "val/") if every and (trainer.current_epoch + 1) % every == 0 else ("train/",)
+        metrics = trainer.callback_metrics
+        means = {name: float(metrics[name]) for part in parts for name in metrics if name.startswith(part)}
+        rate = self.get_metrics(trainer, pl_module)["images/s"]
         super().on_train_epoch_end(trainer, pl_module)
         if not self._live and trainer.is_global_zero:
-            shown = "  ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in items.items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}", flush=True)
+            shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in means.items())
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  images/s {rate}", flush=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)

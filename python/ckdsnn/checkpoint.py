@@ -69,6 +69,18 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         ) from error
 
 
+def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`load_checkpoint` of a run of this package, whose `"ckdsnn"` says what made it.
+
+    Raises:
+        RunError: as `load_checkpoint`, or something else wrote the file.
+    """
+    checkpoint = load_checkpoint(path)
+    if "ckdsnn" not in checkpoint:
+        raise RunError(f"the checkpoint {path} was not written by ckdsnn: its model and configuration are not known")
+    return checkpoint
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint plugin with `save_atomically` and `load_checkpoint`.
 

@@ -1,4 +1,4 @@
-"""The command `ckdsnn`.
+"""usage: ckdsnn COMMAND [--config RECIPE] [--KEY VALUE ...]
 
     ckdsnn teacher --config RECIPE     train the recipe's teacher
     ckdsnn fit --config RECIPE         train the student, from the teacher if the method wants one
@@ -7,7 +7,8 @@
     ckdsnn demo                        the whole story on scikit-learn's digits
 
 RECIPE is a file, or the name of a packaged recipe such as cifar100_resnet19_t4. Every option of a recipe can be given
-on the command line too. The same command on an unfinished run goes on with it.
+on the command line too: `ckdsnn fit --help` lists them, `--print_config` shows what they come to. The same command on
+an unfinished run goes on with it. `ckdsnn --version` says what is installed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ckdsnn.checkpoint import (
     AtomicCheckpointIO,
     ResumeCheckpoint,
     RunError,
-    load_checkpoint,
+    load_run,
     provenance,
     write_text_atomically,
 )
@@ -112,7 +113,7 @@ class CLI(LightningCLI):
             DataModule,
             subclass_mode_data=True,
             parser_class=Parser,
-            parser_kwargs={"prog": "ckdsnn", "description": __doc__},
+            parser_kwargs={"prog": "ckdsnn"},
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
@@ -166,7 +167,7 @@ class CLI(LightningCLI):
         if config.ckpt_path is None and (self.subcommand != "fit" or last.exists()):
             config.ckpt_path = str(last)
         if config.ckpt_path is not None:
-            load_checkpoint(config.ckpt_path)  # fails before anything else is done
+            load_run(config.ckpt_path)  # fails before anything else is done
 
     def instantiate_classes(self) -> None:
         try:
@@ -208,7 +209,7 @@ class CLI(LightningCLI):
         if path is None:
             self._say(f"training in {self.out}")
             return
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_run(path)
         self.model.check_resumable(checkpoint, self.trainer.world_size)
         self._say(f"{self.out} is finished" if checkpoint["ckdsnn"]["finished"] else f"going on with {path}")
 
@@ -321,15 +322,32 @@ def distill(options: list[str]) -> int:
     return 0
 
 
+def is_explained(error: BaseException) -> bool:
+    """Whether a check of this distribution raised `error`: its words tell the user what to do.
+
+    What comes from elsewhere keeps its traceback, because somebody has to find it.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].split(".")[0] in ("ckdsnn", "ckd_kernels")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if verb == "--version":
+        print(", ".join(f"{name} {version}" for name, version in provenance()["versions"].items()))
+        return 0
     if verb == "demo":
         from ckdsnn.demo import main as demo
 
         return demo(rest)
-    if not verb.startswith("-") and verb not in VERBS:
+    if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         print(f"ckdsnn: error: unknown command {verb!r}; {hint}commands: {', '.join(VERBS)}", file=sys.stderr)
@@ -345,7 +363,9 @@ def main(arguments: list[str] | None = None) -> int:
             CLI(["fit", *rest])
         else:
             CLI([verb, *rest])
-    except (RunError, FileNotFoundError) as error:
+    except (RunError, FileNotFoundError, ValueError, TypeError) as error:
+        if not (isinstance(error, (RunError, FileNotFoundError)) or is_explained(error)):
+            raise
         print(f"ckdsnn: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from ckdsnn.checkpoint import load_checkpoint
+from ckdsnn.checkpoint import load_run
 from ckdsnn.configuration import TeacherConfig, as_plain
 from ckdsnn.data import Batch
 from ckdsnn.losses import FrozenTeacher
@@ -27,10 +27,8 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
         raise ValueError(
             "teacher.checkpoint is missing: train one with `ckdsnn teacher` (or both with `ckdsnn distill`)"
         )
-    checkpoint = load_checkpoint(config.checkpoint)
-    made = checkpoint.get("ckdsnn", {}).get("network")
-    if made is None:
-        raise ValueError(f"teacher.checkpoint {config.checkpoint} was not written by ckdsnn: its model is not known")
+    checkpoint = load_run(config.checkpoint)
+    made = checkpoint["ckdsnn"]["network"]
     if config.name is not None and (config.name, as_plain(config.options)) != (made["name"], made["options"]):
         raise ValueError(
             f"teacher.checkpoint {config.checkpoint} holds {made['name']} with options {made['options']}, the "

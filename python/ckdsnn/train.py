@@ -243,12 +243,10 @@ class Distillation(L.LightningModule):
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises RunError unless `checkpoint` holds this network."""
-        written = checkpoint.get("ckdsnn")
-        if written is None:
-            raise RunError("the checkpoint was not written by ckdsnn: its model and configuration are not known")
-        if written["network"] != self._network_config:
+        written = checkpoint["ckdsnn"]["network"]
+        if written != self._network_config:
             raise RunError(
-                f"the checkpoint holds {written['network']}, the configuration asks for {self._network_config}: use "
+                f"the checkpoint holds {written}, the configuration asks for {self._network_config}: use "
                 "the configuration that it was trained with"
             )
 
