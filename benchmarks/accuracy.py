@@ -22,15 +22,6 @@ from typing import NamedTuple
 
 from ckdsnn.checkpoint import provenance
 
-NORMALISATIONS = ("none", "minmax", "zscore")
-
-
-class Method(NamedTuple):
-    """A row of the table: its options on the command line, and how many seeds it is trained with."""
-
-    options: dict[str, str]
-    seeds: int
-
 
 def ckd(preset: str, **samd: str) -> dict[str, str]:
     options = {"preset": preset} | ({"samd": samd} if samd else {})
@@ -41,18 +32,26 @@ def plain(name: str) -> dict[str, str]:
     return {"--model.method.name": name, "--model.method.options": "{}"}
 
 
-def normalisations(seeds: int) -> dict[str, Method]:
-    return {f"ckd, {name}": Method(ckd("default", normalisation=name), seeds) for name in NORMALISATIONS}
+METHODS = {
+    "ce": plain("ce"),
+    "kd": plain("kd"),
+    "ckd, released-code": ckd("released-code"),
+    # `default` and `paper` are the same but for the normalisation of the maps.
+    **{f"ckd, {name}": ckd("default", normalisation=name) for name in ("none", "minmax", "zscore")},
+}
 
 
-STUDIES: dict[str, dict[str, Method]] = {
-    "digits": normalisations(5),
-    "cifar10": {
-        "ce": Method(plain("ce"), 3),
-        "kd": Method(plain("kd"), 3),
-        "ckd, released-code": Method(ckd("released-code"), 3),
-        **normalisations(5),
-    },
+class Table(NamedTuple):
+    """Rows of one table, in the order in which they are printed; gains are over the first."""
+
+    rows: tuple[str, ...]
+    seeds: int
+
+
+NORMALISATIONS = Table(("ckd, none", "ckd, minmax", "ckd, zscore"), seeds=5)
+STUDIES = {
+    "digits": [NORMALISATIONS],
+    "cifar10": [Table(("ce", "kd", "ckd, minmax", "ckd, none", "ckd, released-code"), seeds=3), NORMALISATIONS],
 }
 RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}
 
@@ -83,7 +82,7 @@ def train_teacher(study: str, out: Path, seed: int, shared: list[str]) -> None:
 def train_student(study: str, out: Path, name: str, seed: int, shared: list[str]) -> dict[str, float]:
     folder = out / name.replace(", ", "-") / f"seed{seed}"
     teacher = out / "teacher" / f"seed{teacher_seed(study, seed)}" / "teacher" / "last.ckpt"
-    options = [part for pair in STUDIES[study][name].options.items() for part in pair]
+    options = [part for pair in METHODS[name].items() for part in pair]
     arguments = [*shared, *options, "--model.teacher.checkpoint", str(teacher)]
     arguments += ["--seed_everything", str(seed), "--out", str(folder)]
     if not (folder / "test.json").exists():
@@ -105,14 +104,17 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
+def markdown(table: Table, cells: dict[tuple[str, int], dict[str, float]]) -> str:
     """Accuracies in percent, mean ± standard deviation over seeds; gains are paired by seed."""
-    lines = ["| method | seeds | validation | test | test gain over `none`, paired |", "|---|---|---|---|---|"]
-    for name, cells in results.items():
-        reference = results["ckd, none"][: len(cells)]
-        gains = [cell["test"] - other["test"] for cell, other in zip(cells, reference, strict=True)]
-        columns = [spread([cell[part] for cell in cells]) for part in ("validation", "test")]
-        lines.append(f"| {name} | {len(cells)} | {' | '.join(columns)} | {spread(gains) if any(gains) else ''} |")
+    first, *_ = table.rows
+    lines = [f"| method | validation | gain over {first} | test | gain over {first} |", "|---|---|---|---|---|"]
+    for name in table.rows:
+        columns = [name]
+        for part in ("validation", "test"):
+            values, others = ([cells[row, seed][part] for seed in range(table.seeds)] for row in (name, first))
+            gains = [value - other for value, other in zip(values, others, strict=True)]
+            columns += [spread(values), "" if name == first else spread(gains)]
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
@@ -125,22 +127,25 @@ def main() -> None:
     options = parser.parse_args()
     shared = ["--config", RECIPES[options.study]] + (["--data.root", options.data] if options.data else [])
     out = options.out / options.study
-    methods = STUDIES[options.study]
-    most = max(method.seeds for method in methods.values())
+    tables = STUDIES[options.study]
+    # Seed by seed, so that an interrupted study has its first seeds whole.
+    wanted = dict.fromkeys(
+        (name, seed)
+        for seed in range(max(table.seeds for table in tables))
+        for table in tables
+        if seed < table.seeds
+        for name in table.rows
+    )
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        teachers = sorted({teacher_seed(options.study, seed) for seed in range(most)})
+        teachers = sorted({teacher_seed(options.study, seed) for _, seed in wanted})
         for made in [pool.submit(train_teacher, options.study, out, seed, shared) for seed in teachers]:
             made.result()
-        # Seed by seed, so that an interrupted study has its first seeds whole.
-        cells = {
-            (name, seed): pool.submit(train_student, options.study, out, name, seed, shared)
-            for seed in range(most)
-            for name, method in methods.items()
-            if seed < method.seeds
-        }
-        results = {name: [cells[name, seed].result() for seed in range(m.seeds)] for name, m in methods.items()}
-    (options.out / f"{options.study}.json").write_text(json.dumps({"results": results, **provenance()}, indent=1))
-    print(table(results))
+        cells = {key: pool.submit(train_student, options.study, out, *key, shared) for key in wanted}
+        results = {key: cell.result() for key, cell in cells.items()}
+    written = [{"method": name, "seed": seed, **result} for (name, seed), result in results.items()]
+    (options.out / f"{options.study}.json").write_text(json.dumps({"results": written, **provenance()}, indent=1))
+    for table in tables:
+        print(f"\n{table.seeds} seeds\n\n{markdown(table, results)}")
 
 
 if __name__ == "__main__":

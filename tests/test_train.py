@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from ckd_kernels import layers
+from ckd_kernels import layers, memory
 from ckdsnn.analysis import FiringRate
 from ckdsnn.checkpoint import AtomicCheckpointIO, RunError, load_checkpoint, save_atomically
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, differing_keys
@@ -94,6 +94,21 @@ def test_what_a_method_asks_of_its_student_is_never_dropped(teacher_file):
         Distillation(ModelConfig("sew_resnet18"), released, teacher)
     with pytest.raises(ValueError, match=r"samd asks its student for sam_stages=\(-1,\), and ann_resnet_small has no"):
         Distillation(ModelConfig("ann_resnet_small"), MethodConfig("samd"), teacher)
+
+
+def test_one_bit_spikes_keep_bits_and_change_nothing(teacher_file, monkeypatch):
+    packed, pack = [], memory._Packed.__init__
+    monkeypatch.setattr(memory._Packed, "__init__", lambda self, spikes: (packed.append(1), pack(self, spikes))[1])
+    weights = []
+    for one_bit in (False, True):
+        L.seed_everything(0, verbose=False)
+        task = snn("ckd", TeacherConfig(checkpoint=teacher_file), one_bit_spikes=one_bit)
+        fit(task, digits(), limit_train_batches=2, limit_val_batches=0)
+        weights.append(task.network.state_dict())
+        assert bool(packed) == one_bit
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    with pytest.raises(ValueError, match=r"one_bit_spikes has no effect on what torch\.compile keeps"):
+        snn("ce", one_bit_spikes=True, compile=True)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+import ckd_kernels
 from ckdsnn.analysis import FiringRate
 from ckdsnn.checkpoint import RunError, provenance, random_state, restore_random_state
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
@@ -40,10 +42,12 @@ class Distillation(L.LightningModule):
         seed: of the method's noise, where it draws any and its options do not say otherwise.
         channels_last: memory format of images and of the weights of student and teacher.
         compile: run the network through torch.compile.
+        one_bit_spikes: keep spikes at one bit each from forward to backward, see `ckd_kernels.one_bit_spikes`: less
+            memory for some time, and the same weights bit for bit.
 
     Raises:
-        ValueError: a method that needs a teacher without one, a teacher for a method that uses none, or what the
-            model, the method or the teacher's checkpoint refuse.
+        ValueError: a method that needs a teacher without one, a teacher for a method that uses none, one_bit_spikes
+            with compile, or what the model, the method or the teacher's checkpoint refuse.
     """
 
     def __init__(
@@ -57,8 +61,11 @@ class Distillation(L.LightningModule):
         seed: int = 0,
         channels_last: bool = False,
         compile: bool = False,
+        one_bit_spikes: bool = False,
     ) -> None:
         super().__init__()
+        if compile and one_bit_spikes:
+            raise ValueError("one_bit_spikes has no effect on what torch.compile keeps: set one of the two to false")
         self.method: Method = _build_method(method, seed)
         if self.method.needs_teacher and teacher is None:
             raise ValueError(f"method {method.name} needs a teacher: give teacher.checkpoint")
@@ -93,7 +100,7 @@ class Distillation(L.LightningModule):
             self._frozen.append(FrozenTeacher(model, self.method))
         else:
             self.method.bind(self.network)
-        self.channels_last = channels_last
+        self.channels_last, self.one_bit_spikes = channels_last, one_bit_spikes
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
@@ -109,7 +116,8 @@ class Distillation(L.LightningModule):
         return self._frozen[0] if self._frozen else None
 
     def forward(self, images: Tensor) -> ANNOutput | SNNOutput:
-        return self.network(self._in_memory_format(images))
+        with ckd_kernels.one_bit_spikes() if self.one_bit_spikes else nullcontext():
+            return self.network(self._in_memory_format(images))
 
     def _in_memory_format(self, images: Tensor) -> Tensor:
         if self.channels_last and images.ndim == 4:

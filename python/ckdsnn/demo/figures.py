@@ -156,9 +156,10 @@ def curves_figure(cells: Cells, settings: DemoSettings) -> Figure:
                     axis.fill_between(epochs, mean - band, mean + band, color=COLOURS[key], alpha=0.13, linewidth=0)
             axis.set_title(title)
             axis.set_xlabel("epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.25)
             axis.margins(x=0.01)
         axes[0].set_ylabel("accuracy, %")
         axes[0].set_ylim(0, 101)
-        axes[1].legend(loc="lower right", frameon=False)
+        axes[1].legend(loc="best", frameon=False)
         return figure
