@@ -31,7 +31,7 @@ def test_every_epoch_is_a_new_permutation_that_the_seed_decides():
     assert batches(EpochSampler(50, 8, shuffle=True, seed=2), 0) != first
 
 
-@pytest.mark.parametrize("length", [64, 67])
+@pytest.mark.parametrize("length", [64, 67, 49])  # 49: one process has 17 samples, which is a batch more than 16
 def test_processes_share_the_samples(length):
     training = [EpochSampler(length, 8, shuffle=True, drop_last=True, rank=r, world_size=3) for r in range(3)]
     assert len({len(sampler) for sampler in training}) == 1
@@ -40,6 +40,9 @@ def test_processes_share_the_samples(length):
     assert len(seen) == len(set(seen))
     testing = [EpochSampler(length, 8, shuffle=False, rank=r, world_size=3) for r in range(3)]
     assert sorted(i for s in testing for batch in batches(s, 0) for i in batch) == list(range(length))
+    assert len({len(sampler) for sampler in testing}) == 1
+    assert [len(batches(sampler, 0)) for sampler in testing] == [len(testing[0])] * 3
+    assert all(0 < len(batch) <= 8 for sampler in testing for batch in batches(sampler, 0))
 
 
 def test_resumes_in_the_middle_of_an_epoch():

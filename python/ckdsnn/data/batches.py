@@ -52,9 +52,10 @@ class EpochSampler:
         seed: with the epoch, decides the order.
         views: the data set holds the `length` samples this many times over, in different renderings one after the
             other; epoch e passes rendering e modulo `views`.
-        rank, world_size: this process takes every `world_size`-th sample from `rank` on. With `drop_last` all
-            processes get the same number of batches (what distributed training needs); without it each gets what
-            is left, none twice (what evaluation needs).
+        rank, world_size: this process takes every `world_size`-th sample from `rank` on. All processes get the same
+            number of batches, since one that had another would leave the others waiting. With `drop_last` the batches
+            are full (what training needs); without it they are of nearly equal size, and no sample is left out or comes
+            twice (what evaluation needs).
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class EpochSampler:
     def __len__(self) -> int:
         if self.drop_last:
             return self.length // self.world_size // self.batch_size
-        mine = len(range(self.rank, self.length, self.world_size))
-        return -(-mine // self.batch_size)
+        largest_share = -(-self.length // self.world_size)
+        return -(-largest_share // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -98,13 +99,14 @@ class EpochSampler:
         if self.shuffle:
             order = torch.randperm(self.length, generator=counter_generator(self.seed, self.epoch))
         order = order[self.rank :: self.world_size] + self.length * (self.epoch % self.views)
+        batches = order.split(self.batch_size) if self.drop_last else order.tensor_split(len(self))
         first = 0
         if self._resume is not None and self._resume[0] == self.epoch:
             first = self._resume[1]
         self._resume = None
         for number in range(first, len(self)):
             self._handed_out = number + 1
-            yield number, order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield number, batches[number]
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self._handed_out}
