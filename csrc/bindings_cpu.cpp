@@ -11,6 +11,7 @@ void bind_cpu(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   cpu.def("run", py::overload_cast<const ckd::LifForward&, int>(&run), no_gil);
   cpu.def("run", py::overload_cast<const ckd::LifBackward&, int>(&run), no_gil);
+  cpu.def("run", py::overload_cast<const ckd::BatchStatistics&, int>(&run), no_gil);
   cpu.def("run", py::overload_cast<const ckd::SamForward&, int>(&run), no_gil);
   cpu.def("run", py::overload_cast<const ckd::BatchFold&, int>(&run), no_gil);
   cpu.def("run", py::overload_cast<const ckd::BatchCoefficients&, int>(&run), no_gil);

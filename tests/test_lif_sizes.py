@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-import ckd_kernels
-from ckd_kernels import Neuron, build_info
+from ckd_kernels import Neuron
 from lif_checks import check_gradients
-from reference_cases import SURROGATES, Case, make_neuron
+from reference_cases import Case, make_neuron
 
 NEURONS = {
     "paper": Neuron.paper(),
@@ -52,43 +47,3 @@ def test_many_tiles_elsewhere_in_memory(target, shape, memory, threads):
     check_gradients(target, Case(neuron, shape, memory=memory, leak="channel"))
     check_gradients(target, Case(neuron, (shape[1], shape[0], *shape[2:]), 1, memory=memory, leak="channel"))
     check_gradients(target, Case(NEURONS["paper"], shape, memory=memory, spikes_only=True))
-
-
-def narrow_cases():
-    """Every neuron, dtype and kind of call once in a while."""
-    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    turn = 0
-    for charge in ("decay", "leak", "leak_input", "integrate"):
-        for reset in ("hard", "soft", "soft_delayed", "none"):
-            for dtype in dtypes:
-                neuron = make_neuron(charge, reset, plain=turn % 2 == 0, surrogate_=SURROGATES[turn % 9])
-                leak = "channel" if turn % 3 == 0 and charge != "integrate" else None
-                shape = (1 + turn % 21, 2, 3, 35)
-                yield Case(neuron, shape, dtype=dtype, leak=leak, spikes_only=turn % 2 == 1, seed=turn)
-                turn += 1
-
-
-def narrow_levels():
-    """Of those compiled, the ones below the widest that this processor runs."""
-    facts = build_info()["compiled"]
-    return facts["cpu_levels"][: facts["cpu_levels"].index(facts["cpu_level_in_use"])] if facts else []
-
-
-@pytest.mark.parametrize("level", narrow_levels())
-def test_narrow_instructions(level):
-    """Kernels for processors without AVX give the same: CKD_CPU_LEVEL is read once, so in a process of its own."""
-    code = f"""
-import torch
-from ckd_kernels import build_info
-from lif_checks import Target, check_gradients
-from test_lif_sizes import narrow_cases
-
-assert build_info()["compiled"]["cpu_level_in_use"] == "{level}"
-for case in narrow_cases():
-    check_gradients(Target("cpu", "cpu"), case)
-print("done")
-"""
-    tests, package = os.path.dirname(__file__), os.path.dirname(os.path.dirname(ckd_kernels.__file__))
-    environment = {**os.environ, "CKD_CPU_LEVEL": level, "PYTHONPATH": os.pathsep.join([package, tests])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "done", done.stderr

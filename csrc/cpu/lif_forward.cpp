@@ -1,8 +1,9 @@
 // Multi-step neurons on a CPU: a tile of elements runs through all time steps while its state stays in cache.
+#include <memory>
+
 #include "choose.h"
 #include "ckd/cpu.h"
-#include "spans.h"
-#include "tile.h"
+#include "input.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {
@@ -13,65 +14,88 @@ int64_t whole_rows(const Shape& shape, int64_t tile) {
   return row * std::max<int64_t>(1, tile / row);
 }
 
-template <class S>
-void forward(const LifForward& call, int threads) {
+// One tile's way through time; `In` is the storage type of what the steps read, x's own or the arithmetic's.
+template <class S, class In>
+class ForwardTile {
   using Real = typename S::Real;
   using Raw = typename S::Raw;
+
+ public:
+  ForwardTile(const LifForward& call, int64_t length)
+      : call_(call),
+        shape_(call.shape),
+        at_(call.shape),
+        k_(call.neuron),
+        steps_(call.neuron, call.sam != nullptr),
+        // Whether one group of steps is the whole sequence, and nobody asks for its state.
+        whole_((shape_.steps == 4 || shape_.steps == 2 || shape_.steps == 1) && !call.v_init && !call.v_last &&
+               !call.leak && !call.sam),
+        scratch_(length, 3 + Input<S, In>::kRows),
+        input_(call, scratch_),
+        v_(scratch_.rows(1)),
+        rest_(scratch_.rows(1)),
+        leak_(scratch_.rows(1)) {
+    if (!call.leak_per_channel) fill_leak(call, length, leak_);
+    fill_row(k_.rest, length, rest_);
+  }
+
+  // `map`, where asked for: the spikes that each location has fired so far.
+  void run(int64_t outer, int64_t begin, int64_t end, uint32_t* map) {
+    const int64_t n = end - begin, state = at_.state(outer, begin);
+    input_.start(outer, begin, end);
+    if (call_.leak_per_channel) spread_channels(shape_, begin, end, static_cast<const Real*>(call_.leak), leak_);
+    if (map) std::fill(count_, count_ + n, 0u);
+    const Real* before = call_.v_init ? static_cast<const Real*>(call_.v_init) + state : rest_;
+    in_groups(0, shape_.steps, [&](int64_t t, auto group) {
+      constexpr int G = decltype(group)::value;
+      const auto input = input_.template rows<G>(t);
+      const Rows<Raw> output{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
+      if (whole_) return steps_.from_rest.template get<G>()(k_, n, input, Real(call_.neuron.leak), output);
+      steps_.steps.template get<G>()(k_, n, input, leak_, {before, v_}, output, count_);
+      before = v_;
+      const int64_t done = t + G;
+      if (call_.checkpoints && done % kCheckpointEvery == 0 && done < shape_.steps) {
+        const int64_t chunk = done / kCheckpointEvery - 1;
+        Real* to = static_cast<Real*>(call_.checkpoints) + chunk * shape_.outer * at_.frame;
+        std::memcpy(to + state, v_, n * sizeof(Real));
+      }
+    });
+    if (call_.v_last) std::memcpy(static_cast<Real*>(call_.v_last) + state, v_, n * sizeof(Real));
+    if (map) gather_locations(shape_, begin, end, count_, map);
+  }
+
+ private:
+  const LifForward& call_;
+  const Shape& shape_;
+  const Address at_;
+  const Constants<Real> k_;
+  const ForwardSteps<In, S> steps_;
+  const bool whole_;
+  Scratch<Real> scratch_;
+  Input<S, In> input_;
+  Real *v_, *rest_, *leak_;
+  alignas(64) uint32_t count_[kTile];
+};
+
+template <class S, class In>
+void forward(const LifForward& call, int threads) {
   const Shape& shape = call.shape;
-  const Address at(shape);
-  const Constants<Real> k(call.neuron);
-  const ForwardSteps<typename InLoop<S>::type, S> forward_steps(call.neuron, call.sam != nullptr);
-  const Raw* x = static_cast<const Raw*>(call.x);
-  Raw* spikes = static_cast<Raw*>(call.spikes);
+  const int64_t tile_size = tile_for(shape.steps, !std::is_same_v<S, In> || call.affine.scale),
+                row = shape.channels * shape.inner;
   // Counts are integers until the end, in the memory of the map itself.
   uint32_t* map = reinterpret_cast<uint32_t*>(call.sam);
-  const int64_t tile = tile_for(shape.steps);
-  // Whether one group of steps is the whole sequence, and nobody asks for its state.
-  const bool whole =
-      (shape.steps == 4 || shape.steps == 2 || shape.steps == 1) && !call.v_init && !call.v_last && !call.leak && !map;
-
-  Cut(shape, map ? whole_rows(shape, tile) : tile).run(threads, [&] {
-    return [&](const Span& span) {
-      alignas(64) Real v[kTile], rest[kTile], leak[kTile], converted[kConverts<S> ? kGroup * kTile : 1];
-      alignas(64) uint32_t count[kTile];
-      if (!call.leak_per_channel) fill_leak(call, leak);
-      fill_row(k.rest, kTile, rest);
-      uint32_t* span_map = map + span.outer * shape.rows * shape.inner;
-      const int64_t row = shape.channels * shape.inner;
+  Cut(shape, map ? whole_rows(shape, tile_size) : tile_size).run(threads, [&] {
+    return [&, tile = std::make_unique<ForwardTile<S, In>>(call, tile_size)](const Span& span) {
+      uint32_t* span_map = map ? map + span.outer * shape.rows * shape.inner : nullptr;
       const int64_t map_begin = span.begin / row * shape.inner, map_end = span.end / row * shape.inner;
       if (map) std::fill(span_map + map_begin, span_map + map_end, 0u);
-
-      for (int64_t begin = span.begin; begin < span.end; begin += tile) {
-        const int64_t end = std::min(begin + tile, span.end), n = end - begin;
-        if (call.leak_per_channel) {
-          spread_channels(shape, begin, end, static_cast<const Real*>(call.leak), leak);
-        }
-        const Real* before = call.v_init ? static_cast<const Real*>(call.v_init) + at.state(span.outer, begin) : rest;
-        if (map) std::fill(count, count + n, 0u);
-        in_groups(0, shape.steps, [&](int64_t t, auto group) {
-          constexpr int G = decltype(group)::value;
-          const auto input = input_rows<G, S>(x, at, shape.repeated, span.outer, t, begin, n, converted);
-          const Rows<Raw> output{spikes + at.step(span.outer, t, begin), at.frame};
-          if (whole) return forward_steps.from_rest.template get<G>()(k, n, input, Real(call.neuron.leak), output);
-          forward_steps.steps.template get<G>()(k, n, input, leak, {before, v}, output, count);
-          before = v;
-          const int64_t done = t + G;
-          if (call.checkpoints && done % kCheckpointEvery == 0 && done < shape.steps) {
-            const int64_t chunk = done / kCheckpointEvery - 1;
-            Real* to = static_cast<Real*>(call.checkpoints) + chunk * shape.outer * at.frame;
-            std::memcpy(to + at.state(span.outer, begin), v, n * sizeof(Real));
-          }
-        });
-        if (call.v_last) {
-          std::memcpy(static_cast<Real*>(call.v_last) + at.state(span.outer, begin), v, n * sizeof(Real));
-        }
-        if (map) gather_locations(shape, begin, end, count, span_map);
+      for (int64_t begin = span.begin; begin < span.end; begin += tile_size) {
+        tile->run(span.outer, begin, std::min(begin + tile_size, span.end), span_map);
       }
-      if (map) {
-        const float total = static_cast<float>(shape.steps * shape.channels);
-        for (int64_t i = map_begin; i < map_end; ++i)
-          span_map[i] = bit_cast<uint32_t>(static_cast<float>(span_map[i]) / total);
-      }
+      if (!map) return;
+      const float total = static_cast<float>(shape.steps * shape.channels);
+      for (int64_t i = map_begin; i < map_end; ++i)
+        span_map[i] = bit_cast<uint32_t>(static_cast<float>(span_map[i]) / total);
     };
   });
 }
@@ -79,7 +103,14 @@ void forward(const LifForward& call, int threads) {
 }  // namespace
 
 void run(const LifForward& call, int threads) {
-  with_storage(call.dtype, [&](auto s) { forward<decltype(s)>(call, threads); });
+  with_storage(call.dtype, [&](auto s) {
+    using S = decltype(s);
+    if (call.affine.scale) {
+      forward<S, RealOf<S>>(call, threads);
+    } else {
+      forward<S, typename InLoop<S>::type>(call, threads);
+    }
+  });
 }
 
 }  // namespace ckd::cpu::CKD_ISA

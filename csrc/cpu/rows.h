@@ -1,5 +1,6 @@
 // Rows that belong to a tile: what a channel or a location has, spread over its elements, and back.
 #pragma once
+#include "lanes.h"
 #include "spans.h"
 #include "storage.h"
 
@@ -15,14 +16,9 @@ inline void fill_row(Real value, int64_t n, Real* __restrict row) {
 template <class Real>
 inline void spread_channels(const Shape& shape, int64_t begin, int64_t end, const Real* values, Real* row) {
   if (shape.inner == 1) {
-    int64_t channel = begin % shape.channels;
-    for (int64_t at = 0; at < end - begin;) {
-      const int64_t n = std::min(end - begin - at, shape.channels - channel);
-      std::memcpy(row + at, values + channel, n * sizeof(Real));
-      at += n;
-      channel = 0;
-    }
-    return;
+    return for_each_channel_run(shape, begin, end, [&](int64_t channel, int64_t b, int64_t e) {
+      std::memcpy(row + b, values + channel, (e - b) * sizeof(Real));
+    });
   }
   for_each_run(shape, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
     fill_row(values[channel], e - b, row + b);
@@ -33,20 +29,13 @@ inline void spread_channels(const Shape& shape, int64_t begin, int64_t end, cons
 template <class Real>
 inline void gather_channels(const Shape& shape, int64_t begin, int64_t end, const Real* row, double* sums) {
   if (shape.inner == 1) {
-    int64_t channel = begin % shape.channels;
-    for (int64_t at = 0; at < end - begin;) {
-      const int64_t n = std::min(end - begin - at, shape.channels - channel);
+    return for_each_channel_run(shape, begin, end, [&](int64_t channel, int64_t b, int64_t e) {
       CKD_SIMD
-      for (int64_t i = 0; i < n; ++i) sums[channel + i] += row[at + i];
-      at += n;
-      channel = 0;
-    }
-    return;
+      for (int64_t i = 0; i < e - b; ++i) sums[channel + i] += row[b + i];
+    });
   }
   for_each_run(shape, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
-    double sum = 0;
-    for (int64_t i = b; i < e; ++i) sum += row[i];
-    sums[channel] += sum;
+    sums[channel] += sum_row(row + b, e - b);
   });
 }
 

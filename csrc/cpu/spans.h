@@ -14,8 +14,11 @@ namespace ckd::cpu::CKD_ISA {
 inline constexpr int64_t kTile = 2048;
 
 // Few steps: the rows of one tile continue those of the tile before it, so a tile whose temporaries stay in L1
-// is best. Many steps: each row is a stream that starts anew, and long rows (in L2) start fewer of them.
-inline int64_t tile_for(int64_t steps) { return steps == 1 ? 1024 : steps <= 4 ? 256 : kTile; }
+// is best. Many steps: each row is a stream that starts anew, and long rows (in L2) start fewer of them; fewer still
+// where rows are `converted` on the way, whose copies had better be in L1.
+inline int64_t tile_for(int64_t steps, bool converted) {
+  return steps == 1 ? 1024 : steps <= 4 ? 256 : converted ? 512 : kTile;
+}
 
 // A run of one outer index' frame that one thread works off, and which of `parts` it belongs to.
 struct Span {
@@ -25,12 +28,15 @@ struct Span {
 // The cut depends on the shape alone, so that sums over parts do not depend on the number of threads.
 class Cut {
  public:
-  // `quantum`: a span begins and ends at its multiples (or at the frame's end).
-  Cut(const Shape& shape, int64_t quantum) : frame_(shape.frame()), quantum_(quantum) {
+  // `quantum`: a span begins and ends at its multiples (or at the frame's end). `sums`: how many a part keeps of its
+  // own.
+  Cut(const Shape& shape, int64_t quantum, int64_t sums = 0) : frame_(shape.frame()), quantum_(quantum) {
     per_outer_ = (frame_ + quantum - 1) / quantum;
     units_ = shape.outer * per_outer_;
+    const int64_t elements = shape.outer * frame_ * shape.steps;
     parts_ = std::min<int64_t>(units_, kMaxParts);
-    small_ = shape.outer * frame_ * shape.steps < kSerialElements;
+    if (sums > 0) parts_ = std::min(parts_, std::max<int64_t>(1, elements / (kElementsPerSum * sums)));
+    small_ = elements < kSerialElements;
   }
 
   int64_t parts() const { return parts_; }
@@ -57,11 +63,45 @@ class Cut {
 
  private:
   static constexpr int64_t kMaxParts = 256;
+  // Sums of parts are cleared and added up, which takes no time beside the elements where those are many more.
+  static constexpr int64_t kElementsPerSum = 16;
   // Below this, starting threads takes longer than the work.
   static constexpr int64_t kSerialElements = 1 << 15;
   int64_t frame_, quantum_, per_outer_ = 0, units_ = 0, parts_ = 0;
   bool small_ = false;
 };
+
+// Sums that every part of a cut adds to on its own, so that the total does not depend on who did what when.
+class PartialSums {
+ public:
+  PartialSums(int64_t parts, int64_t values) : values_(values), sums_(parts * values, 0.0) {}
+
+  double* of(int64_t part) { return sums_.data() + part * values_; }
+
+  std::vector<double> total() const {
+    std::vector<double> total(values_, 0.0);
+    for (auto from = sums_.begin(); from != sums_.end(); from += values_) {
+      for (int64_t i = 0; i < values_; ++i) total[i] += from[i];
+    }
+    return total;
+  }
+
+ private:
+  int64_t values_;
+  std::vector<double> sums_;
+};
+
+// Where inner is 1: calls f(first channel, begin, end) for the runs of one row in [begin, end) of a frame, likewise.
+template <class F>
+inline void for_each_channel_run(const Shape& shape, int64_t begin, int64_t end, const F& f) {
+  int64_t channel = begin % shape.channels;
+  for (int64_t at = 0; at < end - begin;) {
+    const int64_t stop = std::min(end - begin, at + shape.channels - channel);
+    f(channel, at, stop);
+    at = stop;
+    channel = 0;
+  }
+}
 
 // Calls f(channel, row, first location, begin, end) for the runs of one channel and row in [begin, end) of a frame,
 // with begin and end counted from the range's own start.

@@ -31,7 +31,6 @@ struct Float32 {
   static constexpr Raw kOne = 0x3F800000u;
   static Real get(Raw raw) { return bit_cast<Real>(raw); }
   static Raw put(Real value) { return bit_cast<Raw>(value); }
-  static Raw put_tame(Real value) { return put(value); }
 };
 
 struct Float64 {
@@ -47,26 +46,26 @@ struct BFloat16 {
   using Real = float;
   static constexpr Raw kOne = 0x3F80u;
   static Real get(Raw raw) { return bit_cast<Real>(static_cast<uint32_t>(raw) << 16); }
-  // Right for every number, and for a NaN unless its payload is all ones: that one would round to -0.
-  static Raw put_tame(Real value) {
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    return static_cast<Raw>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+  static Raw put(Real value) {
+    const uint32_t bits = bit_cast<uint32_t>(value), rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+    // A NaN's payload may be all ones, which would round to -0. Chosen in 32 bits, as everything else here is.
+    return static_cast<Raw>((value != value ? 0x7FC00000u : rounded) >> 16);
   }
-  static Raw put(Real value) { return value != value ? Raw(0x7FC0u) : put_tame(value); }
 };
 
-// The processor converts rows of these; no compiler puts that into a vector loop.
+// The processor converts rows of these; no compiler puts that, or `get`, into a vector loop.
 struct Float16 {
   using Raw = uint16_t;
   using Real = float;
   static constexpr Raw kOne = 0x3C00u;
+  static Real get(Raw raw) { return static_cast<float>(bit_cast<_Float16>(raw)); }
   static void load(const Raw* __restrict from, Real* __restrict to, int64_t n) {
     int64_t i = 0;
 #if defined(__F16C__)
     for (; i + 8 <= n; i += 8)
       _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
 #endif
-    for (; i < n; ++i) to[i] = static_cast<float>(bit_cast<_Float16>(from[i]));
+    for (; i < n; ++i) to[i] = get(from[i]);
   }
   static void store(const Real* __restrict from, Raw* __restrict to, int64_t n) {
     int64_t i = 0;

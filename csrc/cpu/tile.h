@@ -1,5 +1,7 @@
 // What the forward and the backward pass of a tile share: where its rows lie, and how they are filled.
 #pragma once
+#include <vector>
+
 #include "rows.h"
 #include "steps.h"
 
@@ -18,9 +20,9 @@ struct Address {
 
 // The row of a leak that all channels share.
 template <class Call, class Real>
-inline void fill_leak(const Call& call, Real* row) {
+inline void fill_leak(const Call& call, int64_t n, Real* row) {
   const Real* value = static_cast<const Real*>(call.leak);
-  fill_row(value ? *value : Real(call.neuron.leak), kTile, row);
+  fill_row(value ? *value : Real(call.neuron.leak), n, row);
 }
 
 template <class Real>
@@ -32,19 +34,41 @@ inline void load_state(const void* from, int64_t at, Real rest, int64_t n, Real*
   }
 }
 
-// G rows of x from step t on, converted where a vector loop cannot.
+// Rows of temporaries of one tile, all of one length.  They are packed: whole pages apart, the rows of a short tile
+// would compete for the same few sets of the cache, and stores would be taken for those that a load has to wait for.
+template <class Real>
+class Scratch {
+ public:
+  Scratch(int64_t length, int64_t rows)
+      : stride_((length + 15) / 16 * 16 + 16), memory_(stride_ * rows + 16), next_(memory_.data()) {
+    const auto past = reinterpret_cast<uintptr_t>(next_) % 64;
+    if (past != 0) next_ += (64 - past) / sizeof(Real);
+  }
+
+  int64_t stride() const { return stride_; }
+
+  Real* rows(int64_t count) {
+    Real* first = next_;
+    next_ += count * stride_;
+    return first;
+  }
+
+ private:
+  int64_t stride_;
+  std::vector<Real> memory_;
+  Real* next_;
+};
+
+// Rows of a storage type as a vector loop reads them: where they are, or converted.
 template <int G, class S, class Loop = typename InLoop<S>::type>
-inline Rows<const typename Loop::Raw> input_rows(const typename S::Raw* x, const Address& at, bool repeated,
-                                                 int64_t outer, int64_t t, int64_t begin, int64_t n,
-                                                 typename S::Real* converted) {
-  const typename S::Raw* row = x + at.x(outer, t, begin);
-  const int64_t stride = repeated ? 0 : at.frame;
+inline Rows<const typename Loop::Raw> loop_rows(Rows<const typename S::Raw> from, int64_t n,
+                                                Rows<typename S::Real> converted) {
   if constexpr (!kConverts<S>) {
-    return {row, stride};
+    return from;
   } else {
-    const int rows = repeated ? 1 : G;
-    for (int g = 0; g < rows; ++g) S::load(row + g * stride, converted + g * n, n);
-    return {reinterpret_cast<const typename Loop::Raw*>(converted), repeated ? 0 : n};
+    for (int g = 0; g < (from.stride == 0 ? 1 : G); ++g)
+      S::load(from.first + g * from.stride, converted.first + g * converted.stride, n);
+    return {reinterpret_cast<const typename Loop::Raw*>(converted.first), from.stride == 0 ? 0 : converted.stride};
   }
 }
 

@@ -6,7 +6,8 @@ namespace ckd::cpu {
 
 // X(struct of a call): every op that runs on a CPU.
 #define CKD_CPU_CALLS(X) \
-  X(LifForward) X(LifBackward) X(SamForward) X(BatchFold) X(BatchCoefficients) X(PackBits) X(UnpackBits)
+  X(LifForward)          \
+  X(LifBackward) X(BatchStatistics) X(SamForward) X(BatchFold) X(BatchCoefficients) X(PackBits) X(UnpackBits)
 
 #define CKD_DECLARE(Call) void run(const Call& call, int threads);
 CKD_CPU_CALLS(CKD_DECLARE)

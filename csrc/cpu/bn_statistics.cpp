@@ -1,0 +1,109 @@
+// Mean and variance of every channel.
+#include "ckd/cpu.h"
+#include "lanes.h"
+#include "spans.h"
+
+namespace ckd::cpu::CKD_ISA {
+namespace {
+
+// Deviations from a pivot that is a member of the data, in double precision, so that one pass over them is accurate.
+
+// Adds those of a row of one channel, and their squares.
+template <class S>
+void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, double* squares) {
+  const Lanes pivots(pivot);
+  constexpr int kChains = 2;  // additions that do not wait for each other
+  Lanes sums[kChains], sums_of_squares[kChains];
+  int64_t i = 0;
+  for (; i + kChains * Lanes::kCount <= n; i += kChains * Lanes::kCount) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kChains; ++j) {
+      const Lanes d = Lanes::load<S>(row + i + j * Lanes::kCount) - pivots;
+      sums[j] = sums[j] + d;
+      sums_of_squares[j] = sums_of_squares[j] + d * d;
+    }
+  }
+  double s = (sums[0] + sums[1]).total(), q = (sums_of_squares[0] + sums_of_squares[1]).total();
+  for (; i < n; ++i) {
+    const double d = S::get(row[i]) - pivot;
+    s += d;
+    q += d * d;
+  }
+  *sum += s;
+  *squares += q;
+}
+
+// The same of `count` rows of one element a channel, side by side.
+template <class S>
+void add_rows(const typename S::Raw* rows, int64_t count, int64_t stride, int64_t n, const double* pivot, double* sum,
+              double* squares) {
+  int64_t i = 0;
+  for (; i + Lanes::kCount <= n; i += Lanes::kCount) {
+    const Lanes pivots(pivot + i);
+    Lanes s(sum + i), q(squares + i);
+    for (int64_t row = 0; row < count; ++row) {
+      const Lanes d = Lanes::load<S>(rows + row * stride + i) - pivots;
+      s = s + d;
+      q = q + d * d;
+    }
+    s.store(sum + i);
+    q.store(squares + i);
+  }
+  for (; i < n; ++i) {
+    for (int64_t row = 0; row < count; ++row) {
+      const double d = S::get(rows[row * stride + i]) - pivot[i];
+      sum[i] += d;
+      squares[i] += d * d;
+    }
+  }
+}
+
+template <class S>
+void statistics(const BatchStatistics& call, int threads) {
+  using Raw = typename S::Raw;
+  const int64_t channels = call.shape.channels;
+  const Raw* y = static_cast<const Raw*>(call.y);
+  // To add up, time is one more dimension outside: a frame at a time, read as it lies.
+  Shape shape = call.shape;
+  shape.outer *= shape.repeated ? 1 : shape.steps;
+  shape.steps = 1;
+  std::vector<double> pivots(channels);
+  for (int64_t c = 0; c < channels; ++c) pivots[c] = S::get(y[c * shape.inner]);
+  const Cut cut(shape, kTile, 2 * channels);
+  PartialSums partial(cut.parts(), 2 * channels);
+  cut.run(threads, [&] {
+    return [&](const Span& span) {
+      double *sum = partial.of(span.part), *squares = sum + channels;
+      const Raw* row = y + span.outer * shape.frame() + span.begin;
+      if (shape.inner == 1) {
+        constexpr int64_t kSideBySide = 8;
+        int64_t whole = 0;  // rows that are done with, beyond the one that a run belongs to
+        for_each_channel_run(shape, span.begin, span.end, [&](int64_t channel, int64_t b, int64_t e) {
+          if (whole > 0) return void(--whole);
+          const int64_t rows = e - b < channels ? 1 : std::min(kSideBySide, (span.end - span.begin - b) / channels);
+          add_rows<S>(row + b, rows, channels, e - b, pivots.data() + channel, sum + channel, squares + channel);
+          whole = rows - 1;
+        });
+        return;
+      }
+      for_each_run(shape, span.begin, span.end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
+        add_run<S>(row + b, e - b, pivots[channel], sum + channel, squares + channel);
+      });
+    };
+  });
+  const std::vector<double> sums = partial.total();
+  const double count = static_cast<double>(shape.outer * shape.rows * shape.inner);
+  for (int64_t c = 0; c < channels; ++c) {
+    const double sum = sums[c], variance = (sums[channels + c] - sum * sum / count) / count;
+    call.moments[c] = pivots[c] + sum / count;
+    call.moments[channels + c] = variance < 0 ? 0 : variance;
+  }
+}
+
+}  // namespace
+
+void run(const BatchStatistics& call, int threads) {
+  with_storage(call.dtype, [&](auto s) { statistics<decltype(s)>(call, threads); });
+}
+
+}  // namespace ckd::cpu::CKD_ISA

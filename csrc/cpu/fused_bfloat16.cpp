@@ -1,5 +1,0 @@
-#ifdef CKD_FUSED
-#include "fused.h"
-
-template struct ckd::cpu::CKD_ISA::FusedSteps<ckd::cpu::CKD_ISA::BFloat16>;
-#endif

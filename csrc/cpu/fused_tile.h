@@ -1,0 +1,101 @@
+// The way back of a tile on the fused steps.
+#pragma once
+#include "fused.h"
+#include "grad_input.h"
+#include "input.h"
+#include "upstream.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+// Which calls the fused steps serve.
+inline bool is_fused(const LifBackward& call) { return !call.grad_leak && !is_delayed(call.neuron); }
+
+template <class S>
+class FusedTile {
+ public:
+  using Real = float;
+  FusedTile(const LifBackward& call, int64_t length)
+      : call_(call),
+        at_(call.shape),
+        fused_(call.neuron),
+        recompute_(call.neuron),
+        scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
+        input_(call, scratch_),
+        upstream_(call, scratch_),
+        grad_input_(call, input_.scale(), scratch_),
+        rest_(scratch_.rows(1)),
+        v_(scratch_.rows(kGroups)),
+        gv_(scratch_.rows(1)),
+        leak_(scratch_.rows(1)),
+        unused_(scratch_.rows(kGroup)) {
+    if (!call.leak_per_channel) fill_leak(call, length, leak_);
+    fill_row(fused_.k.rest, length, rest_);
+  }
+
+  void run(int64_t outer, int64_t begin, int64_t end, double* sums) {
+    const int64_t n = end - begin, state = at_.state(outer, begin);
+    input_.start(outer, begin, end);
+    upstream_.start(outer, begin, end);
+    grad_input_.start(outer, begin, end);
+    if (call_.leak_per_channel) {
+      spread_channels(call_.shape, begin, end, static_cast<const Real*>(call_.leak), leak_);
+    }
+    load_state(call_.grad_v, state, Real(0), n, gv_);
+    for (int64_t chunk = checkpoint_count(call_.shape.steps); chunk >= 0; --chunk) {
+      const int64_t first = chunk * kCheckpointEvery;
+      const int64_t last = std::min<int64_t>(call_.shape.steps, first + kCheckpointEvery);
+      const Real* start = chunk_start(chunk, state);
+      before_groups(start, first, last, n);
+      in_groups_back(first, last, [&](int64_t t, auto group) {
+        constexpr int G = decltype(group)::value;
+        const int64_t place = (t - first) / kGroup + (G == 1 && (t - first) % kGroup == 2 ? 1 : 0);
+        const auto gx = grad_input_.template rows<G>(t);
+        fused_.steps.template get<G>()(fused_.k, fused_.back, n,
+                                       {input_.template rows<G>(t), upstream_.template rows<G>(t), gx, leak_,
+                                        place == 0 ? start : v_ + (place - 1) * scratch_.stride(), gv_});
+        grad_input_.template take<G>(t, {gx.first, gx.stride});
+      });
+    }
+    if (call_.grad_v_init) std::memcpy(static_cast<Real*>(call_.grad_v_init) + state, gv_, n * sizeof(Real));
+    grad_input_.finish(sums);
+  }
+
+ private:
+  // Room for v before every group of a chunk but the first: 3 of 4 steps, or 2 and one of 2 and one of 1.
+  static constexpr int64_t kGroups = kCheckpointEvery / kGroup;
+  static constexpr int64_t kRows = 1 + kGroups + 2 + kGroup;
+
+  // v before the first step of a chunk.
+  const Real* chunk_start(int64_t chunk, int64_t state) const {
+    if (chunk > 0) {
+      return static_cast<const Real*>(call_.checkpoints) + (chunk - 1) * call_.shape.outer * at_.frame + state;
+    }
+    return call_.v_init ? static_cast<const Real*>(call_.v_init) + state : rest_;
+  }
+
+  // v before each further group of the chunk [first, last), a row each.
+  void before_groups(const Real* start, int64_t first, int64_t last, int64_t n) {
+    const Real* before = start;
+    Real* after = v_;
+    in_groups(first, last, [&](int64_t t, auto group) {
+      constexpr int G = decltype(group)::value;
+      if (t + G == last) return;
+      recompute_.steps.template get<G>()(fused_.k, n, input_.template rows<G>(t), leak_, {before, after},
+                                         {unused_, scratch_.stride()});
+      before = after;
+      after += scratch_.stride();
+    });
+  }
+
+  const LifBackward& call_;
+  const Address at_;
+  const FusedSteps fused_;
+  const RecomputeSteps<Float32> recompute_;
+  Scratch<Real> scratch_;
+  Input<S, Float32> input_;
+  Upstream<S> upstream_;
+  GradInput<S> grad_input_;
+  Real *rest_, *v_, *gv_, *leak_, *unused_;
+};
+
+}  // namespace ckd::cpu::CKD_ISA

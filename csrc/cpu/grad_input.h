@@ -1,0 +1,180 @@
+// Where the gradient of what charged a tile's neurons goes: to x as it is, or back through a normalisation.
+#pragma once
+#include "tile.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+// sum += gx and moment += gx*(y - mean), the last step first.
+template <int G, class L>
+void reduce_steps(int64_t n, Rows<const typename L::Real> gx, Rows<const typename L::Raw> y,
+                  const typename L::Real* __restrict mean, typename L::Real* __restrict sum,
+                  typename L::Real* __restrict moment) {
+  using Real = typename L::Real;
+  const Real* __restrict gradient = gx.first;
+  const typename L::Raw* __restrict from = y.first;
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    Real s = sum[i], m = moment[i];
+#pragma GCC unroll 4
+    for (int g = G - 1; g >= 0; --g) {
+      const Real value = gradient[g * gx.stride + i];
+      s = s + value;
+      m = m + value * (L::get(from[g * y.stride + i]) - mean[i]);
+    }
+    sum[i] = s;
+    moment[i] = m;
+  }
+}
+
+// A row each of what a channel has.
+template <class Real>
+struct BatchTerms {
+  const Real *mean, *offset, *slope, *scale;
+};
+
+// dL/dy from dL/dx; with Batch, y's own statistics normalised it.
+template <int G, bool Batch, class L>
+void apply_steps(int64_t n, Rows<const typename L::Real> gx, Rows<const typename L::Raw> y,
+                 BatchTerms<typename L::Real> terms, Rows<typename L::Raw> gy) {
+  using Real = typename L::Real;
+  const Real* __restrict gradient = gx.first;
+  const typename L::Raw* __restrict from = y.first;
+  typename L::Raw* __restrict to = gy.first;
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      Real value = gradient[g * gx.stride + i];
+      if constexpr (Batch) {
+        const Real centred = L::get(from[g * y.stride + i]) - terms.mean[i];
+        value = (value - terms.offset[i]) - centred * terms.slope[i];
+      }
+      to[g * gy.stride + i] = L::put(value * terms.scale[i]);
+    }
+  }
+}
+
+template <class S>
+class GradInput {
+  using Raw = typename S::Raw;
+  using Real = typename S::Real;
+  using Loop = typename InLoop<S>::type;
+
+ public:
+  static constexpr int64_t kRows = 5 + (kConverts<S> ? 3 : 1) * kGroup;
+
+  // `scale`: a row that holds y's scale by the time that `start` is called.
+  GradInput(const LifBackward& call, const Real* scale, Scratch<Real>& scratch)
+      : call_(call),
+        at_(call.shape),
+        stride_(scratch.stride()),
+        scale_(scale),
+        mean_(scratch.rows(1)),
+        offset_(scratch.rows(1)),
+        slope_(scratch.rows(1)),
+        sum_(scratch.rows(1)),
+        moment_(scratch.rows(1)),
+        rows_(scratch.rows(kGroup)) {
+    if constexpr (kConverts<S>) converted_ = scratch.rows(2 * kGroup);
+  }
+
+  void start(int64_t outer, int64_t begin, int64_t end) {
+    outer_ = outer;
+    begin_ = begin;
+    n_ = end - begin;
+    spread(call_.mean, mean_);
+    if (call_.sums) {
+      fill_row(Real(0), n_, moment_);
+    } else if (call_.affine.scale) {
+      spread(call_.offset, offset_);
+      spread(call_.slope, slope_);
+    }
+    if (call_.sums || call_.shape.repeated) fill_row(Real(0), n_, sum_);
+  }
+
+  // Where the steps write dL/dx of G steps from step t on, before `take`.
+  template <int G>
+  Rows<Real> rows(int64_t t) {
+    if constexpr (std::is_same_v<RealOf<S>, S>) {
+      if (is_direct()) return {static_cast<Real*>(call_.grad_x) + at_.step(outer_, t, begin_), at_.frame};
+    }
+    return {rows_, stride_};
+  }
+
+  // Groups come from the last to the first.
+  template <int G>
+  void take(int64_t t, Rows<const Real> gx) {
+    if constexpr (std::is_same_v<RealOf<S>, S>) {
+      if (is_direct()) return;
+    }
+    if (call_.grad_residual) store<G>(gx, static_cast<Raw*>(call_.grad_residual) + at_.step(outer_, t, begin_));
+    if (!call_.shape.repeated) return pass_on<G>(t, gx);
+    for (int g = G - 1; g >= 0; --g) {
+      const Real* row = gx.first + g * gx.stride;
+      CKD_SIMD
+      for (int64_t i = 0; i < n_; ++i) sum_[i] += row[i];
+    }
+  }
+
+  // `sums`, where asked for: [2, channels].
+  void finish(double* sums) {
+    if (call_.shape.repeated) {
+      if (call_.sums) {
+        load_row<S>(y_rows(0).first, rows_, n_);
+        CKD_SIMD
+        for (int64_t i = 0; i < n_; ++i) moment_[i] = sum_[i] * (rows_[i] - mean_[i]);
+      } else {
+        pass_on<1>(0, {sum_, 0});
+      }
+    }
+    if (!call_.sums) return;
+    gather_channels(call_.shape, begin_, begin_ + n_, sum_, sums);
+    gather_channels(call_.shape, begin_, begin_ + n_, moment_, sums + call_.shape.channels);
+  }
+
+ private:
+  bool is_direct() const { return !call_.affine.scale && !call_.shape.repeated; }
+
+  void spread(const void* values, Real* row) {
+    if (values) spread_channels(call_.shape, begin_, begin_ + n_, static_cast<const Real*>(values), row);
+  }
+
+  Rows<const Raw> y_rows(int64_t t) const {
+    return {static_cast<const Raw*>(call_.x) + at_.x(outer_, t, begin_), at_.frame};
+  }
+
+  template <int G>
+  void store(Rows<const Real> from, Raw* to) {
+    for (int g = 0; g < G; ++g) store_row<S>(from.first + g * from.stride, to + g * at_.frame, n_);
+  }
+
+  template <int G>
+  void pass_on(int64_t t, Rows<const Real> gx) {
+    Raw* to = static_cast<Raw*>(call_.grad_x) + (call_.sums ? 0 : at_.x(outer_, t, begin_));
+    if (!call_.affine.scale) return store<G>(gx, to);
+    const auto y = loop_rows<G, S>(y_rows(t), n_, {converted_, stride_});
+    if (call_.sums) return reduce_steps<G, Loop>(n_, gx, y, mean_, sum_, moment_);
+    Rows<typename Loop::Raw> gy{};
+    if constexpr (kConverts<S>) {
+      gy = {reinterpret_cast<typename Loop::Raw*>(converted_) + kGroup * stride_, stride_};
+    } else {
+      gy = {to, at_.frame};
+    }
+    const BatchTerms<Real> terms{mean_, offset_, slope_, scale_};
+    if (call_.mean) {
+      apply_steps<G, true, Loop>(n_, gx, y, terms, gy);
+    } else {
+      apply_steps<G, false, Loop>(n_, gx, y, terms, gy);
+    }
+    if constexpr (kConverts<S>) store<G>({converted_ + kGroup * stride_, stride_}, to);
+  }
+
+  const LifBackward& call_;
+  const Address at_;
+  const int64_t stride_;
+  const Real* scale_;
+  Real *mean_, *offset_, *slope_, *sum_, *moment_, *rows_, *converted_ = nullptr;
+  int64_t outer_ = 0, begin_ = 0, n_ = 0;
+};
+
+}  // namespace ckd::cpu::CKD_ISA

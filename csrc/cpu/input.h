@@ -1,0 +1,102 @@
+// What charges a neuron: x, or what a normalisation and a residual make of it.
+#pragma once
+#include "tile.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+template <int G, bool Residual, class L>
+void normalise_steps(int64_t n, Rows<const typename L::Raw> y, const typename L::Real* __restrict scale,
+                     const typename L::Real* __restrict shift, Rows<const typename L::Raw> residual,
+                     Rows<typename L::Real> x) {
+  using Real = typename L::Real;
+  const typename L::Raw* __restrict from = y.first;
+  const typename L::Raw* __restrict other = residual.first;
+  Real* __restrict to = x.first;
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const Real normalised = L::get(from[g * y.stride + i]) * scale[i] + shift[i];
+      if constexpr (Residual) {
+        to[g * x.stride + i] = normalised + L::get(other[g * residual.stride + i]);
+      } else {
+        to[g * x.stride + i] = normalised;
+      }
+    }
+  }
+}
+
+// The rows of a tile that charge its neurons, in place where they are of type `In`, else in the arithmetic's type.
+template <class S, class In>
+class Input {
+  using Raw = typename S::Raw;
+  using Real = typename S::Real;
+  using Loop = typename InLoop<S>::type;
+
+ public:
+  // How many rows of scratch memory it takes.
+  static constexpr int64_t kRows = 2 + (kConverts<S> ? 3 : 1) * kGroup;
+
+  template <class Call>
+  Input(const Call& call, Scratch<Real>& scratch)
+      : shape_(call.shape),
+        at_(call.shape),
+        x_(static_cast<const Raw*>(call.x)),
+        affine_(call.affine),
+        stride_(scratch.stride()),
+        scale_(scratch.rows(1)),
+        shift_(scratch.rows(1)),
+        rows_(scratch.rows(kGroup)) {
+    if constexpr (kConverts<S>) converted_ = scratch.rows(2 * kGroup);
+  }
+
+  // Goes to the elements [begin, end) of a frame.
+  void start(int64_t outer, int64_t begin, int64_t end) {
+    outer_ = outer;
+    begin_ = begin;
+    n_ = end - begin;
+    if (!affine_.scale) return;
+    spread_channels(shape_, begin, end, static_cast<const Real*>(affine_.scale), scale_);
+    spread_channels(shape_, begin, end, static_cast<const Real*>(affine_.shift), shift_);
+  }
+
+  // Of each element's channel, where a normalisation charges them.
+  const Real* scale() const { return scale_; }
+
+  // Those of G steps from step t on, until the next call.
+  template <int G>
+  Rows<const typename In::Raw> rows(int64_t t) {
+    const Rows<const Raw> from{x_ + at_.x(outer_, t, begin_), shape_.repeated ? 0 : at_.frame};
+    if constexpr (std::is_same_v<In, S>) {
+      if (!affine_.scale) return from;
+    }
+    const bool once = shape_.repeated && !affine_.residual;
+    const Rows<Real> to{rows_, stride_};
+    if (!affine_.scale) {
+      for (int g = 0; g < (once ? 1 : G); ++g) load_row<S>(from.first + g * from.stride, rows_ + g * stride_, n_);
+    } else if (affine_.residual) {
+      const Rows<const Raw> residual{static_cast<const Raw*>(affine_.residual) + at_.step(outer_, t, begin_),
+                                     at_.frame};
+      normalise_steps<G, true, Loop>(n_, loop_rows<G, S>(from, n_, {converted_, stride_}), scale_, shift_,
+                                     loop_rows<G, S>(residual, n_, {converted_ + kGroup * stride_, stride_}), to);
+    } else if (once) {
+      const auto y = loop_rows<1, S>(from, n_, {converted_, stride_});
+      normalise_steps<1, false, Loop>(n_, y, scale_, shift_, {}, to);
+    } else {
+      const auto y = loop_rows<G, S>(from, n_, {converted_, stride_});
+      normalise_steps<G, false, Loop>(n_, y, scale_, shift_, {}, to);
+    }
+    return {reinterpret_cast<const typename In::Raw*>(rows_), once ? 0 : stride_};
+  }
+
+ private:
+  const Shape& shape_;
+  const Address at_;
+  const Raw* x_;
+  const Affine affine_;
+  const int64_t stride_;
+  Real *scale_, *shift_, *rows_, *converted_ = nullptr;
+  int64_t outer_ = 0, begin_ = 0, n_ = 0;
+};
+
+}  // namespace ckd::cpu::CKD_ISA

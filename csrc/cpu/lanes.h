@@ -1,0 +1,135 @@
+// Sums in double precision over eight lanes: the same order of additions whatever the instruction set's width.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "storage.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+class Lanes {
+#if defined(__AVX512F__)
+  static constexpr int kWidth = 8;
+#elif defined(__AVX2__) && defined(__F16C__)
+  static constexpr int kWidth = 4;
+#else
+  static constexpr int kWidth = 2;
+#endif
+  static constexpr int kParts = 8 / kWidth;
+  typedef double Part __attribute__((vector_size(8 * kWidth)));
+
+ public:
+  static constexpr int kCount = 8;
+
+  CKD_FN Lanes() : parts_{} {}
+  CKD_FN explicit Lanes(double value) {
+    for (Part& part : parts_) part = value - Part{};
+  }
+  CKD_FN explicit Lanes(const double* from) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) std::memcpy(&parts_[p], from + p * kWidth, sizeof(Part));
+  }
+
+  template <class S>
+  CKD_FN static Lanes load(const typename S::Raw* from) {
+    Lanes result;
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) result.parts_[p] = widen(from + p * kWidth, S{});
+    return result;
+  }
+
+  CKD_FN void store(double* to) const {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) std::memcpy(to + p * kWidth, &parts_[p], sizeof(Part));
+  }
+
+  CKD_FN friend Lanes operator+(const Lanes& a, const Lanes& b) {
+    return a.with(b, [](Part x, Part y) { return x + y; });
+  }
+  CKD_FN friend Lanes operator-(const Lanes& a, const Lanes& b) {
+    return a.with(b, [](Part x, Part y) { return x - y; });
+  }
+  CKD_FN friend Lanes operator*(const Lanes& a, const Lanes& b) {
+    return a.with(b, [](Part x, Part y) { return x * y; });
+  }
+
+  // Halves are added up until one is left.
+  CKD_FN double total() const {
+    typedef double Two __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+    const Part four = parts_[0] + __builtin_shufflevector(parts_[0], parts_[0], 4, 5, 6, 7, 4, 5, 6, 7);
+    const Two two = __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
+#elif defined(__AVX2__) && defined(__F16C__)
+    const Part four = parts_[0] + parts_[1];
+    const Two two = __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
+#else
+    const Two two = (parts_[0] + parts_[2]) + (parts_[1] + parts_[3]);
+#endif
+    return two[0] + two[1];
+  }
+
+ private:
+#if defined(__AVX512F__)
+  CKD_FN static Part widen(__m256 floats) { return reinterpret_cast<Part>(_mm512_cvtps_pd(floats)); }
+  CKD_FN static Part widen(const uint32_t* from, Float32) {
+    return widen(_mm256_loadu_ps(reinterpret_cast<const float*>(from)));
+  }
+  CKD_FN static Part widen(const uint16_t* from, BFloat16) {
+    const __m256i raw = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return widen(_mm256_castsi256_ps(_mm256_slli_epi32(raw, 16)));
+  }
+  CKD_FN static Part widen(const uint16_t* from, Float16) {
+    return widen(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
+#elif defined(__AVX2__) && defined(__F16C__)
+  CKD_FN static Part widen(__m128 floats) { return reinterpret_cast<Part>(_mm256_cvtps_pd(floats)); }
+  CKD_FN static Part widen(const uint32_t* from, Float32) {
+    return widen(_mm_loadu_ps(reinterpret_cast<const float*>(from)));
+  }
+  CKD_FN static Part widen(const uint16_t* from, BFloat16) {
+    const __m128i raw = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    return widen(_mm_castsi128_ps(_mm_slli_epi32(raw, 16)));
+  }
+  CKD_FN static Part widen(const uint16_t* from, Float16) {
+    return widen(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
+#endif
+  template <class S>
+  CKD_FN static Part widen(const typename S::Raw* from, S) {
+    Part part;
+    for (int j = 0; j < kWidth; ++j) part[j] = S::get(from[j]);
+    return part;
+  }
+
+  template <class F>
+  CKD_FN Lanes with(const Lanes& other, const F& f) const {
+    Lanes result;
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) result.parts_[p] = f(parts_[p], other.parts_[p]);
+    return result;
+  }
+
+  Part parts_[kParts];
+};
+
+// Of a row of the arithmetic's type.
+template <class Real>
+inline double sum_row(const Real* row, int64_t n) {
+  using S = std::conditional_t<std::is_same_v<Real, double>, Float64, Float32>;
+  constexpr int kChains = 4;  // additions that do not wait for each other
+  const auto* from = reinterpret_cast<const typename S::Raw*>(row);
+  Lanes lanes[kChains];
+  int64_t i = 0;
+  for (; i + kChains * Lanes::kCount <= n; i += kChains * Lanes::kCount) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kChains; ++j) lanes[j] = lanes[j] + Lanes::load<S>(from + i + j * Lanes::kCount);
+  }
+  double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])).total();
+  for (; i < n; ++i) sum += row[i];
+  return sum;
+}
+
+}  // namespace ckd::cpu::CKD_ISA
