@@ -176,10 +176,29 @@ def test_another_size_of_bn_lif_compiles_nothing(gpu: FakeGPU) -> None:
     for time_steps in (1, 2, 7, 8, 16, 40):
         step(time_steps, 2, 16, 8, 8)
     step(4, 16, 64, 32, 32)
-    step(6, 3, 21, 7, 7)
+    step(6, 3, 20, 7, 7)
     step(4, 2, 16, 8, 8, offset=1)
     assert gpu.launches == launched + 9 * 8
     assert len(gpu.requests) == len(compiled)
+
+
+def test_vectors_of_an_odd_number_of_channels_do_not_make_accesses_narrow(gpu: FakeGPU) -> None:
+    # They are rows of one tensor, so that they start anywhere.
+    normalised(torch.zeros(4, 2, 16, 8, 8))
+    compiled = len(gpu.requests)
+    chosen = []
+    launch = Kernel.launch
+
+    def seen(self: Kernel, tiles: Any, variants: Any, variant: Any, *others: Any, **constants: Any) -> None:
+        chosen.append(variant)
+        launch(self, tiles, variants, variant, *others, **constants)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernel, "launch", seen)
+        normalised(torch.zeros(4, 2, 19, 8, 8))
+    assert len(chosen) == 4
+    assert all(variant.aligned for variant in chosen)
+    assert len(gpu.requests) == compiled
 
 
 def test_another_option_compiles(gpu: FakeGPU) -> None:

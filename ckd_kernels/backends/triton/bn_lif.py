@@ -147,7 +147,8 @@ def bn_lif_reduce(
     if checkpoints is None:
         checkpoints = y.new_empty((0,), dtype=torch.float32)
     inputs = (y, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean)
-    tiles = cut(layout, inputs)
+    tensors = (y, residual, v_init, checkpoints, grad_spikes, grad_v, grad_sam)
+    tiles = cut(layout, tensors, (scale, shift, leak, mean))
     variants = variants_of(y.element_size(), narrow_short=True, narrow_long=True)
     variant = chosen(variants, tiles, layout.steps)
     shared = strips(tiles, variant)

@@ -223,7 +223,7 @@ def lif_forward(
     if checkpoints is None:
         checkpoints = x.new_empty((0,), dtype=torch.float32)
     inputs = (x, scale, shift, residual, v_init, leak, spikes, v_last)
-    tiles = cut(layout, (*inputs, checkpoints))
+    tiles = cut(layout, (x, residual, v_init, spikes, v_last, checkpoints), (scale, shift, leak))
     variants = _variants(x.element_size(), tiles.channel_axis is not None, residual is not None)
     variant = variants[0 if tiles.aligned else 1]
     with torch.cuda.device_of(x):

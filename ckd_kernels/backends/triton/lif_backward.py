@@ -367,7 +367,8 @@ def lif_backward(
         checkpoints = x.new_empty((0,), dtype=torch.float32)
     inputs = (x, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean, offset, slope)
     outputs = (grad_x, grad_residual, grad_v_init)
-    tiles = cut(layout, inputs + outputs)
+    tensors = (x, residual, v_init, checkpoints, grad_spikes, grad_v, grad_sam, *outputs)
+    tiles = cut(layout, tensors, (scale, shift, leak, mean, offset, slope))
     learnt, normalised = leak is not None and grad_leak is not None, scale is not None
     variants = variants_of(x.element_size(), narrow_short=learnt and normalised, narrow_long=learnt or normalised)
     variant = chosen(variants, tiles, layout.steps)

@@ -25,6 +25,9 @@ from ...ops.layout import Layout
 # Accesses are 16 bytes wide where rows are multiples of so many elements and every tensor starts at 16 bytes.
 _UNIT = 16
 
+# Pointers to vectors of one value a channel.
+VECTORS = ("leak_ptr", "scale_ptr", "shift_ptr", "mean_ptr", "offset_ptr", "slope_ptr")
+
 # No fused multiply-add, the numerics contract; loads are grouped by hand, so that Triton need not pipeline them.
 # 128 threads, in warps of 32, or AMD's of 64.
 OPTIONS = {"enable_fp_fusion": False, "num_warps": 2 if torch.version.hip else 4, "num_stages": 1}
@@ -61,8 +64,8 @@ class Tiles(NamedTuple):
         return -(-self.height // height), -(-self.width // width)
 
 
-def cut(layout: Layout, tensors: Sequence[Tensor | None]) -> Tiles:
-    """The tiles of a call that reads and writes these tensors."""
+def cut(layout: Layout, tensors: Sequence[Tensor | None], vectors: Sequence[Tensor | None] = ()) -> Tiles:
+    """The tiles of a call that reads and writes these tensors, and these vectors of one value a channel."""
     channel_axis: int | None
     if layout.channel_dim < 0:
         channel_axis, shape = None, (1, 1, layout.frame)
@@ -70,6 +73,8 @@ def cut(layout: Layout, tensors: Sequence[Tensor | None]) -> Tiles:
         channel_axis, shape = 0, (layout.rows, layout.channels, layout.inner)
     else:
         channel_axis, shape = 1, (1, layout.rows, layout.channels)
+    if channel_axis == 1:
+        tensors = (*tensors, *vectors)  # as wide as the tile; else they are read one value a row, wherever it lies
     aligned = shape[2] % _UNIT == 0 and all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
     return Tiles(layout.outer, *shape, channel_axis, aligned)
 
@@ -77,19 +82,22 @@ def cut(layout: Layout, tensors: Sequence[Tensor | None]) -> Tiles:
 class Kernel:
     """A function in Triton's language, compiled when a configuration (types, options) is first called.
 
-    All variants of the configuration are compiled then, so that another size compiles nothing.  The
-    function takes tensors named ``*_ptr``; ``slabs, panels, height, width_units, down, across``; further scalars;
-    and constants, among them ``CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH, STEPS``.  Every scalar's type is
-    annotated: Triton then specialises on no value.
+    All variants of the configuration are compiled then, so that another size compiles nothing.  The function takes
+    tensors named ``*_ptr``, among them `VECTORS`; ``slabs, panels, height, width_units, down, across``; further
+    scalars; and constants, among them ``CHANNEL_AXIS, UNIT, BLOCK_HEIGHT, BLOCK_WIDTH, STEPS``.  Every scalar's type
+    is annotated: Triton then specialises on no value.
     """
 
     def __init__(self, function: Callable) -> None:
         names = [n for n, p in inspect.signature(function).parameters.items() if p.annotation is not tl.constexpr]
         pointers = [n for n in names if n.endswith("_ptr")]
         scalars = [n for n in names if n not in pointers]
+        vectors = [n for n in pointers if n in VECTORS]
+        # What need not start at 16 bytes, by whether the tiles do and whether the vectors lie along their rows.
+        anywhere = {(True, True): [], (True, False): vectors, (False, True): pointers, (False, False): pointers}
         self._jit = {
-            True: triton.jit(function, do_not_specialize=scalars),
-            False: triton.jit(function, do_not_specialize=scalars, do_not_specialize_on_alignment=pointers),
+            key: triton.jit(function, do_not_specialize=scalars, do_not_specialize_on_alignment=names)
+            for key, names in anywhere.items()
         }
         self._complete: set[Any] = set()
 
@@ -117,10 +125,11 @@ class Kernel:
             }
             return (*sizes, *scalars), named | constants | OPTIONS
 
+        wide = tiles.channel_axis == 1
         down, across = tiles.grid(chosen)
         grid = (programs or tiles.outer * tiles.panels * down * across,)
         plain, named = arguments(chosen)
-        compiled = self._jit[chosen.aligned][grid](*tensors, *plain, **named)
+        compiled = self._jit[chosen.aligned, wide][grid](*tensors, *plain, **named)
         if compiled in self._complete:
             return
         self._complete.add(compiled)
@@ -128,7 +137,7 @@ class Kernel:
             if other != chosen:
                 plain, named = arguments(other)
                 dtypes = [None if t is None else t.dtype for t in tensors]  # each stands for an aligned tensor
-                self._jit[other.aligned].warmup(*dtypes, *plain, grid=grid, **named)
+                self._jit[other.aligned, wide].warmup(*dtypes, *plain, grid=grid, **named)
 
 
 class Tile(NamedTuple):
