@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ckd_kernels import Neuron, lif, sam, use_backend
+from ckd_kernels import Neuron, bn_lif, lif, sam, use_backend
 from ckd_kernels.backends import reference
 from ckd_kernels.backends import triton as backend
 from ckd_kernels.ops.layout import layout_of
@@ -71,6 +71,37 @@ def test_writes_its_outputs_and_nothing_else(shape: str, channels_last: bool, of
         assert torch.equal(expected, actual)
 
 
+@pytest.mark.parametrize("offset", [16, 1], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bn_lif_writes_its_outputs_and_nothing_else(shape: str, channels_last: bool, offset: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y, residual, g = (torch.randn(SHAPES[shape], generator=generator) + 0.5 for _ in range(3))
+    if channels_last:
+        y, residual, g = (t.movedim(2, -1).contiguous().movedim(-1, 2) for t in (y, residual, g))
+    layout = layout_of(y, time_dim=0, time_steps=y.shape[0], channel_dim=2)
+    assert layout is not None
+    pair, channel = torch.empty(2, y.shape[2], dtype=torch.float64), torch.rand(y.shape[2], generator=generator)
+    written = []
+    for implementation in (reference, backend):
+        guarded = Guarded(offset)
+        neuron = Neuron(charge="decay", reset="soft")
+        given = [guarded.holding(t) for t in (y, channel + 0.5, channel - 0.5, residual)]
+        moments, spikes, sums = guarded.like(pair), guarded.like(y), guarded.like(pair)
+        implementation.bn_statistics(layout, given[0], moments)
+        implementation.bn_lif_forward(neuron, layout, *given, None, None, spikes, None, None, None)
+        upstream, mean = (None, None, None, guarded.holding(g), None, None), guarded.holding(channel)
+        implementation.bn_lif_reduce(neuron, layout, *given, *upstream, mean, sums)
+        grads = guarded.like(y), guarded.like(y)
+        through = mean, guarded.holding(channel * 0.1), guarded.holding(channel * 0.2)
+        implementation.bn_lif_backward(neuron, layout, *given, *upstream, *through, *grads, None, None)
+        guarded.check()
+        written.append((moments, sums, spikes, *grads))
+    for expected, actual in zip(*written, strict=True):
+        close = 1e-13 if expected.dtype == torch.float64 else 0.0
+        torch.testing.assert_close(actual, expected, rtol=close, atol=close)
+
+
 def test_checkpoints_are_written_between_the_chunks() -> None:
     x = torch.randn(33, 20)
     layout = layout_of(x, time_dim=0, time_steps=33, channel_dim=-1)
@@ -113,7 +144,11 @@ def test_float64_is_refused() -> None:
         lif(torch.ones(2, 3, dtype=torch.float64), Neuron())
 
 
+@pytest.mark.usefixtures("poisoned")
 def test_empty_tensors() -> None:
     for shape in ((0, 3), (3, 0)):
         with use_backend("triton"):
             assert lif(torch.ones(shape), Neuron()).shape == shape
+            out = bn_lif(torch.ones((*shape, 2)), None, None, None, None, Neuron(), return_v=True, return_sam=True)
+            assert not out.v.isnan().any()
+            assert not out.sam.isnan().any()
