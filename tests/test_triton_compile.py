@@ -176,7 +176,7 @@ def test_another_size_of_bn_lif_compiles_nothing(gpu: FakeGPU) -> None:
     for time_steps in (1, 2, 7, 8, 16, 40):
         step(time_steps, 2, 16, 8, 8)
     step(4, 16, 64, 32, 32)
-    step(6, 3, 20, 7, 7)
+    step(6, 3, 21, 7, 7)
     step(4, 2, 16, 8, 8, offset=1)
     assert gpu.launches == launched + 9 * 8
     assert len(gpu.requests) == len(compiled)
