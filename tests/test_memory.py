@@ -93,6 +93,26 @@ def test_gradients_are_the_same_bits(target, dtype, channels_last, packs):
     assert packs == [3 * 2 * 6 * 8 * 8, 3 * 2 * 5 * 4 * 4][: 1 if channels_last else 2]
 
 
+def test_spikes_of_normalised_neurons(packs):
+    """A residual network of BatchNormLIF: convolution, neuron, convolution, residual, neuron."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+    norms = [layers.BatchNormLIF(6) for _ in range(2)]
+    head = nn.Linear(6 * 8 * 8, 7)
+    module = nn.ModuleList([first, second, *norms, head])
+
+    def run(x):
+        spikes = norms[0](first(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        out = norms[1](second(spikes.flatten(0, 1)).unflatten(0, x.shape[:2]), spikes)
+        return head(out.flatten(2))
+
+    x = currents(3, 2, 3, 8, 8)
+    plain = gradients(module, x, run=run)
+    assert_same_gradients(gradients(module, x, one_bit_spikes(), run), plain)
+    assert set(packs) == {3 * 2 * 6 * 8 * 8}
+    assert len(packs) == 2
+
+
 VIEWS = {
     "itself": lambda s: s,
     "flatten": lambda s: s.flatten(0, 1),
