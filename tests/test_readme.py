@@ -9,7 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["lif", "swap", "convert"])
+@pytest.mark.parametrize(
+    "code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["lif", "swap", "one bit", "convert"]
+)
 def test_example_runs(code):
     exec(compile(code, "README.md", "exec"), {})
 
