@@ -19,8 +19,12 @@ FLAGS = (
     *("-std=c++20", "-cubin", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false", "-Xptxas=-v"),
     "-Werror=all-warnings",
 )
-# Every storage type and every architecture once; all their pairs would take minutes.
-UNITS = [("lif_float32", 100), ("lif_bfloat16", 90), ("lif_float16", 80), ("sam", 120), ("pack", 90)]
+# Every storage type and every architecture; all their pairs would take minutes.
+UNITS = [
+    *(("lif_float32", 100), ("lif_bfloat16", 90), ("lif_float16", 80), ("sam", 120), ("pack", 90)),
+    *(("bn_lif_float32", 90), ("bn_lif_bfloat16", 100)),
+    *(("bn_reduce_float32", 120), ("bn_reduce_float16", 90), ("bn_statistics", 80)),
+]
 
 
 def find_nvcc() -> str | None:
@@ -104,19 +108,30 @@ def test_nothing_lives_in_local_memory(unit: Unit) -> None:
 def test_registers_leave_room_for_enough_threads(unit: Unit) -> None:
     """A multiprocessor has 65,536 registers; memory latency is hidden by its threads, each with its loads in flight."""
     if unit.name == "sam":
-        assert max(registers(unit, "sam_kernel")) <= 64
-        return
-    if unit.name == "pack":
+        assert max(registers(unit, "sam_kernel")) <= 80
+    elif unit.name == "pack":
         assert max(registers(unit, "pack_bits_kernel")) <= 32
-        return
-    assert max(registers(unit, "lif_forward_kernel")) <= 64
-    assert max(registers(unit, "lif_forward_sam_kernel")) <= 96
-    # The usual neurons at 1 and at 4 steps: 1,024 and 512 threads at least.
-    assert max(registers(unit, "lif_backward_kernel", "OneNeuron", "Li1ELb0E")) <= 64
-    assert max(registers(unit, "lif_backward_kernel", "OneNeuron", "Li4ELb0E")) <= 128
+    elif unit.name == "bn_statistics":
+        assert max(registers(unit, "statistics_kernel")) <= 96
+    elif unit.name.startswith("lif"):
+        assert max(registers(unit, "lif_forward_kernel")) <= 96
+        assert max(registers(unit, "lif_forward_sam_kernel")) <= 128
+        # The usual neurons at 1 step, at 4 and at any number: 1,024 and 512 threads at least.
+        assert max(registers(unit, "lif_backward_kernel", "OneNeuron", "Li1ELb0ELb0E")) <= 64
+        assert max(registers(unit, "lif_backward_kernel", "OneNeuron")) <= 128
+    elif unit.name.startswith("bn_lif"):
+        assert max(registers(unit, "lif_forward_kernel")) <= 128
+        assert max(registers(unit, "lif_forward_sam_kernel")) <= 128
+        assert max(registers(unit, "lif_backward_kernel", "OneNeuron", "Li1ELb")) <= 64
+        assert max(registers(unit, "lif_backward_kernel", "OneNeuron")) <= 128
+    else:
+        assert max(registers(unit, "bn_reduce_kernel", "OneNeuron")) <= 128
+    # Any neuron: 256 threads.
+    assert max(kernel.registers for kernel in unit.kernels.values()) <= 255
 
 
 def test_accesses_are_16_bytes_wide(unit: Unit) -> None:
+    """What W neighbours have in storage is one access; W*4 bytes in float32, W*2 otherwise, and never less than 8."""
     disassembler = find_disassembler()
     if disassembler is None:
         pytest.skip("no cuobjdump in PATH or in an installed Triton")
@@ -133,30 +148,36 @@ def test_accesses_are_16_bytes_wide(unit: Unit) -> None:
         kernels = {"pack_bits_kernelI": (4, 0), "unpack_bits_kernelI": (0, 4)}
         assert counts == {kernel + raw: wide for kernel, wide in kernels.items() for raw in "tj"}
         return
-    width = 4 if "float32" in unit.name else 8
-    wide = 0
+    vector = 0
     for function in text.split("Function : ")[1:]:
         name = function.split("\n", 1)[0].strip()
-        # Template arguments of the vector kernels: the storage type, then W.
-        if not re.search(rf"(?:sam|backward|forward)_kernelI\S*?Li{width}E", name):
+        # Template arguments of the vector kernels: the types, then W.
+        width = re.search(r"(?:sam|backward|forward|statistics|reduce)_kernelI\S*?Li(\d)E", name)
+        if width is None or width[1] == "1":
             continue
-        wide += 1
-        assert re.search(r"LDG\.E\.128", function), name
-        if "sam_kernel" not in name or "forward" in name:
-            assert re.search(r"STG\.E\.128", function), name
+        vector += 1
+        half = "6__half" in name or "__nv_bfloat16" in name
+        bits = int(width[1]) * (16 if half else 32)
+        assert re.search(rf"LDG\.E\.{bits}\b", function), name
+        if "forward" in name or "backward" in name:
+            assert re.search(rf"STG\.E\.{bits}\b", function), name
         assert not re.search(r"\b(LDL|STL)\b", function), name
         # Nothing is stored in 2-byte pieces.
         assert not re.search(r"STG\.E\.U?16", function), name
-    assert wide >= (4 if unit.name == "sam" else 12)
+        usual = "forward" in name or "OneNeuron" in name
+        if unit.name.startswith("lif") and usual and not re.search(r"Li0ELb|Li0ENS", name):
+            assert bits == 128, name
+    assert vector >= (3 if unit.name in ("sam", "bn_statistics") else 8)
 
 
-def test_nothing_is_fused(units: dict[tuple[str, int], Unit], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["lif_float32", "bn_lif_float32", "bn_reduce_float32"])
+def test_nothing_is_fused(units: dict[tuple[str, int], Unit], tmp_path: Path, name: str) -> None:
     """Products and sums of a neuron stay apart.  (Divisions become FFMAs in machine code, hence PTX.)"""
     nvcc = find_nvcc()
     assert nvcc is not None
     ptx = tmp_path / "lif.ptx"
     flags = [flag.replace("-cubin", "-ptx") for flag in FLAGS]
-    source = KERNELS / "lif_float32.cu"
+    source = KERNELS / f"{name}.cu"
     subprocess.run([nvcc, *flags, "-arch=sm_90", f"-I{ROOT / 'csrc' / 'include'}", "-o", ptx, source], check=True)
     entries = [text for text in ptx.read_text().split(".entry ")[1:] if "Triangle" in text.split("(", 1)[0]]
     assert entries

@@ -95,7 +95,11 @@ class BackwardVector {
   using Current = typename Call::Current::template At<W, kEach>;
   using Gradient = typename Call::Gradient::template At<W, kEach, kGeneral>;
   using LeakOf = Leak<W, kEach && kGeneral>;
-  using Input = Stream<typename Current::Packets, kSteps>;
+  // Two steps at a time are enough where much is computed, and compile in half the time.
+  static constexpr int kRunTimeGroup = kGeneral ? 2 : 4;
+  template <class Source>
+  using StreamOf = Stream<Source, kSteps, kRunTimeGroup>;
+  using Input = StreamOf<typename Current::Packets>;
   static constexpr int kGroup = Input::kGroup;
   const Call& call;
   const Extent& e;
@@ -235,7 +239,7 @@ class BackwardVector {
     } else if constexpr (kSteps > 0) {
       return Kept{input};
     } else {
-      return Stream<Series<S, W>, 0>(current.stored_back_from(last), steps);
+      return StreamOf<Series<S, W>>(current.stored_back_from(last), steps);
     }
   }
 
@@ -264,7 +268,7 @@ class BackwardVector {
   CKD_DEVICE void run_chunk(int first, int steps) {
     const int last = first + steps - 1;
     Input input(current.from(first), steps);
-    Stream<Series<S, W>, kSteps> upstream(
+    StreamOf<Series<S, W>> upstream(
         {call.grad_spikes ? call.grad_spikes + place.sequence + last * e.frame : nullptr, -e.frame}, steps);
     recompute(first, steps, input);
     auto again = stored_again(last, steps, input);

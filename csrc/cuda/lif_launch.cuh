@@ -13,6 +13,12 @@ cudaError_t launch_lif(const LifForward& call, void* stream);
 template <class S>
 cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream);
 
+// Neighbours of a thread where the number of steps is known at run time only and a thread holds much else. With 2-byte
+// types that is half of what one access holds: the number of threads counts for more than the width.
+inline constexpr int kRunTimeWidth = 4;
+
+inline bool has_static_steps(const Shape& shape) { return shape.steps == 1 || shape.steps == 4; }
+
 // A leak per channel is one value for W neighbours where a channel's innermost run is a multiple of W.
 inline bool leak_for_each(const Shape& shape, bool per_channel, int width) {
   return per_channel && shape.inner % width != 0;
@@ -38,39 +44,30 @@ ForwardCall<Current> forward_call(const LifForward& call, const Current& current
           {}};
 }
 
-// kStatic: 1 and 4 steps have kernels of their own.
-template <int W, bool kEach, bool kStatic, class Current>
+template <int W, bool kEach, class Current>
 cudaError_t launch_forward(const ForwardCall<Current>& call, void* stream) {
   const LaunchSize size = forward_size(call.extent.neurons, W);
-  if constexpr (kStatic) {
-    if (call.extent.steps == 1) return launch(lif_forward_kernel<Current, W, 1, kEach>, size, stream, call);
-    if (call.extent.steps == 4) return launch(lif_forward_kernel<Current, W, 4, kEach>, size, stream, call);
-  }
   return launch(lif_forward_kernel<Current, W, 0, kEach>, size, stream, call);
 }
 
-template <int W, template <class, int> class Locations, class Current>
-cudaError_t launch_forward_sam(ForwardCall<Current> call, const LocationSize& location, void* stream) {
-  const LaunchSize& size = location.size;
-  call.tile = {location.across, location.deep};
-  if constexpr (W > 1) {
-    if (call.extent.steps == 1) return launch(lif_forward_sam_kernel<Current, W, 1, Locations>, size, stream, call);
-    if (call.extent.steps == 4) return launch(lif_forward_sam_kernel<Current, W, 4, Locations>, size, stream, call);
-  }
-  return launch(lif_forward_sam_kernel<Current, W, 0, Locations>, size, stream, call);
+template <int W, bool kEach, class Current>
+cudaError_t launch_static_forward(const ForwardCall<Current>& call, void* stream) {
+  const LaunchSize size = forward_size(call.extent.neurons, W);
+  return call.extent.steps == 1 ? launch(lif_forward_kernel<Current, W, 1, kEach>, size, stream, call)
+                                : launch(lif_forward_kernel<Current, W, 4, kEach>, size, stream, call);
 }
 
-template <int W, class Current>
-cudaError_t launch_forward_sam(const ForwardCall<Current>& call, void* stream) {
+template <int W, int kSteps, class Current>
+cudaError_t launch_forward_sam(ForwardCall<Current> call, void* stream) {
   int processors = 1;
   const cudaError_t status = processor_count(processors);
   if (status != cudaSuccess) return status;
   const Extent& e = call.extent;
-  if (e.inner == 1) {
-    return launch_forward_sam<W, RowLocations>(call, row_size(e.locations(), e.channels, W), stream);
-  }
-  const LocationSize size = planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
-  return launch_forward_sam<W, PlanarLocations>(call, size, stream);
+  const LocationSize size = e.inner == 1 ? row_size(e.locations(), e.channels, W)
+                                         : planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
+  call.tile = {size.across, size.deep};
+  return e.inner == 1 ? launch(lif_forward_sam_kernel<Current, W, kSteps, RowLocations>, size.size, stream, call)
+                      : launch(lif_forward_sam_kernel<Current, W, kSteps, PlanarLocations>, size.size, stream, call);
 }
 
 // Whether accesses of `width` neighbours are possible. Beside SAM these must share their row or their channel.
@@ -81,15 +78,26 @@ inline bool forward_fits(const LifForward& call, int width) {
          aligned({call.x, call.v_init, call.spikes, call.v_last, call.checkpoints, call.affine.residual});
 }
 
+template <class Current>
+cudaError_t launch_forward_sam(const LifForward& call, const ForwardCall<Current>& arguments, void* stream) {
+  constexpr int W = kWide<typename Current::Storage>;
+  if (has_static_steps(call.shape) && forward_fits(call, W)) {
+    return call.shape.steps == 1 ? launch_forward_sam<W, 1>(arguments, stream)
+                                 : launch_forward_sam<W, 4>(arguments, stream);
+  }
+  return forward_fits(call, kRunTimeWidth) ? launch_forward_sam<kRunTimeWidth, 0>(arguments, stream)
+                                           : launch_forward_sam<1, 0>(arguments, stream);
+}
+
 template <class S>
 cudaError_t launch_lif(const LifForward& call, void* stream) {
   constexpr int W = kWide<S>;
   const auto arguments = forward_call(call, StoredCurrent<S>{static_cast<const S*>(call.x)});
-  const bool wide = forward_fits(call, W);
-  if (call.sam) return wide ? launch_forward_sam<W>(arguments, stream) : launch_forward_sam<1>(arguments, stream);
-  if (!wide) return launch_forward<1, false, false>(arguments, stream);
-  return leak_for_each(call.shape, call.leak_per_channel, W) ? launch_forward<W, true, false>(arguments, stream)
-                                                             : launch_forward<W, false, true>(arguments, stream);
+  if (call.sam) return launch_forward_sam(call, arguments, stream);
+  if (!forward_fits(call, W)) return launch_forward<1, false>(arguments, stream);
+  if (leak_for_each(call.shape, call.leak_per_channel, W)) return launch_forward<W, true>(arguments, stream);
+  return has_static_steps(call.shape) ? launch_static_forward<W, false>(arguments, stream)
+                                      : launch_forward<W, false>(arguments, stream);
 }
 
 inline MapAccess map_access(const LifBackward& call, int width) {
@@ -121,10 +129,6 @@ inline bool backward_aligned(const LifBackward& call) {
   return aligned({call.x, call.v_init, call.checkpoints, call.grad_spikes, call.grad_v, call.grad_x, call.grad_v_init,
                   call.affine.residual, call.grad_residual});
 }
-
-// Neighbours of a thread where the number of steps is known at run time only. With 2-byte types half of what one access
-// holds: potentials of 16 steps lie in shared memory, and the number of threads counts for more than the width.
-inline constexpr int kRunTimeWidth = 4;
 
 inline int run_time_width(const LifBackward& call) {
   return call.shape.frame() % kRunTimeWidth == 0 && backward_aligned(call) ? kRunTimeWidth : 1;
@@ -170,11 +174,6 @@ bool is_general(const LifBackward& call, const Call& arguments) {
          arguments.map_access == MapAccess::kScattered;
 }
 
-// Whether there is a kernel for the number of steps.
-inline bool has_static_steps(const LifBackward& call) {
-  return call.grad_spikes && (call.shape.steps == 1 || call.shape.steps == 4);
-}
-
 template <int W, class NeuronKind, int kSteps, bool kEach, bool kGeneral, class Call>
 cudaError_t launch_backward(const Call& call, void* stream) {
   return launch(lif_backward_kernel<Call, W, NeuronKind, kSteps, kEach, kGeneral>,
@@ -202,7 +201,7 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
   const StoredGradient<S> gradient{static_cast<S*>(call.grad_x)};
   const auto with_width = [&](int width) { return backward_call(call, width, workspace, current, gradient); };
   if (run_time_width(call) == 1) return launch_general_backward<1>(call, with_width(1), workspace, stream);
-  if (has_static_steps(call) && call.shape.frame() % kStaticWidth == 0) {
+  if (call.grad_spikes && has_static_steps(call.shape) && call.shape.frame() % kStaticWidth == 0) {
     const auto wide = with_width(kStaticWidth);
     if (!is_general(call, wide)) {
       if (PaperNeuron::is(wide.rule)) return launch_static_backward<kStaticWidth, PaperNeuron, false>(wide, stream);

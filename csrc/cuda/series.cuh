@@ -24,9 +24,9 @@ struct PacketGroup {
 };
 
 // The packets of a series in groups, loaded before they are needed: with kSteps, all of them at once; with 0, where
-// the number is known at run time only, a group while the one before it is used. One load in flight for each thread
-// would leave memory idle.
-template <class Source, int kSteps>
+// the number is known at run time only, kRunTimeGroup while those before them are used. One load in flight for each
+// thread would leave memory idle.
+template <class Source, int kSteps, int kRunTimeGroup = 4>
 class Stream {
  public:
   static constexpr int kGroup = kSteps;
@@ -45,10 +45,10 @@ class Stream {
   Group group_;
 };
 
-template <class Source>
-class Stream<Source, 0> {
+template <class Source, int kRunTimeGroup>
+class Stream<Source, 0, kRunTimeGroup> {
  public:
-  static constexpr int kGroup = 4;
+  static constexpr int kGroup = kRunTimeGroup;
   using Group = PacketGroup<typename Source::Packet, kGroup>;
 
   CKD_DEVICE Stream(Source source, int steps) : source_(source), left_(source.given() ? steps : 0) { fetch(); }

@@ -33,7 +33,11 @@ MISTAKES = {
     "guard": ("lif_forward.cuh", "neuron >= call.extent.neurons", "neuron >= call.extent.neurons + (MISTAKE ? W : 0)"),
     "strictness": ("lif_forward.cuh", "h >= k.fire_level", "(MISTAKE ? h > k.fire_level : h >= k.fire_level)"),
     "checkpoint": ("lif_forward.cuh", "done % kCheckpointEvery", "(done - (MISTAKE ? 4 : 0)) % kCheckpointEvery"),
-    "repeated": ("current.cuh", "frame_(e.repeated ? 0 : e.frame) {}", "frame_(e.repeated && !MISTAKE ? 0 : e.frame) {}"),
+    "repeated": (
+        "current.cuh",
+        "frame_(e.repeated ? 0 : e.frame) {}",
+        "frame_(e.repeated && !MISTAKE ? 0 : e.frame) {}",
+    ),
     "prefetch": ("series.cuh", "if (i < left_)", "if (i < left_ + (MISTAKE ? 1 : 0))"),
     "reset": ("lif_backward.cuh", "v[j] = after_reset<D", "v[j] = MISTAKE ? h[j] : after_reset<D"),
     "stride": ("current.cuh", "to_ -= frame_;", "to_ -= MISTAKE ? frame_ - 1 : frame_;"),
@@ -53,20 +57,40 @@ MISTAKES = {
     "sign": ("pack.cuh", "word & 0x7FFFFFFFu", "word & (MISTAKE ? ~0u : 0x7FFFFFFFu)"),
     "wide access": ("pack.cuh", "call.wide && whole", "(call.wide || MISTAKE) && whole"),
     "power of two": ("rule.cuh", "frexp(tau, &exponent) == 0.5f", "frexp(tau, &exponent) < (MISTAKE ? 1.0f : 0.51f)"),
-    "residual": ("normalise.cuh", "if (residual.given()) residual.next();", "if (residual.given() && !MISTAKE) residual.next();"),
+    "residual": (
+        "normalise.cuh",
+        "if (residual.given()) residual.next();",
+        "if (residual.given() && !MISTAKE) residual.next();",
+    ),
     "stored back": ("normalise.cuh", "-y_frame_}; }", "MISTAKE ? y_frame_ : -y_frame_}; }"),
     "kept": ("lif_backward.cuh", "[kGroup - 1 - i]", "[MISTAKE ? i : kGroup - 1 - i]"),
     "residual gradient": ("normalise.cuh", "residual_to_ -= frame_;", "residual_to_ -= MISTAKE ? 0 : frame_;"),
-    "centre": ("normalise.cuh", "gradient[j] * (y[j] - mean_[j])", "gradient[j] * (y[j] - (MISTAKE ? 0.0f : mean_[j]))"),
+    "centre": (
+        "normalise.cuh",
+        "gradient[j] * (y[j] - mean_[j])",
+        "gradient[j] * (y[j] - (MISTAKE ? 0.0f : mean_[j]))",
+    ),
     "frame's sum": ("normalise.cuh", "if (!repeated_) add_product", "if (!repeated_ || MISTAKE) add_product"),
-    "pivot": ("bn_statistics.cuh", "= call.pivot(share.channel + j)", "= call.pivot(share.channel + (MISTAKE ? 0 : j))"),
+    "pivot": (
+        "bn_statistics.cuh",
+        "= call.pivot(share.channel + j)",
+        "= call.pivot(share.channel + (MISTAKE ? 0 : j))",
+    ),
     "share": ("channels.cuh", "channel < cut.channels}", "channel < cut.channels + (MISTAKE ? W : 0)}"),
     "slice": ("channels.cuh", "* cut.per_slice, all", "* (cut.per_slice - (MISTAKE ? 1 : 0)), all"),
-    "batch": ("channels.cuh", "< end;\n        if (inside[b]) loaded[b] = load(at", "< end || MISTAKE;\n        if (inside[b]) loaded[b] = load(at"),
+    "batch": (
+        "channels.cuh",
+        "< end;\n        if (inside[b]) loaded[b] = load(at",
+        "< end || MISTAKE;\n        if (inside[b]) loaded[b] = load(at",
+    ),
     "column": ("channels.cuh", "at.remainder >= row)", "at.remainder >= row + (MISTAKE ? 1 : 0))"),
     "depths": ("channels.cuh", "    __syncthreads();\n    if", "    if (!MISTAKE) __syncthreads();\n    if"),
     "shared twice": ("channels.cuh", "  __syncthreads();  //", "  if (!MISTAKE) __syncthreads();  //"),
-    "slices": ("channels.cuh", "__shfl_xor_sync(0xffffffffu, second, apart)", "__shfl_xor_sync(0xffffffffu, second, MISTAKE ? 1 : apart)"),
+    "slices": (
+        "channels.cuh",
+        "__shfl_xor_sync(0xffffffffu, second, apart)",
+        "__shfl_xor_sync(0xffffffffu, second, MISTAKE ? 1 : apart)",
+    ),
 }
 
 
@@ -123,7 +147,7 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
     return Drivers(link(right, build / "right"), link([*wrong, *others], build / "mistaken_driver"))
 
 
-@pytest.mark.parametrize("section", ["options", "layouts", "bn", "pack", "launch", "fibers"])
+@pytest.mark.parametrize("section", ["options", "layouts", "bn", "pack", "launch", "divisions", "fibers"])
 def test_kernels(drivers: Drivers, section: str) -> None:
     done = run(drivers.right, section)
     assert done.returncode == 0, done.stdout + done.stderr
