@@ -180,12 +180,6 @@ cudaError_t launch_backward(const Call& call, void* stream) {
                 backward_size(call.extent.neurons, W, kSteps > 0 ? 0 : call.extent.steps), stream, call);
 }
 
-template <int W, class NeuronKind, bool kEach, class Call>
-cudaError_t launch_static_backward(const Call& call, void* stream) {
-  return call.extent.steps == 1 ? launch_backward<W, NeuronKind, 1, kEach, false>(call, stream)
-                                : launch_backward<W, NeuronKind, 4, kEach, false>(call, stream);
-}
-
 // Any call, of any neuron.
 template <int W, class Call>
 cudaError_t launch_general_backward(const LifBackward& call, const Call& arguments, void* workspace, void* stream) {
@@ -203,11 +197,13 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
   if (run_time_width(call) == 1) return launch_general_backward<1>(call, with_width(1), workspace, stream);
   if (call.grad_spikes && has_static_steps(call.shape) && call.shape.frame() % kStaticWidth == 0) {
     const auto wide = with_width(kStaticWidth);
-    if (!is_general(call, wide)) {
-      if (PaperNeuron::is(wide.rule)) return launch_static_backward<kStaticWidth, PaperNeuron, false>(wide, stream);
-      if (SpikingJellyNeuron::is(wide.rule)) {
-        return launch_static_backward<kStaticWidth, SpikingJellyNeuron, false>(wide, stream);
-      }
+    const bool general = is_general(call, wide), one = call.shape.steps == 1;
+    if (!general && PaperNeuron::is(wide.rule)) {
+      return one ? launch_backward<kStaticWidth, PaperNeuron, 1, false, false>(wide, stream)
+                 : launch_backward<kStaticWidth, PaperNeuron, 4, false, false>(wide, stream);
+    }
+    if (!general && one && SpikingJellyNeuron::is(wide.rule)) {
+      return launch_backward<kStaticWidth, SpikingJellyNeuron, 1, false, false>(wide, stream);
     }
   }
   constexpr int W = kRunTimeWidth;
@@ -215,7 +211,10 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
   if (is_general(call, arguments)) return launch_general_backward<W>(call, arguments, workspace, stream);
   if (PaperNeuron::is(arguments.rule)) return launch_backward<W, PaperNeuron, 0, false, false>(arguments, stream);
   if (SpikingJellyNeuron::is(arguments.rule)) {
-    return launch_backward<W, SpikingJellyNeuron, 0, false, false>(arguments, stream);
+    // Exponentials and divisions of many neighbours at once take too many registers.
+    return call.grad_spikes && call.shape.steps == 4
+               ? launch_backward<W, SpikingJellyNeuron, 4, false, false>(arguments, stream)
+               : launch_backward<W, SpikingJellyNeuron, 0, false, false>(arguments, stream);
   }
   return launch_backward<W, AnyNeuron, 0, false, false>(arguments, stream);
 }
