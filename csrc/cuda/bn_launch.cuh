@@ -33,11 +33,11 @@ cudaError_t launch_bn_lif(const LifForward& call, void* stream) {
                                            : launch_forward<1, false>(arguments, stream);
 }
 
-// Whether the way back has kernels compiled for the neuron and the number of steps of a call.
+// Whether the way back has kernels compiled for the number of steps of a call: one, or the four of the usual neuron.
 template <class Call>
 bool is_usual(const LifBackward& call, const Call& arguments) {
-  return call.grad_spikes && has_static_steps(call.shape) && PaperNeuron::is(arguments.rule) &&
-         !is_general(call, arguments);
+  return call.grad_spikes && !is_general(call, arguments) &&
+         (call.shape.steps == 1 || (call.shape.steps == 4 && PaperNeuron::is(arguments.rule)));
 }
 
 template <class S>
@@ -53,11 +53,16 @@ cudaError_t launch_bn_lif(const LifBackward& call, void* workspace, void* stream
   constexpr int kWidest = kWide<S>, W = kRunTimeWidth;
   if (call.shape.steps == 1 && call.shape.inner % kWidest == 0) {
     const auto wide = with_width(kWidest);
-    if (is_usual(call, wide)) return launch_backward<kWidest, PaperNeuron, 1, false, false>(wide, stream);
+    if (is_usual(call, wide) && PaperNeuron::is(wide.rule)) {
+      return launch_backward<kWidest, PaperNeuron, 1, false, false>(wide, stream);
+    }
   }
   const auto arguments = with_width(W);
   if (is_usual(call, arguments)) {
-    if (call.shape.steps == 1) return launch_backward<W, PaperNeuron, 1, true, false>(arguments, stream);
+    if (call.shape.steps == 1) {
+      return PaperNeuron::is(arguments.rule) ? launch_backward<W, PaperNeuron, 1, true, false>(arguments, stream)
+                                             : launch_backward<W, AnyNeuron, 1, true, false>(arguments, stream);
+    }
     return call.shape.inner % W == 0 ? launch_backward<W, PaperNeuron, 4, false, false>(arguments, stream)
                                      : launch_backward<W, PaperNeuron, 4, true, false>(arguments, stream);
   }
@@ -65,8 +70,8 @@ cudaError_t launch_bn_lif(const LifBackward& call, void* workspace, void* stream
   return launch_backward<W, AnyNeuron, 0, true, false>(arguments, stream);
 }
 
-// Which kernel makes the first pass: one compiled for the call's neuron and number of steps, one for calls that are not
-// general, or one for all; and the width of its accesses, within a channel or across channels.
+// Which kernel makes the first pass: one compiled for the number of steps, one for calls that are not general, or one
+// for all; and the width of its accesses, within a channel or across channels.
 struct ReduceChoice {
   enum class Kind { kUsual, kLean, kGeneral } kind;
   int width;
@@ -79,7 +84,7 @@ BackwardCall<NormalisedCurrent<S>, NormalisedGradientSums<S>> reduce_call(const 
   return backward_call(call, width, nullptr, normalised_current<S>(call), sums);
 }
 
-// Of the kernel for one step: as wide as an access, where neighbours are of one channel.
+// Of the usual neuron's kernel for one step: as wide as an access, where neighbours are of one channel.
 template <class S>
 int one_step_width(const Shape& shape) {
   return shape.inner > 1 ? kWide<S> : kRunTimeWidth;
@@ -98,11 +103,14 @@ ReduceChoice reduce_choice(const LifBackward& call) {
         kind, width,
         channel_size(shape.outer * shape.rows, shape.channels, shape.inner, width, block.threads, block.shared_bytes)};
   };
-  const int widest = shape.steps == 1 ? one_step_width<S>(shape) : kRunTimeWidth;
-  if (fits(widest) && is_usual(call, reduce_call<S>(call, widest))) return choice(Kind::kUsual, widest);
+  if (const int widest = one_step_width<S>(shape); shape.steps == 1 && fits(widest)) {
+    const auto arguments = reduce_call<S>(call, widest);
+    if (is_usual(call, arguments) && PaperNeuron::is(arguments.rule)) return choice(Kind::kUsual, widest);
+  }
   if (!fits(kRunTimeWidth)) return choice(Kind::kGeneral, 1);
-  const bool general = is_general(call, reduce_call<S>(call, kRunTimeWidth));
-  return choice(general ? Kind::kGeneral : Kind::kLean, kRunTimeWidth);
+  const auto arguments = reduce_call<S>(call, kRunTimeWidth);
+  if (is_usual(call, arguments)) return choice(Kind::kUsual, kRunTimeWidth);
+  return choice(is_general(call, arguments) ? Kind::kGeneral : Kind::kLean, kRunTimeWidth);
 }
 
 template <class S>
@@ -116,9 +124,12 @@ cudaError_t launch_bn_reduce(const ReduceCall<S>& call, const ReduceChoice& choi
   constexpr int W = kRunTimeWidth;
   switch (choice.kind) {
     case ReduceChoice::Kind::kUsual:
-      return call.backward.extent.steps == 1
+      if (call.backward.extent.steps == 4) {
+        return launch(bn_reduce_kernel<S, W, PaperNeuron, 4, false, Channels>, size, stream, call);
+      }
+      return choice.width == kOneStepWidth && PaperNeuron::is(call.backward.rule)
                  ? launch(bn_reduce_kernel<S, kOneStepWidth, PaperNeuron, 1, false, Channels>, size, stream, call)
-                 : launch(bn_reduce_kernel<S, W, PaperNeuron, 4, false, Channels>, size, stream, call);
+                 : launch(bn_reduce_kernel<S, W, AnyNeuron, 1, false, Channels>, size, stream, call);
     case ReduceChoice::Kind::kLean:
       return launch(bn_reduce_kernel<S, W, AnyNeuron, 0, false, Channels>, size, stream, call);
     default:

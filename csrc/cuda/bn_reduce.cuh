@@ -13,7 +13,8 @@ struct ReduceCall {
 };
 
 template <class S, int W, class NeuronKind, int kSteps, bool kGeneral, template <int> class Channels>
-__global__ void __launch_bounds__(256, 1) bn_reduce_kernel(const __grid_constant__ ReduceCall<S> call) {
+__global__ void __launch_bounds__(kBackwardThreads, (kBackwardBlocks<NeuronKind, kGeneral>))
+    bn_reduce_kernel(const __grid_constant__ ReduceCall<S> call) {
   using C = Channels<W>;
   using Vector = BackwardVector<decltype(call.backward), W, NeuronKind, kSteps, C::kChannelsInside, kGeneral>;
   const Extent& e = call.backward.extent;

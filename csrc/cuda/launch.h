@@ -46,11 +46,13 @@ inline LaunchSize forward_size(int64_t neurons, int width) {
   return {block_count(neurons, int64_t{kThreads} * width), kThreads, 0};
 }
 
-// The potentials of up to 16 steps lie in shared memory, 4 bytes a neuron and step. Small blocks: with the registers that
-// this pass takes, more threads fit on a multiprocessor.
+// Small blocks: with the registers that the way back takes, more threads fit on a multiprocessor.
+inline constexpr unsigned kBackwardThreads = 128;
+
+// The potentials of up to 16 steps lie in shared memory, 4 bytes a neuron and step.
 inline LaunchSize backward_size(int64_t neurons, int width, int64_t steps) {
   const size_t per_thread = std::min<int64_t>(steps, kCheckpointEvery) * width * sizeof(float);
-  unsigned threads = 128;
+  unsigned threads = kBackwardThreads;
   while (threads * per_thread > kSharedBytes) threads /= 2;
   return {block_count(neurons, int64_t{threads} * width), threads, threads * per_thread};
 }

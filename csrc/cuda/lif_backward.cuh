@@ -2,6 +2,7 @@
 // then back through time; the last chunk first, each from the potential that the forward pass left at its start.
 #pragma once
 #include "current.cuh"
+#include "launch.h"
 #include "rule.cuh"
 
 namespace ckd::cuda {
@@ -95,8 +96,9 @@ class BackwardVector {
   using Current = typename Call::Current::template At<W, kEach>;
   using Gradient = typename Call::Gradient::template At<W, kEach, kGeneral>;
   using LeakOf = Leak<W, kEach && kGeneral>;
-  // Two steps at a time are enough where much is computed, and compile in half the time.
-  static constexpr int kRunTimeGroup = kGeneral ? 2 : 4;
+  // Where much is computed, or much is held for each step, two steps at a time: fewer registers, and half the code.
+  static constexpr bool kHoldsMuch = Call::Gradient::kNeedsInput && std::is_same_v<NeuronKind, AnyNeuron>;
+  static constexpr int kRunTimeGroup = kGeneral || kHoldsMuch ? 2 : 4;
   template <class Source>
   using StreamOf = Stream<Source, kSteps, kRunTimeGroup>;
   using Input = StreamOf<typename Current::Packets>;
@@ -357,8 +359,15 @@ class BackwardVector {
   }
 };
 
+// Blocks that a multiprocessor should have registers for.
+template <class NeuronKind, bool kGeneral>
+inline constexpr int kBackwardBlocks = kGeneral                                ? 1
+                                       : std::is_same_v<NeuronKind, AnyNeuron> ? 3
+                                                                               : 4;
+
 template <class Call, int W, class NeuronKind, int kSteps, bool kEach, bool kGeneral>
-__global__ void __launch_bounds__(256, 1) lif_backward_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(kBackwardThreads, (kBackwardBlocks<NeuronKind, kGeneral>))
+    lif_backward_kernel(const __grid_constant__ Call call) {
   const int64_t neuron = first_neuron<W>();
   if (neuron >= call.extent.neurons) return;
   BackwardVector<Call, W, NeuronKind, kSteps, kEach, kGeneral>(call, call.extent.place(neuron)).run();

@@ -202,9 +202,7 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
       return one ? launch_backward<kStaticWidth, PaperNeuron, 1, false, false>(wide, stream)
                  : launch_backward<kStaticWidth, PaperNeuron, 4, false, false>(wide, stream);
     }
-    if (!general && one && SpikingJellyNeuron::is(wide.rule)) {
-      return launch_backward<kStaticWidth, SpikingJellyNeuron, 1, false, false>(wide, stream);
-    }
+    if (!general && one) return launch_backward<kStaticWidth, AnyNeuron, 1, false, false>(wide, stream);
   }
   constexpr int W = kRunTimeWidth;
   const auto arguments = with_width(W);

@@ -128,16 +128,14 @@ struct AnyNeuron {
  private:
   template <Reset R, class F>
   static CKD_DEVICE void charge(const Rule& rule, F&& f) {
-    if (rule.charge == Charge::kDecay) {
-      f(Dynamics<Charge::kDecay, R, false>());
-    } else if (rule.charge == Charge::kLeakInput) {
-      if (rule.power_of_two) {
-        f(Dynamics<Charge::kLeakInput, R, true>());
-      } else {
-        f(Dynamics<Charge::kLeakInput, R, false>());
-      }
-    } else {
-      f(Dynamics<Charge::kLeak, R, false>());
+    switch (rule.charge) {
+      case Charge::kDecay:
+        return f(Dynamics<Charge::kDecay, R, false>());
+      case Charge::kLeak:
+        return rule.power_of_two ? f(Dynamics<Charge::kLeak, R, true>()) : f(Dynamics<Charge::kLeak, R, false>());
+      case Charge::kLeakInput:
+        return rule.power_of_two ? f(Dynamics<Charge::kLeakInput, R, true>())
+                                 : f(Dynamics<Charge::kLeakInput, R, false>());
     }
   }
 };

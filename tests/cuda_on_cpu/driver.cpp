@@ -2,8 +2,8 @@
 //   options   every charge, reset, strictness, detachment and surrogate, float32
 //   layouts   sizes, time steps, types and optional tensors, drawn at random; once in each order of threads
 //   bn        the same behind batch normalisation
-//   float32   the float32 part of both, briefly
 //   pack      spikes as bits and back
+//   float32, bn_float32   the float32 part of these, briefly
 //   launch    launch settings, devices, status codes
 //   divisions what replaces a division on a GPU
 //   fibers    that the fibers notice a kernel's mistakes
@@ -127,8 +127,8 @@ void normalised(bool float32_only) {
     c.residual = coin();
     c.grad_residual = c.residual && coin();
     c.through_statistics = coin();
-    if (i % 3 == 1) {  // the neuron and the calls that have kernels of their own
-      c.neuron = plain::Definition();
+    if (i % 3 == 1) {  // the neuron, the steps and the calls that have kernels of their own
+      if (i % 2) c.neuron = plain::Definition();
       c.neuron.strict = coin();
       c.shape.steps = one_of({1, 4});
       c.grad_spikes = true;
@@ -282,7 +282,8 @@ int main(int argc, char** argv) {
   const std::map<std::string, std::function<void()>> sections{{"options", options},
                                                               {"layouts", [] { layouts(false); }},
                                                               {"bn", [] { normalised(false); }},
-                                                              {"float32", [] { layouts(true), normalised(true); }},
+                                                              {"float32", [] { layouts(true); }},
+                                                              {"bn_float32", [] { normalised(true); }},
                                                               {"pack", pack},
                                                               {"launch", launch},
                                                               {"divisions", divisions},
