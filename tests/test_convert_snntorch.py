@@ -71,6 +71,14 @@ def test_two_calls_are_two_loops(options, learn_beta):
         mem, their_mem = mem.detach(), their_mem.detach()
 
 
+@pytest.mark.parametrize("mechanism", ["subtract", "zero", "none"])
+def test_a_state_above_the_threshold_is_reset_first(mechanism):
+    theirs = snntorch.Leaky(beta=0.9, reset_mechanism=mechanism)
+    ours = ck.MultiStep(copy.deepcopy(theirs))
+    x, mem = currents(SHAPE, torch.float32, 0), torch.linspace(0.0, 3.0, 15).reshape(SHAPE[1:])
+    assert_same("spikes", ours(x, mem)[0], loop(theirs, x, mem)[0])
+
+
 @pytest.mark.parametrize("name", SURROGATES)
 def test_surrogates(name):
     theirs = snntorch.Leaky(beta=0.8, spike_grad=SURROGATES[name])
