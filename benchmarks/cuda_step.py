@@ -44,11 +44,13 @@ class Student(NamedTuple):
     compiled: bool = False
     distil: bool = True
     channels_last: bool = True
+    graph: bool = False  # the step is captured in a CUDA graph
 
     def __str__(self) -> str:
         words = [self.network if self.network != "ours" else f"ours-{self.backend}"]
         words += ["unfused"] * (not self.fused) + ["one-bit"] * self.one_bit + ["compiled"] * self.compiled
         words += ["plain"] * (not self.distil) + ["contiguous"] * (not self.channels_last)
+        words += ["graph"] * self.graph
         return " ".join(words)
 
 
@@ -77,10 +79,12 @@ def cases(device: str) -> list[Case]:
         Student("paper"),
         Student("paper", channels_last=False),
     ]
-    cost = [ours, ours._replace(distil=False), Student("relu", distil=False)]
+    plain = [ours._replace(distil=False), Student("relu", distil=False)]
+    graphs = [student._replace(graph=True) for student in (*plain, plain[0]._replace(backend=second))]
+    cost = [ours, *plain, *(graphs if device == "cuda" else [])]
     rest = [ours, Student("spikingjelly"), Student("spikingjelly", channels_last=False)]
     slow = [ours, Student("paper", compiled=True), ours._replace(compiled=True)]
-    return [Case(steps, tuple(race), device) for race in (main, cost, rest, slow) for steps in (4, 1)]
+    return [Case(steps, tuple(race), device) for race in (cost, main, rest, slow) for steps in (4, 1)]
 
 
 class Step:
@@ -107,14 +111,34 @@ class Step:
         self.images, self.target = images.to(device=device, memory_format=form), target.to(device)
         self.network: Callable[[Tensor], SNNOutput] = torch.compile(network) if student.compiled else network
         self.student, self.device = student, device
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        self.gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def capture(self) -> None:
+        """From now on a step is one launch, of a CUDA graph: what is left is the time of the GPU."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.gradients()
+            self.optimizer.step()
+        self.graph = graph
+
+    def gradients(self) -> None:
         with use_backend(self.student.backend):
             with torch.autocast(self.device, torch.bfloat16):
                 loss = self.loss()
             loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self) -> Tensor:
         teacher = None if self.teacher is None else self.teacher(self.images, self.target)
@@ -189,6 +213,8 @@ def measure(case: Case, warm_up: bool) -> list[dict[str, Any]]:
             step = Step(student, case.time_steps, case.device)
             for _ in range(2):
                 step()
+            if student.graph:
+                step.capture()
             timing.wait(case.device)
             steps[student] = step
         except Exception as error:
