@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from racing import DEVICES, copies
+from racing import DEVICES, OURS, copies
 
 SHAPES = [(4, 32, 128, 32, 32), (4, 64, 512, 8, 8)]
-OURS = {"cpu": ["ours-cpu"], "cuda": ["ours-cuda", "ours-triton"]}
 
 
 def cases():
@@ -24,14 +23,15 @@ def test_bits(device, shape, dtype, work, contestant, enter):
     torch.manual_seed(0)
     spikes = (torch.rand(shape) < 0.2).to(device=device, dtype=dtype).flatten()
     bits = torch.ops.ckd_kernels.pack_bits(spikes, "auto")
+    moved = spikes.nbytes + bits.nbytes
 
     def build(name):
         if name == "floor":
-            moved = torch.ones((spikes.numel() * dtype.itemsize + bits.numel()) // 2, dtype=torch.uint8, device=device)
-            return copies([(moved, torch.empty_like(moved))])
+            half = torch.ones(moved // 2, dtype=torch.uint8, device=device)
+            return copies([(half, torch.empty_like(half))])
         backend = name.removeprefix("ours-")
         if work == "pack":
             return lambda: torch.ops.ckd_kernels.pack_bits(spikes, backend)
         return lambda: torch.ops.ckd_kernels.unpack_bits(bits, spikes.numel(), dtype, backend)
 
-    enter(build)
+    enter(build, elements=spikes.numel(), floor_bytes=moved)

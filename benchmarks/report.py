@@ -139,7 +139,7 @@ def columns(result: Result, group: Sequence[Result]) -> list[str]:
         f"{result.median / ours.median:.2f}" if ours else "",
         f"{result.peak_bytes / 1e6:.1f}",
     ]
-    if result.elements and result.floor_bytes and base and base.contestant == "floor":
+    if result.elements and result.floor_bytes and base:
         must = result.floor_bytes / result.elements
         cells += [
             f"{must:.3g}",
@@ -207,7 +207,7 @@ def plot(run: Run, folder: Path) -> list[str]:
     ops: dict[tuple[str, str], list[list[Result]]] = {}
     for group in run.groups().values():
         base = baseline(group)
-        if base and base.contestant == "floor":
+        if base and base.floor_bytes:
             ops.setdefault(group[0].group[:2], []).append(group)
     names = []
     for (op, device), groups in ops.items():
