@@ -88,16 +88,17 @@ def train_student(study: str, out: Path, name: str, seed: int, shared: list[str]
     if not (folder / "test.json").exists():
         run(["fit", *arguments])
         run(["test", *arguments])
-    return {
-        "validation": 100 * last_validation(folder),
-        "test": 100 * json.loads((folder / "test.json").read_text())["metrics"]["test/accuracy"],
+    metrics = json.loads((folder / "test.json").read_text())["metrics"]
+    accuracies = {"validation": last_validation(folder), "test": metrics["test/accuracy"]}
+    return {part: round(100 * value, 2) for part, value in accuracies.items()} | {
+        "firing_rate": round(metrics["test/firing_rate"], 4)
     }
 
 
 def last_validation(folder: Path) -> float:
-    latest = max((folder / "logs").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
-    rows = list(csv.DictReader((latest / "metrics.csv").open()))
-    return float([row["val/accuracy"] for row in rows if row.get("val/accuracy")][-1])
+    """Of the last epoch; every time that the training went on, it began another log."""
+    rows = [row for path in (folder / "logs").glob("*/metrics.csv") for row in csv.DictReader(path.open())]
+    return max((int(row["epoch"]), float(row["val/accuracy"])) for row in rows if row.get("val/accuracy"))[1]
 
 
 def spread(values: list[float]) -> str:
@@ -107,14 +108,16 @@ def spread(values: list[float]) -> str:
 def markdown(table: Table, cells: dict[tuple[str, int], dict[str, float]]) -> str:
     """Accuracies in percent, mean ± standard deviation over seeds; gains are paired by seed."""
     first, *_ = table.rows
-    lines = [f"| method | validation | gain over {first} | test | gain over {first} |", "|---|---|---|---|---|"]
+    heads = ["method", "validation", f"gain over {first}", "test", f"gain over {first}", "firing rate"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in table.rows:
         columns = [name]
         for part in ("validation", "test"):
             values, others = ([cells[row, seed][part] for seed in range(table.seeds)] for row in (name, first))
             gains = [value - other for value, other in zip(values, others, strict=True)]
             columns += [spread(values), "" if name == first else spread(gains)]
-        lines.append(f"| {' | '.join(columns)} |")
+        rate = statistics.fmean(cells[name, seed]["firing_rate"] for seed in range(table.seeds))
+        lines.append(f"| {' | '.join([*columns, f'{rate:.3f}'])} |")
     return "\n".join(lines)
 
 
