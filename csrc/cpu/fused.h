@@ -6,23 +6,24 @@
 
 namespace ckd::cpu::CKD_ISA {
 
-// What a group of steps is given. Storage of two bytes is converted on the way (input.h, upstream.h, grad_input.h).
+// What a group of steps is given, as it is stored (L is Float32 or BFloat16), or converted on the way (input.h,
+// upstream.h, grad_input.h).
+template <class L>
 struct FusedRows {
-  Rows<const Float32::Raw> x;
-  Rows<const float> gs;
-  Rows<float> gx;
+  Rows<const typename L::Raw> x, gs;
+  Rows<typename L::Raw> gx;
   const float* leak;
   const float* v;  // v before the first step
   float* gv;       // dL/dv after the last step; becomes dL/dv before the first
 };
 
 // `back` is k, with drop_now = 0 where the reset is detached: gv*(1 - sg*0) is gv.
-template <int G, Charge C, Through T, class Surrogate>
-void fused_steps(const Constants<float> k, const Constants<float> back, int64_t n, FusedRows rows) {
+template <int G, Charge C, Through T, class Surrogate, class L>
+void fused_steps(const Constants<float> k, const Constants<float> back, int64_t n, FusedRows<L> rows) {
   constexpr Reset R = T == Through::kSubtract ? Reset::kSubtract : Reset::kHard;
-  const Float32::Raw* __restrict x = rows.x.first;
-  const float* __restrict gs = rows.gs.first;
-  float* __restrict gx = rows.gx.first;
+  const typename L::Raw* __restrict x = rows.x.first;
+  const typename L::Raw* __restrict gs = rows.gs.first;
+  typename L::Raw* __restrict gx = rows.gx.first;
   const float* __restrict leak_row = rows.leak;
   const float* __restrict v_row = rows.v;
   float* __restrict gv_row = rows.gv;
@@ -33,26 +34,53 @@ void fused_steps(const Constants<float> k, const Constants<float> back, int64_t 
     float v = v_row[i];
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      h[g] = potential<C, R>(v, Float32::get(x[g * rows.x.stride + i]), leak, k);
+      h[g] = potential<C, R>(v, L::get(x[g * rows.x.stride + i]), leak, k);
       v = after_reset<R>(h[g], k);
     }
     float gv = gv_row[i];
 #pragma GCC unroll 4
     for (int g = G - 1; g >= 0; --g) {
       const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
-      const float gh = fire_backward<T>(h[g], gs[g * rows.gs.stride + i], gv, sg, back);
-      gx[g * rows.gx.stride + i] = grad_input<C>(gh, leak);
+      const float gh = fire_backward<T>(h[g], L::get(gs[g * rows.gs.stride + i]), gv, sg, back);
+      gx[g * rows.gx.stride + i] = L::put(grad_input<C>(gh, leak));
       gv = grad_before<C>(gh, leak);
     }
     gv_row[i] = gv;
   }
 }
 
+template <class L>
 struct FusedSteps {
-  ByGroup<decltype(&fused_steps<1, Charge::kDecay, Through::kHard, Triangle>)> steps;
+  ByGroup<decltype(&fused_steps<1, Charge::kDecay, Through::kHard, Triangle, L>)> steps;
   Constants<float> k, back;
 
   explicit FusedSteps(const Neuron& neuron);
 };
+
+template <class L>
+FusedSteps<L>::FusedSteps(const Neuron& neuron) : k(neuron), back(neuron) {
+  if (neuron.detach_reset) back.drop_now = 0;
+  const auto choose = [&](auto charge, auto through) {
+    constexpr Charge C = decltype(charge)::value;
+    constexpr Through T = decltype(through)::value;
+    with_surrogate(neuron.surrogate, [&](auto surrogate) {
+      using G = decltype(surrogate);
+      steps = {fused_steps<4, C, T, G, L>, fused_steps<2, C, T, G, L>, fused_steps<1, C, T, G, L>};
+    });
+  };
+  with_charge_and_reset(neuron, [&](auto charge, auto reset) {
+    if constexpr (decltype(reset)::value == Reset::kSubtract) {
+      choose(charge, std::integral_constant<Through, Through::kSubtract>{});
+    } else if (neuron.detach_reset) {
+      choose(charge, std::integral_constant<Through, Through::kHardDetached>{});
+    } else {
+      choose(charge, std::integral_constant<Through, Through::kHard>{});
+    }
+  });
+}
+
+// Compiled in a file of its own each.
+extern template struct FusedSteps<Float32>;
+extern template struct FusedSteps<BFloat16>;
 
 }  // namespace ckd::cpu::CKD_ISA

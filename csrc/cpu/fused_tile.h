@@ -12,13 +12,18 @@ inline bool is_fused(const LifBackward& call) { return !call.grad_leak && !is_de
 
 template <class S>
 class FusedTile {
+  using Raw = typename S::Raw;
+
  public:
   using Real = float;
   FusedTile(const LifBackward& call, int64_t length)
       : call_(call),
         at_(call.shape),
         fused_(call.neuron),
+        fused_direct_(call.neuron),
         recompute_(call.neuron),
+        direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.grad_sam && !call.affine.scale &&
+                !call.shape.repeated),
         scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
         input_(call, scratch_),
         upstream_(call, scratch_),
@@ -49,10 +54,28 @@ class FusedTile {
       in_groups_back(first, last, [&](int64_t t, auto group) {
         constexpr int G = decltype(group)::value;
         const int64_t place = (t - first) / kGroup + (G == 1 && (t - first) % kGroup == 2 ? 1 : 0);
+        const Real* v = place == 0 ? start : v_ + (place - 1) * scratch_.stride();
+        if constexpr (std::is_same_v<S, BFloat16>) {
+          if (direct_) {
+            const int64_t at = at_.step(outer, t, begin);
+            fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n,
+                                                  {{static_cast<const Raw*>(call_.x) + at, at_.frame},
+                                                   {static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame},
+                                                   {static_cast<Raw*>(call_.grad_x) + at, at_.frame},
+                                                   leak_,
+                                                   v,
+                                                   gv_});
+            return;
+          }
+        }
         const auto gx = grad_input_.template rows<G>(t);
         fused_.steps.template get<G>()(fused_.k, fused_.back, n,
-                                       {input_.template rows<G>(t), upstream_.template rows<G>(t), gx, leak_,
-                                        place == 0 ? start : v_ + (place - 1) * scratch_.stride(), gv_});
+                                       {input_.template rows<G>(t),
+                                        bits(upstream_.template rows<G>(t)),
+                                        {reinterpret_cast<Float32::Raw*>(gx.first), gx.stride},
+                                        leak_,
+                                        v,
+                                        gv_});
         grad_input_.template take<G>(t, {gx.first, gx.stride});
       });
     }
@@ -64,6 +87,10 @@ class FusedTile {
   // Room for v before every group of a chunk but the first: 3 of 4 steps, or 2 and one of 2 and one of 1.
   static constexpr int64_t kGroups = kCheckpointEvery / kGroup;
   static constexpr int64_t kRows = 1 + kGroups + 2 + kGroup;
+
+  static Rows<const Float32::Raw> bits(Rows<const float> rows) {
+    return {reinterpret_cast<const Float32::Raw*>(rows.first), rows.stride};
+  }
 
   // v before the first step of a chunk.
   const Real* chunk_start(int64_t chunk, int64_t state) const {
@@ -89,8 +116,11 @@ class FusedTile {
 
   const LifBackward& call_;
   const Address at_;
-  const FusedSteps fused_;
+  const FusedSteps<Float32> fused_;
+  // Rows of bfloat16 are read and written in place where nothing but the steps touches them.
+  const FusedSteps<BFloat16> fused_direct_;
   const RecomputeSteps<Float32> recompute_;
+  const bool direct_;
   Scratch<Real> scratch_;
   Input<S, Float32> input_;
   Upstream<S> upstream_;

@@ -1,0 +1,6 @@
+// Compiles the fused steps of every neuron over rows of float32.
+#ifdef CKD_FUSED
+#include "fused.h"
+
+template struct ckd::cpu::CKD_ISA::FusedSteps<ckd::cpu::CKD_ISA::Float32>;
+#endif
