@@ -146,7 +146,9 @@ def main() -> None:
         cells = {key: pool.submit(train_student, options.study, out, *key, shared) for key in wanted}
         results = {key: cell.result() for key, cell in cells.items()}
     written = [{"method": name, "seed": seed, **result} for (name, seed), result in results.items()]
-    (options.out / f"{options.study}.json").write_text(json.dumps({"results": written, **provenance()}, indent=1))
+    (options.out / f"{options.study}.json").write_text(
+        json.dumps({"results": written, "versions": provenance()["versions"]}, indent=1)
+    )
     for table in tables:
         print(f"\n{table.seeds} seeds\n\n{markdown(table, results)}")
 
