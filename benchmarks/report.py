@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent / "results"
 STORED = "benchmarks.json"
 TOLERANCE = 0.25
 # A ratio needs something to divide by: the copy, or else the modules that ours stand for.
-BASELINES = ("floor", "paper")
+BASELINES = ("floor", "paper", "spikingjelly")
 
 DESCRIPTION = """\
 Turns what pytest-benchmark wrote into Markdown and plots:
@@ -33,7 +33,7 @@ the last one counts.
   python -m benchmarks.report run.json --compare
 
 writes nothing.  It divides the time of each of our own contestants by the floor of its group (where a group has no
-floor, by the paper's modules), does the same with the stored run, and fails with exit code 1 where a ratio has grown
+floor, by the paper's modules or SpikingJelly's), does the same with the stored run, and fails with exit code 1 where a ratio has grown
 by more than 25 %.  Ratios, unlike times, can be compared between runs; between machines neither can.
 """
 
