@@ -33,8 +33,8 @@ the last one counts.
   python -m benchmarks.report run.json --compare
 
 writes nothing.  It divides the time of each of our own contestants by the floor of its group (where a group has no
-floor, by the paper's modules or SpikingJelly's), does the same with the stored run, and fails with exit code 1 where a ratio has grown
-by more than 25 %.  Ratios, unlike times, can be compared between runs; between machines neither can.
+floor, by the paper's modules or SpikingJelly's), does the same with the stored run, and fails with exit code 1 where a
+ratio has grown by more than 25 %.  Ratios, unlike times, can be compared between runs; between machines neither can.
 """
 
 
