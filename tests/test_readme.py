@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["lif", "swap", "one bit", "convert"]
+    "code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["lif", "swap", "batch norm", "one bit", "convert"]
 )
 def test_example_runs(code):
     exec(compile(code, "README.md", "exec"), {})
