@@ -354,15 +354,19 @@ def test_wrapped_in_ddp(tmp_path):
 
 
 def losses(net, steps=20):
-    """Loss curve of the example: a convolutional net over four time steps, classes read off the firing rates."""
+    """Loss curve of the example: a convolutional net over four time steps, classes read off the firing rates.
+
+    In double precision: in float32 a last bit tips a spike after some fifteen steps, and the curves part.
+    """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(32, 1, 12, 12, generator=generator)
+    x = torch.randn(32, 1, 12, 12, generator=generator).double()
     target = torch.randint(0, 10, (32,), generator=generator)
     x[torch.arange(32), 0, target] += 2.0
+    net.double()
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
     curve = []
     for _ in range(steps):
-        loss = nn.functional.mse_loss(net(x.expand(4, *x.shape)).mean(0), nn.functional.one_hot(target, 10).float())
+        loss = nn.functional.mse_loss(net(x.expand(4, *x.shape)).mean(0), nn.functional.one_hot(target, 10).double())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -400,4 +404,4 @@ def test_training_gives_the_same_loss_curve(fuse):
     assert len(report.converted) == (6 if fuse else 4)
     expected = losses(theirs)
     assert expected[-1] < 0.7 * expected[0]
-    torch.testing.assert_close(losses(ours), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses(ours), expected, rtol=1e-6, atol=1e-8)

@@ -90,11 +90,13 @@ def test_interrupted_and_run_again(tmp_path, capsys):
         text=True,
         start_new_session=True,
         cwd=tmp_path,  # not in the source tree, whose packages are not compiled and would come first
+        # As in a terminal, also where the tests run in the background of a shell, which ignores interrupts there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     finished = out / "seed0" / TEACHER / "result.json"
     deadline = time.monotonic() + 240
     while not finished.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.01)
     os.killpg(running.pid, signal.SIGINT)
     _, messages = running.communicate(timeout=120)
     assert running.returncode == 130, messages

@@ -9,9 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["lif", "swap", "batch norm", "one bit", "convert"]
-)
+EXAMPLES = ["lif", "swap", "batch norm", "one bit", "convert"]
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=EXAMPLES)
 def test_example_runs(code):
     exec(compile(code, "README.md", "exec"), {})
 

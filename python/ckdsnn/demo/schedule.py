@@ -42,12 +42,19 @@ def _interrupts_held_back() -> Iterator[None]:
     """Ctrl-C goes to all processes of a terminal, but the parent alone is to answer it.
 
     Processes that are started inside inherit the mask and keep it; the parent gets what came meanwhile at the end.
+    The mask alone would not hold it back: another thread, one of PyTorch's, may take the signal, and Python then hands
+    it to this one.
     """
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _follow_parent() -> None:
