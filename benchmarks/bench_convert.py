@@ -1,10 +1,16 @@
 """One optimiser step of SpikingJelly's own spiking ResNet-18, as it is and after `ckd_kernels.convert`.
 
 Its model zoo, images of 32x32, T = 4, batch 32, LIFNode with its defaults.
+
+``ours``                 ``convert(net, fuse=True)``
+``ours channels-last``   and ``net.to(memory_format=torch.channels_last)``
+``ours one-bit``         and `one_bit_spikes` around the forward pass
+``ours unfused``         ``convert(net)``
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 
@@ -17,7 +23,8 @@ from torch import nn
 import ckd_kernels
 
 PRECISIONS = {"float32": None, "bfloat16 autocast": torch.bfloat16}
-NAMES = ("ours", "ours-unfused", "spikingjelly")
+OURS = ("ours", "ours channels-last", "ours one-bit", "ours unfused")
+NAMES = (*OURS, "spikingjelly", "spikingjelly channels-last")
 TIME_STEPS, BATCH = 4, 32
 
 
@@ -38,7 +45,7 @@ def zoo() -> types.ModuleType:
 
 
 class Step:
-    """Forward, cross-entropy of the mean over time, backward, SGD, and the reset of the state."""
+    """Old gradients freed, forward, cross-entropy of the mean over time, backward, SGD, and the reset of the state."""
 
     def __init__(self, name: str, device: str, autocast: torch.dtype | None) -> None:
         spiking_resnet = zoo()
@@ -47,8 +54,12 @@ class Step:
         torch.manual_seed(0)
         self.net = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.LIFNode, num_classes=10).to(device)
         functional.set_step_mode(self.net, "m")
-        if name != "spikingjelly":
-            ckd_kernels.convert(self.net, fuse=name == "ours", strict=True)
+        whose, *options = name.split()
+        if whose == "ours":
+            ckd_kernels.convert(self.net, fuse="unfused" not in options, strict=True)
+        if "channels-last" in options:
+            self.net.to(memory_format=torch.channels_last)
+        self.saving = ckd_kernels.one_bit_spikes if "one-bit" in options else contextlib.nullcontext
         self.reset = functional.reset_net
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
         self.x = torch.randn(TIME_STEPS, BATCH, 3, 32, 32, device=device)
@@ -56,9 +67,9 @@ class Step:
         self.device, self.autocast = device, autocast
 
     def __call__(self) -> None:
-        with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
-            loss = nn.functional.cross_entropy(self.net(self.x).mean(0), self.target)
         self.optimizer.zero_grad()
+        with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None), self.saving():
+            loss = nn.functional.cross_entropy(self.net(self.x).mean(0), self.target)
         loss.backward()
         self.optimizer.step()
         self.reset(self.net)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -89,12 +90,13 @@ def convolution_share(call: Call, device: str) -> float:
     kind = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     total = sum(getattr(event, kind) for event in averages)
     kind = kind.removeprefix("self_")
-    convolutions = sum(getattr(e, kind) for e in averages if e.key in ("aten::conv2d", "aten::convolution_backward"))
-    return convolutions / total
+    # Not aten::conv2d, which under autocast is recorded a second time inside of itself.
+    keys = ("aten::convolution", "aten::convolution_backward")
+    return sum(getattr(event, kind) for event in averages if event.key in keys) / total
 
 
 def peak_bytes(call: Call, device: str) -> int:
-    """The most memory that a call holds at once beyond what was there before it."""
+    """The most memory that a call holds at once beyond what was there before it, another call having gone before."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -102,12 +104,14 @@ def peak_bytes(call: Call, device: str) -> int:
         call()
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        # What the measured call frees of an earlier one, such as gradients, the profiler must have seen made.
         call()
-    held = peak = 0
-    for event in sorted(profile.events(), key=lambda e: e.time_range.end):
-        held += event.self_cpu_memory_usage
-        peak = max(peak, held)
-    return peak
+        with torch.profiler.record_function("between the calls"):
+            pass
+        call()
+    events = sorted(profile.events(), key=lambda e: e.time_range.end)
+    begin = next(i for i, event in enumerate(events) if event.name == "between the calls")
+    return max(itertools.accumulate((event.self_cpu_memory_usage for event in events[begin:]), initial=0))
 
 
 def copies(pairs: Sequence[tuple[Tensor, Tensor]]) -> Call:
