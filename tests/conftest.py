@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ckd_kernels import memory
 from ckd_kernels.backend import build_info
 from ckd_kernels.ops import bn_lif as bn_lif_op
 from ckd_kernels.ops import lif as lif_op
@@ -61,3 +62,17 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (bn_lif_op, lif_op, pack_op, sam_op):
         monkeypatch.setattr(module, "resolve", launched)
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What `one_bit_spikes` packs: the number of spikes of each storage."""
+    packed: list[int] = []
+    init = memory._Packed.__init__
+
+    def counting(self: memory._Packed, spikes: torch.Tensor) -> None:
+        packed.append(spikes.numel())
+        init(self, spikes)
+
+    monkeypatch.setattr(memory._Packed, "__init__", counting)
+    return packed

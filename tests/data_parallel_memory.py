@@ -1,4 +1,4 @@
-"""One of two data-parallel processes of tests/test_memory.py: `python data_parallel_memory.py RANK FOLDER`.
+"""One of two data-parallel processes of tests/test_memory_around.py: `python data_parallel_memory.py RANK FOLDER`.
 
 Saves its gradients without `one_bit_spikes` and with it.
 """

@@ -8,7 +8,8 @@ import torch
 from ckd_kernels import Neuron, bn_lif, use_backend
 from ckd_kernels.ops.lif import checkpoint_count
 from reference_cases import currents, make_neuron
-from test_lif_autograd import fresh_dynamo, run_python  # noqa: F401
+from test_lif_autograd import fresh_dynamo  # noqa: F401
+from test_lif_processes import run_python
 from tolerances import assert_close, assert_same
 
 OPS = torch.ops.ckd_kernels

@@ -2,78 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gc
-import subprocess
-import sys
-import threading
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from ckd_kernels import Neuron, layers, lif, memory, one_bit_spikes, use_backend
+from ckd_kernels import layers, lif, memory, one_bit_spikes, use_backend
+from memory_checks import PAPER, Network, assert_same_gradients, currents, gradients
 from reference_cases import MEMORY, arrange
 from tolerances import assert_same
-
-PAPER = Neuron.paper()
-
-
-@pytest.fixture
-def packs(monkeypatch):
-    """Counts what is packed: the number of spikes of each storage."""
-    packed = []
-    init = memory._Packed.__init__
-
-    def counting(self, spikes):
-        packed.append(spikes.numel())
-        init(self, spikes)
-
-    monkeypatch.setattr(memory._Packed, "__init__", counting)
-    return packed
-
-
-def currents(*shape, dtype=torch.float32, device="cpu"):
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.4).to(device, dtype)
-
-
-class Network(nn.Module):
-    """Convolutions over flattened time, spikes that feed two of them, a view by unflatten, a linear head."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Conv2d(3, 6, 3, padding=1)
-        self.second = nn.Conv2d(6, 5, 3, padding=1, stride=2)
-        self.shortcut = nn.Conv2d(6, 5, 1, stride=2)
-        self.head = nn.Linear(5 * 4 * 4, 7)
-
-    def forward(self, x):
-        spikes = lif(self.first(x.flatten(0, 1)).unflatten(0, x.shape[:2]), PAPER)
-        flat = spikes.flatten(0, 1)
-        y = self.second(flat) + self.shortcut(flat)
-        spikes = lif(y.unflatten(0, x.shape[:2]), PAPER)
-        return self.head(spikes.flatten(2))
-
-
-def gradients(module, x, context=None, run=None):
-    """Of all parameters and x."""
-    x = x.detach().requires_grad_()
-    module.zero_grad()
-    with context or contextlib.nullcontext():
-        out = (module if run is None else run)(x)
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-    out.backward(upstream)
-    return [x.grad, *(p.grad.clone() for p in module.parameters())]
-
-
-def assert_same_gradients(actual, expected):
-    for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert_same(f"gradient {number}", a, e)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -352,42 +291,6 @@ def test_leaves_nothing_behind_after_an_error(packs):
     assert memory._here.depth == 0
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("inside", [False, True])
-def test_checkpointing(use_reentrant, inside):
-    """Around a checkpoint and within one."""
-    module, x = Network(), currents(3, 2, 3, 8, 8)
-    plain = gradients(module, x)
-
-    def part(x):
-        if not inside:
-            return module(x)
-        with one_bit_spikes():
-            return module(x)
-
-    run = functools.partial(checkpoint, part, use_reentrant=use_reentrant)
-    assert_same_gradients(gradients(module, x, None if inside else one_bit_spikes(), run), plain)
-
-
-def test_threads_do_not_see_each_other(packs):
-    module, found = nn.Linear(5, 5), []
-
-    def work():
-        module(lif(currents(4, 2, 5), PAPER))
-        found.append(len(packs))
-        with one_bit_spikes():
-            module(lif(currents(4, 2, 5), PAPER))
-        found.append(len(packs))
-
-    with one_bit_spikes():
-        other = threading.Thread(target=work)
-        other.start()
-        other.join()
-        assert found == [0, 1]
-        module(lif(currents(4, 2, 5), PAPER))
-    assert len(packs) == 2
-
-
 def test_layers_with_state_and_maps(packs):
     """Membrane potentials and activation maps are no spikes."""
     neuron, module = layers.LIF(stateful=True), nn.Linear(5, 5)
@@ -429,60 +332,3 @@ def test_double_backward():
         first.square().sum().backward()
         found.append(w.grad)
     assert_same("second gradient", *found)
-
-
-@pytest.mark.parametrize("fullgraph", [False, True])
-def test_around_a_compiled_network(fullgraph, packs):
-    """The compiler decides what its graph keeps; nothing is packed, and gradients are those of the compiled network."""
-    module, x = Network(), currents(3, 2, 3, 8, 8)
-    torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=fullgraph)
-    assert_same_gradients(gradients(module, x, one_bit_spikes(), compiled), gradients(module, x, run=compiled))
-    assert packs == []
-
-
-def test_around_compiled_layers(packs):
-    """Spikes of a neuron that is not compiled enter a graph that is."""
-    module, x = nn.Linear(12, 12), currents(4, 2, 12)
-    torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True)
-
-    def run(x):
-        return compiled(lif(compiled(lif(compiled(x), PAPER)), PAPER))
-
-    plain = gradients(module, x, run=run)
-    assert_same_gradients(gradients(module, x, one_bit_spikes(), run), plain)
-    assert packs == [4 * 2 * 12] * 2
-
-
-@pytest.mark.parametrize("made", ["inside", "outside"])
-def test_inside_a_compiled_function(made, packs):
-    """The block itself does not compile: an error where no graph break is allowed, else it runs as it is."""
-    module, x, context = Network(), currents(3, 2, 3, 8, 8), one_bit_spikes()
-
-    def run(x):
-        with one_bit_spikes() if made == "inside" else context:
-            return module(x)
-
-    torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"saved_tensors_hooks|context manager"):
-        torch.compile(run, fullgraph=True)(x)
-    torch._dynamo.reset()
-    compiled = gradients(module, x, run=torch.compile(run))
-    for actual, expected in zip(compiled, gradients(module, x), strict=True):
-        torch.testing.assert_close(actual, expected)
-
-
-def test_data_parallel(tmp_path):
-    """Two processes, gloo."""
-    script = Path(__file__).with_name("data_parallel_memory.py")
-    processes = [subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)]) for rank in (0, 1)]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    (plain, packed), (other_plain, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert all(gradient.any() for gradient in plain)
-    assert_same_gradients(packed, plain)
-    assert_same_gradients(other_plain, plain)
