@@ -109,6 +109,25 @@ def test_normalisations(norm, fused_calls):
     assert len(fused_calls) == 3
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("fuse", [False, True], ids=["", "fuse"])
+def test_channels_last(fuse, before, fused_calls):
+    """In whichever order; what the neuron hands to the next convolution has the format that the convolution gave."""
+    theirs = Block(FORWARDS["added"][0]).to(memory_format=torch.channels_last)
+    ours = Block(FORWARDS["added"][0])
+    if before:
+        ours.to(memory_format=torch.channels_last)
+    ck.convert(ours, fuse=fuse)
+    if not before:
+        ours.to(memory_format=torch.channels_last)
+    frames = []
+    ours.sn.register_forward_hook(lambda module, args, spikes: frames.append(spikes.flatten(0, 1)))
+    compare(ours, theirs)
+    assert len(frames) == 3
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in frames)
+    assert len(fused_calls) == 3 * fuse
+
+
 def test_fusing_after_converting(fused_calls):
     net = Block(FORWARDS["plain"][0])
     assert len(ck.convert(net).converted) == 2

@@ -27,7 +27,8 @@ def convert(model: nn.Module, *, fuse: bool = False, strict: bool = False) -> Co
     ``state_dict``, optimisers, DDP and SpikingJelly's ``functional`` see no difference, and the model may be in the
     middle of a sequence.  All is decided before anything is changed.  What computes differently: state and arithmetic
     are float32 whatever the input (SpikingJelly computes in bfloat16 under autocast), gradients are rounded
-    differently, and ParametricLIFNode divides by ``tau`` where SpikingJelly multiplies by ``1/tau``.
+    differently, and ParametricLIFNode divides by ``tau`` where SpikingJelly multiplies by ``1/tau``.  The memory format
+    is the model's own: ``model.to(memory_format=torch.channels_last)``, before or after, holds through the neurons.
 
     Args:
         model: any module; single-step neurons, neurons that we do not know and options that we do not have are left
