@@ -1,6 +1,6 @@
 """One step of distillation: augmented batch, frozen teacher and its Grad-CAM, spiking student, SAMD and NLD, SGD.
 
-The student is ours or of the paper's modules; everything else is the same.  The parts that are neither network are
+The student is ours or of the paper's modules, in either memory format; everything else is the same.  The parts that are neither network are
 timed alone: ``part: data`` gathers, normalises and augments a batch, ``part: losses`` is the losses and their backward
 pass down to logits and map.  `--full-width` as for the training step.
 """
@@ -22,7 +22,8 @@ from ckdsnn.data.batches import Batch, BatchLoader, EpochSampler
 from ckdsnn.losses import FrozenTeacher, build_method
 from ckdsnn.models import ANNOutput, SNNOutput, build_model
 
-CONTESTANTS = ["ours", "ours channels-last", "paper", "part: data", "part: teacher", "part: losses"]
+STUDENTS = ["ours", "ours channels-last", "paper", "paper channels-last"]
+CONTESTANTS = [*STUDENTS, "part: data", "part: teacher", "part: losses"]
 # The paper's for CIFAR without AutoAugment, which is torchvision's.
 AUGMENTATION = Augmentation(shift=4, flip=True, erase=0.25)
 
