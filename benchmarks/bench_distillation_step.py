@@ -1,8 +1,8 @@
 """One step of distillation: augmented batch, frozen teacher and its Grad-CAM, spiking student, SAMD and NLD, SGD.
 
-The student is ours or of the paper's modules, in either memory format; everything else is the same.  The parts that are neither network are
-timed alone: ``part: data`` gathers, normalises and augments a batch, ``part: losses`` is the losses and their backward
-pass down to logits and map.  `--full-width` as for the training step.
+The student is ours or of the paper's modules, in either memory format; everything else is the same.  The parts that are
+neither network are timed alone: ``part: data`` gathers, normalises and augments a batch, ``part: losses`` is the losses
+and their backward pass down to logits and map.  `--full-width` as for the training step.
 """
 
 from __future__ import annotations

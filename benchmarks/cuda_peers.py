@@ -7,8 +7,11 @@ gradients; time of the device, in CUDA graphs where a contestant can be captured
 its peak.  Small inputs (`mode: eager`, `compiled`, `graph`): the time that one call takes from the host, a
 launch after the other; `compiled` is `torch.compile` of the whole step.
 
-SpikingJelly has two contestants: `spikingjelly-triton`, its fused kernels (the membrane potential in float32, which the
-2-byte types need for that), and `spikingjelly-torch`, its loop, which its modules use for 2-byte types.
+SpikingJelly 2.0.0 has three contestants: its fused kernels, `spikingjelly-triton` or `spikingjelly-native` (CUDA, where
+it was built from source with SJ_BUILD_NATIVE_CUDA=1), with the membrane potential in float32, which the 2-byte types
+need for that; and `spikingjelly-torch`, its loop, which its modules use for 2-byte types.  A process has one kind of
+fused kernels, native ones where there are any: SJ_LIF_CUDA_IMPLEMENTATION=triton chooses the other, and the contestant
+that does not run is recorded with the reason.  `spikingjelly-cupy` is that of 0.0.0.0.14, where it is installed.
 """
 
 from __future__ import annotations
@@ -67,10 +70,22 @@ def cases(device: str) -> list[Case]:
     return found
 
 
-def spikingjelly_lif(fused: bool) -> Callable[[Tensor], Tensor]:
-    """SpikingJelly's function that its `LIFNode` calls, at rest before every call."""
+def spikingjelly_lif(kernels: str, device: str) -> Callable[[Tensor], Tensor]:
+    """SpikingJelly's function that its `LIFNode` calls, at rest before every call.
+
+    Args:
+        kernels: ``"cuda"`` or ``"triton"``, which must be what SpikingJelly chose in this process, or ``"torch"``.
+    """
     functional = peers.library("spikingjelly", "spikingjelly.activation_based.functional")
     surrogate = peers.library("spikingjelly", "spikingjelly.activation_based.surrogate")
+    if not hasattr(functional, "neuron_implementation"):
+        raise peers.Unavailable("this release of SpikingJelly is not 2.0.0")
+    fused = kernels != "torch"
+    if fused:
+        chosen = functional.neuron_implementation("lif", torch.device(device))
+        if chosen["implementation"] != kernels:
+            why = chosen["unavailable"].get(kernels, f"SJ_LIF_CUDA_IMPLEMENTATION={kernels} chooses it")
+            raise peers.Unavailable(f"SpikingJelly runs {chosen['implementation']!r} here, not {kernels!r}: {why}")
     triangle = surrogate.PiecewiseQuadratic(alpha=1.0)
 
     def run(x: Tensor) -> Tensor:
@@ -87,8 +102,10 @@ def neurons(device: str) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
     """LIF over [T, ...] by name; calling a value makes it, or raises `peers.Unavailable`."""
     ours = ("cuda", "triton") if device == "cuda" else ("reference",)
     return {f"ours-{name}": functools.partial(our_lif, name) for name in ours} | {
-        "spikingjelly-triton": functools.partial(spikingjelly_lif, True),
-        "spikingjelly-torch": functools.partial(spikingjelly_lif, False),
+        "spikingjelly-native": functools.partial(spikingjelly_lif, "cuda", device),
+        "spikingjelly-triton": functools.partial(spikingjelly_lif, "triton", device),
+        "spikingjelly-torch": functools.partial(spikingjelly_lif, "torch", device),
+        "spikingjelly-cupy": functools.partial(peers.spikingjelly, backend="cupy"),
         "compiled-loop": peers.compiled_loop,
         "fair-loop": lambda: peers.fair_loop,
     }
