@@ -7,9 +7,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import cuda_peers
 import cuda_step
 import cuda_timing
+import peers
 import pytest
+import torch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "gpu_check.sh"
 PHASES = ("build", "warm", "native", "triton", "kernels", "step", "peers", "sanitize")
@@ -129,3 +132,28 @@ def test_a_race_goes_on_without_a_call_that_fails():
 )
 def test_kernels_are_told_apart_by_their_names(kernel, kind):
     assert cuda_step.kind_of(kernel) == kind
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kernels", "reason"),
+    [
+        (
+            {"implementation": "triton", "unavailable": {"cuda": "not built"}},
+            "cuda",
+            "not 'cuda': not built",
+        ),
+        ({"implementation": "cuda", "unavailable": {}}, "triton", "SJ_LIF_CUDA_IMPLEMENTATION=triton chooses it"),
+        ({"implementation": "triton", "unavailable": {}}, "triton", None),
+    ],
+)
+def test_a_contestant_is_the_kernels_that_spikingjelly_runs(chosen, kernels, reason, monkeypatch):
+    functional = pytest.importorskip("spikingjelly.activation_based.functional")
+    if not hasattr(functional, "neuron_implementation"):
+        pytest.skip("this release of SpikingJelly has no choice of kernels")
+    monkeypatch.setattr(functional, "neuron_implementation", lambda neuron, device: chosen)
+    if reason is not None:
+        with pytest.raises(peers.Unavailable, match=reason):
+            cuda_peers.spikingjelly_lif(kernels, "cuda")
+    else:
+        x = torch.randn(3, 2, 5) + 0.3
+        assert torch.equal(cuda_peers.spikingjelly_lif(kernels, "cuda")(x), peers.fair_loop(x))
