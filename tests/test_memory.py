@@ -28,8 +28,10 @@ def test_gradients_are_the_same_bits(target, dtype, channels_last, packs):
         plain = gradients(module, x)
         assert packs == []
         assert_same_gradients(gradients(module, x, one_bit_spikes()), plain)
-    # The first layer's spikes once, though two convolutions save them; a flattened channels-last tensor is a copy.
-    assert packs == [3 * 2 * 6 * 8 * 8, 3 * 2 * 5 * 4 * 4][: 1 if channels_last else 2]
+    # The first layer's spikes once, though two convolutions save them; a flattened channels-last tensor is a copy. On a
+    # GPU convolutions of float64 are contiguous whatever they are asked for.
+    copied = channels_last and not (torch.device(target.device).type == "cuda" and dtype == torch.float64)
+    assert packs == [3 * 2 * 6 * 8 * 8, 3 * 2 * 5 * 4 * 4][: 1 if copied else 2]
 
 
 def test_spikes_of_normalised_neurons(packs):
