@@ -18,7 +18,7 @@ from torch import Tensor
 from ckd_kernels import Neuron, bn_lif, build_info, lif, sam, surrogate, use_backend
 
 # Odd sizes; a tail behind the last vector; more steps than fit into registers; several blocks for one channel.
-SHAPES = [(1, 2, 3, 5, 7), (4, 2, 8, 8, 8), (4, 3, 130, 1, 3), (20, 2, 6, 3, 3), (4, 8, 16, 32, 32)]
+SHAPES = [(1, 2, 3, 5, 7), (1, 3, 8, 4, 4), (4, 2, 8, 8, 8), (4, 3, 130, 1, 3), (20, 2, 6, 3, 3), (4, 8, 16, 32, 32)]
 NEURONS = [
     Neuron.paper(),
     Neuron(charge="leak", tau=3.0, reset="soft", detach_reset=True, surrogate=surrogate.ATan()),
@@ -49,6 +49,8 @@ def run(backend: str, device: str, shape: tuple[int, ...], dtype: torch.dtype, l
         gradients((bn_lif(x, weight, bias, None, None, neuron),), [x, weight, bias])
         out = bn_lif(x, weight, bias, None, None, neuron, residual=residual, v_init=v_init, **learnt, **wanted)
         gradients(tuple(out), [x, weight, bias, residual, v_init, leak])
+        usual = bn_lif(x, weight, bias, None, None, neuron, residual=residual, return_sam=True)
+        gradients(tuple(usual), [x, weight, bias, residual])
         frame = x[:1].detach().requires_grad_()
         gradients((bn_lif(frame.expand(shape), weight, bias, None, None, neuron),), [frame, weight, bias])
         sam(plain)

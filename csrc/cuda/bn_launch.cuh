@@ -2,6 +2,7 @@
 // bn_reduce_<type>.cu instantiate them, to compile in parallel.
 #pragma once
 #include "bn_reduce.cuh"
+#include "bn_usual.cuh"
 #include "lif_launch.cuh"
 #include "normalise.cuh"
 
@@ -20,28 +21,148 @@ NormalisedCurrent<S> normalised_current(const Call& call) {
           static_cast<const float*>(call.affine.shift), static_cast<const S*>(call.affine.residual)};
 }
 
+inline ChannelTiles channel_tiles(const Shape& shape, int width, unsigned threads) {
+  return ChannelTiles(shape.outer * shape.rows, shape.channels, shape.inner, width, threads);
+}
+
+template <class S, bool kResidual, template <int> class Channels>
+cudaError_t launch_usual_forward(const UsualForwardCall<S>& call, const LaunchSize& size, void* stream) {
+  return call.extent.steps == 1 ? launch_after(bn_usual_forward_kernel<S, 1, kResidual, Channels>, size, stream, call)
+                                : launch_after(bn_usual_forward_kernel<S, 4, kResidual, Channels>, size, stream, call);
+}
+
+template <class S, bool kResidual>
+cudaError_t launch_usual_forward(const LifForward& call, void* stream) {
+  const Shape& shape = call.shape;
+  const ChannelSize size = channel_tiles(shape, kWide<S>, kUsualForwardThreads)
+                               .for_pass(shape.steps == 1 ? 2 * kUsualForwardBatch<1> : 2 * kUsualForwardBatch<4>);
+  const UsualForwardCall<S> arguments{
+      channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, kWide<S>, size, nullptr),
+      Extent(shape),
+      Rule(call.neuron, call.leak),
+      static_cast<float>(call.neuron.leak),
+      static_cast<const S*>(call.x),
+      static_cast<const S*>(call.affine.residual),
+      static_cast<const float*>(call.affine.scale),
+      static_cast<const float*>(call.affine.shift),
+      static_cast<S*>(call.spikes)};
+  return shape.inner > 1 ? launch_usual_forward<S, kResidual, PlanarChannels>(arguments, size.size, stream)
+                         : launch_usual_forward<S, kResidual, RowChannels>(arguments, size.size, stream);
+}
+
+// Whether the usual kernels serve a call: none of what few calls have, and whole accesses within a channel or a row.
+template <class S>
+bool is_usual(const LifForward& call) {
+  const Shape& shape = call.shape;
+  if (!has_static_steps(shape) || shape.repeated || call.leak || call.v_init || call.v_last || call.sam) return false;
+  return (shape.inner > 1 ? shape.inner : shape.channels) % kWide<S> == 0 && forward_fits(call, kWide<S>) &&
+         (shape.inner > 1 || aligned({call.affine.scale, call.affine.shift}));
+}
+
 template <class S>
 cudaError_t launch_bn_lif(const LifForward& call, void* stream) {
-  constexpr int W = kWide<S>;
+  if (is_usual<S>(call)) {
+    return call.affine.residual ? launch_usual_forward<S, true>(call, stream)
+                                : launch_usual_forward<S, false>(call, stream);
+  }
   const auto arguments = forward_call(call, normalised_current<S>(call));
   if (call.sam) return launch_forward_sam(call, arguments, stream);
-  if (has_static_steps(call.shape) && forward_fits(call, W)) {
-    return call.shape.inner % W == 0 ? launch_static_forward<W, false>(arguments, stream)
-                                     : launch_static_forward<W, true>(arguments, stream);
-  }
   return forward_fits(call, kRunTimeWidth) ? launch_forward<kRunTimeWidth, true>(arguments, stream)
                                            : launch_forward<1, false>(arguments, stream);
 }
 
-// Whether the way back has kernels compiled for the number of steps of a call: one, or the four of the usual neuron.
-template <class Call>
-bool is_usual(const LifBackward& call, const Call& arguments) {
-  return call.grad_spikes && !is_general(call, arguments) &&
-         (call.shape.steps == 1 || (call.shape.steps == 4 && PaperNeuron::is(arguments.rule)));
+// Width of the accesses with which the usual kernels serve a call; 0: they do not.
+template <class S>
+int usual_width(const LifBackward& call) {
+  const Shape& shape = call.shape;
+  const Rule rule(call.neuron, call.leak);
+  const bool paper = PaperNeuron::is(rule);
+  if (!has_static_steps(shape) || shape.repeated || !(paper || SpikingJellyNeuron::is(rule)) || rule.delayed) return 0;
+  if (call.leak || call.v_init || call.grad_v || call.grad_v_init || !call.grad_spikes || !call.mean) return 0;
+  if (!backward_aligned(call)) return 0;
+  if (shape.inner == 1) {
+    const bool fits = shape.channels % kRunTimeWidth == 0 &&
+                      aligned({call.affine.scale, call.affine.shift, call.mean, call.offset, call.slope});
+    return fits ? kRunTimeWidth : 0;
+  }
+  if (!aligned({call.grad_sam})) return 0;
+  // With more steps, or exponentials and divisions, wide accesses take too many registers.
+  if (paper && shape.steps == 1 && shape.inner % kWide<S> == 0) return kWide<S>;
+  return shape.inner % kRunTimeWidth == 0 ? kRunTimeWidth : 0;
+}
+
+template <class S>
+UsualCall<S> usual_call(const LifBackward& call, int width, const ChannelSize& size, void* workspace) {
+  const Shape& shape = call.shape;
+  return {channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, width, size, workspace),
+          Extent(shape),
+          Rule(call.neuron, call.leak),
+          static_cast<float>(call.neuron.leak),
+          static_cast<const S*>(call.x),
+          static_cast<const S*>(call.grad_spikes),
+          static_cast<const float*>(call.affine.scale),
+          static_cast<const float*>(call.affine.shift),
+          static_cast<const float*>(call.mean),
+          static_cast<const float*>(call.offset),
+          static_cast<const float*>(call.slope),
+          static_cast<S*>(call.grad_x),
+          static_cast<const S*>(call.affine.residual),
+          static_cast<S*>(call.grad_residual),
+          call.grad_sam,
+          static_cast<float>(1.0 / static_cast<double>(shape.steps * shape.channels))};
+}
+
+struct UsualReduce {
+  template <class S, int W, class NeuronKind, int kSteps, bool kExtras, template <int> class Channels>
+  static constexpr auto kernel = bn_usual_reduce_kernel<S, W, NeuronKind, kSteps, kExtras, Channels>;
+  template <class Call>
+  static cudaError_t start(void (*kernel)(Call), const LaunchSize& size, void* stream, const Call& call) {
+    return launch(kernel, size, stream, call);
+  }
+};
+struct UsualApply {
+  template <class S, int W, class NeuronKind, int kSteps, bool kExtras, template <int> class Channels>
+  static constexpr auto kernel = bn_usual_apply_kernel<S, W, NeuronKind, kSteps, kExtras, Channels>;
+  template <class Call>
+  static cudaError_t start(void (*kernel)(Call), const LaunchSize& size, void* stream, const Call& call) {
+    return launch_after(kernel, size, stream, call);
+  }
+};
+
+template <class Pass, int W, class NeuronKind, bool kExtras, template <int> class Channels, class S>
+cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void* stream) {
+  if constexpr (W == kRunTimeWidth) {
+    if (call.extent.steps == 4) {
+      return Pass::start(Pass::template kernel<S, W, NeuronKind, 4, kExtras, Channels>, size, stream, call);
+    }
+  }
+  return Pass::start(Pass::template kernel<S, W, NeuronKind, 1, kExtras, Channels>, size, stream, call);
+}
+
+template <class Pass, int W, template <int> class Channels, class S>
+cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void* stream) {
+  if constexpr (W == kRunTimeWidth) {
+    if (!PaperNeuron::is(call.rule)) {
+      return launch_usual<Pass, W, SpikingJellyNeuron, true, Channels>(call, size, stream);
+    }
+  }
+  return call.residual || call.grad_sam ? launch_usual<Pass, W, PaperNeuron, true, Channels>(call, size, stream)
+                                        : launch_usual<Pass, W, PaperNeuron, false, Channels>(call, size, stream);
+}
+
+template <class Pass, class S>
+cudaError_t launch_usual(const UsualCall<S>& call, int width, const LaunchSize& size, void* stream) {
+  if (call.extent.inner == 1) return launch_usual<Pass, kRunTimeWidth, RowChannels>(call, size, stream);
+  if (width == kWide<S>) return launch_usual<Pass, kWide<S>, PlanarChannels>(call, size, stream);
+  return launch_usual<Pass, kRunTimeWidth, PlanarChannels>(call, size, stream);
 }
 
 template <class S>
 cudaError_t launch_bn_lif(const LifBackward& call, void* workspace, void* stream) {
+  if (const int width = usual_width<S>(call)) {
+    const ChannelSize size = channel_tiles(call.shape, width, kBackwardThreads).for_pass(8);
+    return launch_usual<UsualApply>(usual_call<S>(call, width, size, nullptr), width, size.size, stream);
+  }
   const NormalisedGradient<S> gradient{static_cast<const float*>(call.mean),  static_cast<const float*>(call.offset),
                                        static_cast<const float*>(call.slope), static_cast<const S*>(call.x),
                                        static_cast<S*>(call.grad_x),          static_cast<S*>(call.grad_residual)};
@@ -49,29 +170,14 @@ cudaError_t launch_bn_lif(const LifBackward& call, void* workspace, void* stream
     return backward_call(call, width, workspace, normalised_current<S>(call), gradient);
   };
   if (run_time_width(call) == 1) return launch_general_backward<1>(call, with_width(1), workspace, stream);
-  // What a thread holds grows with the steps and, where its neighbours are not of one channel, with their constants.
-  constexpr int kWidest = kWide<S>, W = kRunTimeWidth;
-  if (call.shape.steps == 1 && call.shape.inner % kWidest == 0) {
-    const auto wide = with_width(kWidest);
-    if (is_usual(call, wide) && PaperNeuron::is(wide.rule)) {
-      return launch_backward<kWidest, PaperNeuron, 1, false, false>(wide, stream);
-    }
-  }
+  constexpr int W = kRunTimeWidth;
   const auto arguments = with_width(W);
-  if (is_usual(call, arguments)) {
-    if (call.shape.steps == 1) {
-      return PaperNeuron::is(arguments.rule) ? launch_backward<W, PaperNeuron, 1, true, false>(arguments, stream)
-                                             : launch_backward<W, AnyNeuron, 1, true, false>(arguments, stream);
-    }
-    return call.shape.inner % W == 0 ? launch_backward<W, PaperNeuron, 4, false, false>(arguments, stream)
-                                     : launch_backward<W, PaperNeuron, 4, true, false>(arguments, stream);
-  }
   if (is_general(call, arguments)) return launch_general_backward<W>(call, arguments, workspace, stream);
   return launch_backward<W, AnyNeuron, 0, true, false>(arguments, stream);
 }
 
-// Which kernel makes the first pass: one compiled for the number of steps, one for calls that are not general, or one
-// for all; and the width of its accesses, within a channel or across channels.
+// Which kernel makes the first pass, one of the usual neurons', one for calls that are not general, or one for all; and
+// the width of its accesses, within a channel or across channels.
 struct ReduceChoice {
   enum class Kind { kUsual, kLean, kGeneral } kind;
   int width;
@@ -84,33 +190,22 @@ BackwardCall<NormalisedCurrent<S>, NormalisedGradientSums<S>> reduce_call(const 
   return backward_call(call, width, nullptr, normalised_current<S>(call), sums);
 }
 
-// Of the usual neuron's kernel for one step: as wide as an access, where neighbours are of one channel.
-template <class S>
-int one_step_width(const Shape& shape) {
-  return shape.inner > 1 ? kWide<S> : kRunTimeWidth;
-}
-
 template <class S>
 ReduceChoice reduce_choice(const LifBackward& call) {
   using Kind = ReduceChoice::Kind;
   const Shape& shape = call.shape;
-  const auto fits = [&](int width) {
-    return (shape.inner > 1 ? shape.inner : shape.channels) % width == 0 && backward_aligned(call);
-  };
-  const auto choice = [&](Kind kind, int width) {
-    const LaunchSize block = backward_size(1, width, kind == Kind::kUsual ? 0 : shape.steps);
-    return ReduceChoice{
-        kind, width,
-        channel_size(shape.outer * shape.rows, shape.channels, shape.inner, width, block.threads, block.shared_bytes)};
-  };
-  if (const int widest = one_step_width<S>(shape); shape.steps == 1 && fits(widest)) {
-    const auto arguments = reduce_call<S>(call, widest);
-    if (is_usual(call, arguments) && PaperNeuron::is(arguments.rule)) return choice(Kind::kUsual, widest);
+  if (const int width = usual_width<S>(call)) {
+    return {Kind::kUsual, width, channel_tiles(shape, width, kBackwardThreads).for_sums(0)};
   }
-  if (!fits(kRunTimeWidth)) return choice(Kind::kGeneral, 1);
-  const auto arguments = reduce_call<S>(call, kRunTimeWidth);
-  if (is_usual(call, arguments)) return choice(Kind::kUsual, kRunTimeWidth);
-  return choice(is_general(call, arguments) ? Kind::kGeneral : Kind::kLean, kRunTimeWidth);
+  const auto choice = [&](Kind kind, int width) {
+    const LaunchSize block = backward_size(1, width, shape.steps);
+    return ReduceChoice{kind, width, channel_tiles(shape, width, block.threads).for_sums(block.shared_bytes)};
+  };
+  constexpr int W = kRunTimeWidth;
+  if ((shape.inner > 1 ? shape.inner : shape.channels) % W != 0 || !backward_aligned(call)) {
+    return choice(Kind::kGeneral, 1);
+  }
+  return choice(is_general(call, reduce_call<S>(call, W)) ? Kind::kGeneral : Kind::kLean, W);
 }
 
 template <class S>
@@ -118,34 +213,33 @@ int64_t bn_reduce_workspace(const LifBackward& call) {
   return partial_bytes(call.shape.channels, reduce_choice<S>(call).size);
 }
 
-template <int kOneStepWidth, template <int> class Channels, class S>
+template <template <int> class Channels, class S>
 cudaError_t launch_bn_reduce(const ReduceCall<S>& call, const ReduceChoice& choice, void* stream) {
   const LaunchSize& size = choice.size.size;
   constexpr int W = kRunTimeWidth;
-  switch (choice.kind) {
-    case ReduceChoice::Kind::kUsual:
-      if (call.backward.extent.steps == 4) {
-        return launch(bn_reduce_kernel<S, W, PaperNeuron, 4, false, Channels>, size, stream, call);
-      }
-      return choice.width == kOneStepWidth && PaperNeuron::is(call.backward.rule)
-                 ? launch(bn_reduce_kernel<S, kOneStepWidth, PaperNeuron, 1, false, Channels>, size, stream, call)
-                 : launch(bn_reduce_kernel<S, W, AnyNeuron, 1, false, Channels>, size, stream, call);
-    case ReduceChoice::Kind::kLean:
-      return launch(bn_reduce_kernel<S, W, AnyNeuron, 0, false, Channels>, size, stream, call);
-    default:
-      return choice.width == W ? launch(bn_reduce_kernel<S, W, AnyNeuron, 0, true, Channels>, size, stream, call)
-                               : launch(bn_reduce_kernel<S, 1, AnyNeuron, 0, true, Channels>, size, stream, call);
+  if (choice.kind == ReduceChoice::Kind::kLean) {
+    return launch(bn_reduce_kernel<S, W, AnyNeuron, 0, false, Channels>, size, stream, call);
   }
+  return choice.width == W ? launch(bn_reduce_kernel<S, W, AnyNeuron, 0, true, Channels>, size, stream, call)
+                           : launch(bn_reduce_kernel<S, 1, AnyNeuron, 0, true, Channels>, size, stream, call);
 }
 
 template <class S>
 cudaError_t launch_bn_reduce(const LifBackward& call, void* workspace, void* stream) {
   const Shape& shape = call.shape;
   const ReduceChoice choice = reduce_choice<S>(call);
-  const ChannelCut cut = channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, choice.size, workspace);
-  const ReduceCall<S> arguments{reduce_call<S>(call, choice.width), cut};
-  const cudaError_t status = shape.inner > 1 ? launch_bn_reduce<kWide<S>, PlanarChannels>(arguments, choice, stream)
-                                             : launch_bn_reduce<kRunTimeWidth, RowChannels>(arguments, choice, stream);
+  const ChannelCut cut =
+      channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, choice.width, choice.size, workspace);
+  const auto first_pass = [&] {
+    if (choice.kind == ReduceChoice::Kind::kUsual) {
+      const UsualCall<S> arguments = usual_call<S>(call, choice.width, choice.size, workspace);
+      return launch_usual<UsualReduce>(arguments, choice.width, choice.size.size, stream);
+    }
+    const ReduceCall<S> arguments{reduce_call<S>(call, choice.width), cut};
+    return shape.inner > 1 ? launch_bn_reduce<PlanarChannels>(arguments, choice, stream)
+                           : launch_bn_reduce<RowChannels>(arguments, choice, stream);
+  };
+  const cudaError_t status = first_pass();
   if (status != cudaSuccess) return status;
   return launch_add_slices(SumsCall{cut, call.sums}, stream);
 }

@@ -18,21 +18,17 @@ __global__ void __launch_bounds__(kBackwardThreads, (kBackwardBlocks<NeuronKind,
   using C = Channels<W>;
   using Vector = BackwardVector<decltype(call.backward), W, NeuronKind, kSteps, C::kChannelsInside, kGeneral>;
   const Extent& e = call.backward.extent;
-  const ChannelShare share = C::share(call.cut);
-  C::template sum<1>(
-      call.cut, share,
-      [&](int64_t plane, int64_t column) {
-        const Parts row = e.outer == 1 ? Parts{0, plane} : split(plane, e.rows);
-        return e.place(row.quotient, (row.remainder * e.channels + share.channel) * e.inner + column);
-      },
-      [&](const Place& place, double (&values)[C::kValues]) {
+  const ChannelShare share = C::share(call.cut, blockIdx.x);
+  let_next_begin();
+  typename C::Sums sums(call.cut);
+  C::template visit<1, false>(
+      call.cut, share, [&](int64_t plane, int64_t column) { return e.place(plane, share.channel, column); },
+      [&](const Place& place) {
         Vector vector(call.backward, place);
         vector.run();
-#pragma unroll
-        for (int j = 0; j < W; ++j) {
-          C::accumulate(values, j, vector.gradient.gradient.sum[j], vector.gradient.product.sum[j]);
-        }
+        sums.add(vector.gradient.gradient.sum, vector.gradient.product.sum);
       });
+  sums.store(call.cut, share);
 }
 
 struct SumsCall {

@@ -18,24 +18,23 @@ struct StatisticsPlan {
     planes = shape.outer * (shape.repeated ? 1 : shape.steps) * shape.rows;
     width = planar ? kWide<S> : kRowWidth;
     if ((planar ? shape.inner : shape.channels) % width != 0 || !aligned({call.y})) width = 1;
-    size = channel_size(planes, shape.channels, shape.inner, width, 256, 0);
+    size = ChannelTiles(planes, shape.channels, shape.inner, width, kStatisticsThreads).for_sums(0);
   }
-  // Two sums and a pivot in double precision for each channel of an access.
+  // Two sums and a pivot for each channel of an access take registers.
   static constexpr int kRowWidth = 4;
 };
 
 template <class S>
 cudaError_t launch_statistics(const BatchStatistics& call, const StatisticsPlan& plan, void* workspace, void* stream) {
   const Shape& shape = call.shape;
-  const ChannelCut cut = channel_cut(plan.planes, shape.channels, shape.inner, plan.size, workspace);
+  const ChannelCut cut = channel_cut(plan.planes, shape.channels, shape.inner, plan.width, plan.size, workspace);
   const StatisticsCall<S> arguments{cut, static_cast<const S*>(call.y), call.moments};
   const LaunchSize& size = plan.size.size;
   const bool planar = shape.inner > 1;
-  constexpr int kRowWidth = StatisticsPlan::kRowWidth;
   const cudaError_t status =
       planar ? plan.width > 1 ? launch(statistics_kernel<S, kWide<S>, PlanarChannels>, size, stream, arguments)
                               : launch(statistics_kernel<S, 1, PlanarChannels>, size, stream, arguments)
-      : plan.width > 1 ? launch(statistics_kernel<S, kRowWidth, RowChannels>, size, stream, arguments)
+      : plan.width > 1 ? launch(statistics_kernel<S, StatisticsPlan::kRowWidth, RowChannels>, size, stream, arguments)
                        : launch(statistics_kernel<S, 1, RowChannels>, size, stream, arguments);
   if (status != cudaSuccess) return status;
   return launch_add_slices(arguments, stream);

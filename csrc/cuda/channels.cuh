@@ -12,7 +12,9 @@ namespace ckd::cuda {
 struct ChannelCut {
   int64_t planes, channels, inner;
   int across, deep;
+  Divider by_tiles, by_row;   // blocks side by side; vectors of a channel's row
   int64_t slices, per_slice;  // of the vectors of a channel, or of planes
+  int64_t sums_at;            // where a block's sums lie in shared memory, behind what a kernel keeps there
   double* partials;           // [2, channels, slices]
 
   CKD_DEVICE double* partial(int sum, int64_t channel, int64_t slice) const {
@@ -20,24 +22,30 @@ struct ChannelCut {
   }
 };
 
-// Adds up what threads `across` apart hold; the threads of depth 0 are left with the sums.
-template <int kValues>
-CKD_DEVICE void add_depths(const ChannelCut& cut, double (&values)[kValues]) {
-  double* shared = reinterpret_cast<double*>(ckd_dynamic_shared);  // [values, threads]
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  __syncthreads();  // whatever the threads kept here before
+// Vectors of a visit that are loaded, but for those beyond the last.
+template <class Loaded, int kBatch>
+struct InFlight {
+  Loaded loaded[kBatch];
+  bool inside[kBatch];
+
+  template <class Use>
+  CKD_DEVICE void use(Use&& use) const {
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) shared[i * threads + thread] = values[i];
-  for (int half = cut.deep / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (thread >= half * cut.across) continue;
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      values[i] += shared[i * threads + thread + half * cut.across];
-      shared[i * threads + thread] = values[i];
+    for (int b = 0; b < kBatch; ++b) {
+      if (inside[b]) use(loaded[b]);
     }
   }
+};
+
+// The sum over a warp, in all its threads.
+CKD_DEVICE double warp_sum(double value) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(0xffffffffu, value, apart);
+  return value;
 }
+
+// In the pass that follows a reading pass: what was read last is the likeliest to be in a cache still.
+CKD_DEVICE unsigned last_block_first() { return gridDim.x - 1 - blockIdx.x; }
 
 // What a thread adds up: of a channel, or of W from it on; none where it lies beyond the last.
 struct ChannelShare {
@@ -49,126 +57,219 @@ struct ChannelShare {
 template <int W>
 struct PlanarChannels {
   static constexpr bool kChannelsInside = false;
-  static constexpr int kValues = 2;
 
-  static CKD_DEVICE ChannelShare share(const ChannelCut& cut) {
-    const Parts block = split(blockIdx.x, cut.channels);
+  static CKD_DEVICE ChannelShare share(const ChannelCut& cut, unsigned index) {
+    const Parts block = cut.by_tiles.split(index);
     return {block.remainder, block.quotient, true};
   }
 
-  // Visits kBatch vectors at a time: load(plane, column) of all of them comes before add(loaded, values) of the first,
-  // which adds to the values of this thread's channels.
-  template <int kBatch, class Load, class Add>
-  static CKD_DEVICE void sum(const ChannelCut& cut, const ChannelShare& share, Load&& load, Add&& add) {
-    const int64_t channel = share.channel, slice = share.slice, row = cut.inner / W;
-    const int64_t begin = slice * cut.per_slice, all = cut.planes * row;
+  // Visits kBatch vectors at a time with use(loaded); with kAhead, load(plane, column) of the next ones is in flight
+  // meanwhile.
+  template <int kBatch, bool kAhead, class Load, class Use>
+  static CKD_DEVICE void visit(const ChannelCut& cut, const ChannelShare& share, Load&& load, Use&& use) {
+    const int64_t row = cut.by_row.divisor, begin = share.slice * cut.per_slice, all = cut.planes * row;
     const int64_t end = begin + cut.per_slice < all ? begin + cut.per_slice : all;
-    const int64_t first = begin + threadIdx.x;
-    Parts at = split(first, row);
-    const Parts stride = split(blockDim.x, row);
-    double values[2] = {};
-    for (int64_t i = first; i < end; i += int64_t{kBatch} * blockDim.x) {
-      decltype(load(0, 0)) loaded[kBatch];
-      bool inside[kBatch];
+    const Parts stride = cut.by_row.split(blockDim.x);
+    Parts at = cut.by_row.split(begin + threadIdx.x);
+    InFlight<decltype(load(0, 0)), kBatch> next;
+    const auto fetch = [&](int64_t first) {
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
-        inside[b] = i + b * int64_t{blockDim.x} < end;
-        if (inside[b]) loaded[b] = load(at.quotient, at.remainder * W);
+        next.inside[b] = first + b * int64_t{blockDim.x} < end;
+        if (next.inside[b]) next.loaded[b] = load(at.quotient, at.remainder * W);
         at = {at.quotient + stride.quotient, at.remainder + stride.remainder};
         if (at.remainder >= row) at = {at.quotient + 1, at.remainder - row};
       }
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (inside[b]) add(loaded[b], values);
+    };
+    const int64_t step = int64_t{kBatch} * blockDim.x;
+    int64_t i = begin + threadIdx.x;
+    if constexpr (kAhead) {
+      fetch(i);
+#pragma unroll 1
+      for (; i < end; i += step) {
+        const auto now = next;
+        fetch(i + step);
+        now.use(use);
+      }
+    } else {
+#pragma unroll 1
+      for (; i < end; i += step) {
+        fetch(i);
+        next.use(use);
       }
     }
-    add_depths(cut, values);
-    if (threadIdx.x != 0) return;
-    *cut.partial(0, channel, slice) = values[0];
-    *cut.partial(1, channel, slice) = values[1];
   }
 
-  static CKD_DEVICE void accumulate(double (&values)[2], int, double first, double second) {
-    values[0] += first;
-    values[1] += second;
-  }
+  // Two sums of a thread in double precision, and of its block.
+  class Sums {
+    double first_ = 0, second_ = 0;
+
+   public:
+    CKD_DEVICE explicit Sums(const ChannelCut&) {}
+    CKD_DEVICE void add(int, double first, double second) {
+      first_ += first;
+      second_ += second;
+    }
+    // Of W neighbours.
+    CKD_DEVICE void add(const float (&first)[W], const float (&second)[W]) { add(0, total(first), total(second)); }
+
+    CKD_DEVICE void store(const ChannelCut& cut, const ChannelShare& share) {
+      double* shared = reinterpret_cast<double*>(ckd_dynamic_shared + cut.sums_at);  // [2, warps]
+      const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
+      first_ = warp_sum(first_);
+      second_ = warp_sum(second_);
+      if (threadIdx.x % 32 == 0) {
+        shared[warp] = first_;
+        shared[warps + warp] = second_;
+      }
+      __syncthreads();
+      if (threadIdx.x > 1) return;
+      double sum = 0;
+      for (int i = 0; i < warps; ++i) sum += shared[threadIdx.x * warps + i];
+      *cut.partial(threadIdx.x, share.channel, share.slice) = sum;
+    }
+  };
 };
 
 // W neighbours are of W channels, in one plane.
 template <int W>
 struct RowChannels {
   static constexpr bool kChannelsInside = true;
-  static constexpr int kValues = 2 * W;
 
-  static CKD_DEVICE ChannelShare share(const ChannelCut& cut) {
+  static CKD_DEVICE ChannelShare share(const ChannelCut& cut, unsigned index) {
     const int lane = static_cast<int>(threadIdx.x) % cut.across;
     const int64_t width = int64_t{cut.across} * W;
-    const Parts block = split(blockIdx.x, (cut.channels + width - 1) / width);
+    const Parts block = cut.by_tiles.split(index);
     const int64_t channel = block.remainder * width + lane * W;
     return {channel, block.quotient, channel < cut.channels};
   }
 
-  template <int kBatch, class Load, class Add>
-  static CKD_DEVICE void sum(const ChannelCut& cut, const ChannelShare& share, Load&& load, Add&& add) {
-    const int depth = static_cast<int>(threadIdx.x) / cut.across;
-    const int64_t channel = share.channel, slice = share.slice;
-    const int64_t begin = slice * cut.per_slice;
+  template <int kBatch, bool kAhead, class Load, class Use>
+  static CKD_DEVICE void visit(const ChannelCut& cut, const ChannelShare& share, Load&& load, Use&& use) {
+    if (!share.any) return;
+    const int64_t begin = share.slice * cut.per_slice;
     const int64_t end = begin + cut.per_slice < cut.planes ? begin + cut.per_slice : cut.planes;
-    double values[2 * W] = {};
-    if (share.any) {
-      for (int64_t plane = begin + depth; plane < end; plane += int64_t{kBatch} * cut.deep) {
-        decltype(load(0, 0)) loaded[kBatch];
-        bool inside[kBatch];
+    InFlight<decltype(load(0, 0)), kBatch> next;
+    const auto fetch = [&](int64_t first) {
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          inside[b] = plane + b * int64_t{cut.deep} < end;
-          if (inside[b]) loaded[b] = load(plane + b * int64_t{cut.deep}, 0);
-        }
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          if (inside[b]) add(loaded[b], values);
-        }
+      for (int b = 0; b < kBatch; ++b) {
+        const int64_t plane = first + b * int64_t{cut.deep};
+        next.inside[b] = plane < end;
+        if (next.inside[b]) next.loaded[b] = load(plane, 0);
       }
-    }
-    add_depths(cut, values);
-    if (depth != 0 || !share.any) return;
-#pragma unroll
-    for (int j = 0; j < W; ++j) {
-      *cut.partial(0, channel + j, slice) = values[j];
-      *cut.partial(1, channel + j, slice) = values[W + j];
+    };
+    const int64_t step = int64_t{kBatch} * cut.deep;
+    int64_t plane = begin + depth(cut);
+    if constexpr (kAhead) {
+      fetch(plane);
+#pragma unroll 1
+      for (; plane < end; plane += step) {
+        const auto now = next;
+        fetch(plane + step);
+        now.use(use);
+      }
+    } else {
+#pragma unroll 1
+      for (; plane < end; plane += step) {
+        fetch(plane);
+        next.use(use);
+      }
     }
   }
 
-  static CKD_DEVICE void accumulate(double (&values)[2 * W], int j, double first, double second) {
-    values[j] += first;
-    values[W + j] += second;
-  }
+  // Two sums for each channel, in shared memory, which leaves registers to what is in flight.
+  class Sums {
+    double* const shared_;  // [2, W, threads]
+    const int thread_ = static_cast<int>(threadIdx.x), threads_ = static_cast<int>(blockDim.x);
+
+    CKD_DEVICE double& at(int i, int beyond = 0) { return shared_[i * threads_ + thread_ + beyond]; }
+
+   public:
+    CKD_DEVICE explicit Sums(const ChannelCut& cut)
+        : shared_(reinterpret_cast<double*>(ckd_dynamic_shared + cut.sums_at)) {
+#pragma unroll
+      for (int i = 0; i < 2 * W; ++i) at(i) = 0;
+    }
+    CKD_DEVICE void add(int j, double first, double second) {
+      at(j) += first;
+      at(W + j) += second;
+    }
+    CKD_DEVICE void add(const float (&first)[W], const float (&second)[W]) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) add(j, first[j], second[j]);
+    }
+
+    // Adds up what threads `across` apart hold.
+    CKD_DEVICE void store(const ChannelCut& cut, const ChannelShare& share) {
+      for (int half = cut.deep / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (thread_ >= half * cut.across) continue;
+#pragma unroll
+        for (int i = 0; i < 2 * W; ++i) at(i) += at(i, half * cut.across);
+      }
+      if (depth(cut) != 0 || !share.any) return;
+#pragma unroll
+      for (int j = 0; j < W; ++j) {
+        *cut.partial(0, share.channel + j, share.slice) = at(j);
+        *cut.partial(1, share.channel + j, share.slice) = at(W + j);
+      }
+    }
+  };
+
+ private:
+  static CKD_DEVICE int depth(const ChannelCut& cut) { return static_cast<int>(threadIdx.x) / cut.across; }
 };
 
 inline constexpr int kFinishThreads = 256;
 
-// A warp for each channel adds its slices up; call.finish(channel, first, second) is what comes of them.
-template <class Call>
+// Adds the slices of a channel up, a warp for each channel or a whole block; call.finish(channel, first, second) is
+// what comes of them.
+template <class Call, bool kBlock>
 __global__ void __launch_bounds__(kFinishThreads) add_slices_kernel(const __grid_constant__ Call call) {
+  constexpr int kThreads = kBlock ? kFinishThreads : 32, kWarps = kThreads / 32;
   const ChannelCut& cut = call.cut;
-  const int64_t channel = (int64_t{blockIdx.x} * kFinishThreads + threadIdx.x) / 32;
+  let_next_begin();
+  wait_for_previous();
+  const int thread = static_cast<int>(threadIdx.x) % kThreads;
+  const int64_t channel = (int64_t{blockIdx.x} * kFinishThreads + threadIdx.x) / kThreads;
   if (channel >= cut.channels) return;
   double first = 0, second = 0;
-  for (int64_t slice = threadIdx.x % 32; slice < cut.slices; slice += 32) {
+  for (int64_t slice = thread; slice < cut.slices; slice += kThreads) {
     first += *cut.partial(0, channel, slice);
     second += *cut.partial(1, channel, slice);
   }
-  for (int apart = 16; apart > 0; apart /= 2) {
-    first += __shfl_xor_sync(0xffffffffu, first, apart);
-    second += __shfl_xor_sync(0xffffffffu, second, apart);
+  first = warp_sum(first);
+  second = warp_sum(second);
+  if constexpr (kBlock) {
+    __shared__ double sums[2][kWarps];
+    if (thread % 32 == 0) {
+      sums[0][thread / 32] = first;
+      sums[1][thread / 32] = second;
+    }
+    __syncthreads();
+    if (thread > 0) return;
+    first = second = 0;
+    for (int i = 0; i < kWarps; ++i) {
+      first += sums[0][i];
+      second += sums[1][i];
+    }
   }
-  if (threadIdx.x % 32 == 0) call.finish(channel, first, second);
+  if (thread == 0) call.finish(channel, first, second);
 }
 
-inline ChannelCut channel_cut(int64_t planes, int64_t channels, int64_t inner, const ChannelSize& size,
+inline ChannelCut channel_cut(int64_t planes, int64_t channels, int64_t inner, int width, const ChannelSize& size,
                               void* workspace) {
-  return {planes,    channels,    inner,          size.across,
-          size.deep, size.slices, size.per_slice, static_cast<double*>(workspace)};
+  return {planes,
+          channels,
+          inner,
+          size.across,
+          size.deep,
+          Divider(size.tiles),
+          Divider(std::max<int64_t>(inner / width, 1)),
+          size.slices,
+          size.per_slice,
+          size.sums_at,
+          static_cast<double*>(workspace)};
 }
 
 inline int64_t partial_bytes(int64_t channels, const ChannelSize& size) {
@@ -177,8 +278,13 @@ inline int64_t partial_bytes(int64_t channels, const ChannelSize& size) {
 
 template <class Call>
 cudaError_t launch_add_slices(const Call& call, void* stream) {
+  constexpr int kManySlices = 64;
+  if (call.cut.slices > kManySlices) {
+    const LaunchSize size{block_count(call.cut.channels, 1), kFinishThreads, 0};
+    return launch_after(add_slices_kernel<Call, true>, size, stream, call);
+  }
   const LaunchSize size{block_count(call.cut.channels, kFinishThreads / 32), kFinishThreads, 0};
-  return launch(add_slices_kernel<Call>, size, stream, call);
+  return launch_after(add_slices_kernel<Call, false>, size, stream, call);
 }
 
 }  // namespace ckd::cuda

@@ -24,7 +24,6 @@ struct StoredCurrent {
         : at_(current.x + p.input), frame_(e.repeated ? 0 : e.frame) {}
 
     CKD_DEVICE Packets from(int step) const { return {at_ + step * frame_, frame_}; }
-    CKD_DEVICE static const Pack<S, W>& stored(const typename Packets::Packet& packet) { return packet; }
     CKD_DEVICE static void values(const typename Packets::Packet& packet, float (&x)[W]) { widen(packet, x); }
   };
 };

@@ -59,6 +59,7 @@ inline LaunchSize backward_size(int64_t neurons, int width, int64_t steps) {
 
 struct LocationSize {
   int across, deep;
+  int64_t tiles;  // side by side
   LaunchSize size;
 };
 
@@ -67,13 +68,16 @@ struct LocationSize {
 inline LocationSize planar_size(int64_t planes, int64_t channels, int64_t inner, int width, int processors) {
   const int64_t vectors = (inner + width - 1) / width, wanted = int64_t{2} * processors;
   int64_t across = std::min<int64_t>(power_of_two_from(vectors), 32);
-  const auto blocks = [&] { return planes * ((vectors + across - 1) / across); };
+  const auto tiles = [&] { return (vectors + across - 1) / across; };
+  const auto blocks = [&] { return planes * tiles(); };
   while (across * width > 16 && across > 4 && blocks() < wanted) across /= 2;
   const int64_t threads = blocks() < wanted ? 512 : 256;
   const int64_t deep = std::min(power_of_two_from(channels), std::max<int64_t>(threads / across, 1));
   const unsigned used = static_cast<unsigned>(across * deep);
-  return {
-      static_cast<int>(across), static_cast<int>(deep), {block_count(blocks(), 1), used, used * width * sizeof(float)}};
+  return {static_cast<int>(across),
+          static_cast<int>(deep),
+          tiles(),
+          {block_count(blocks(), 1), used, used * width * sizeof(float)}};
 }
 
 // Channels innermost: up to a warp for each location.
@@ -81,35 +85,63 @@ inline LocationSize row_size(int64_t locations, int64_t channels, int width) {
   constexpr int kThreads = 256;
   const int deep = static_cast<int>(std::min<int64_t>(power_of_two_from((channels + width - 1) / width), 32));
   const int across = kThreads / deep;
-  return {across, deep, {block_count(locations, across), kThreads, 0}};
+  return {across, deep, 1, {block_count(locations, across), kThreads, 0}};
 }
 
 struct ChannelSize {
   int across, deep;
-  int64_t slices, per_slice;
+  int64_t tiles;  // side by side: channels, or runs of them
+  int64_t slices, per_slice, sums_at;
   LaunchSize size;
 };
 
-// Sums over all but channels, two a channel: how many share a channel is a function of sizes alone, so that the order
-// of additions is, too. inner > 1: `width` neighbours are of one channel; 1: of as many channels.
-inline ChannelSize channel_size(int64_t planes, int64_t channels, int64_t inner, int width, unsigned threads,
-                                size_t shared_bytes) {
-  constexpr int64_t kBlocks = 1024;  // several waves on the largest processors, and little to add up afterwards
-  const bool planar = inner > 1;
-  const int64_t vectors = channels / width;  // side by side, where channels are
-  const int64_t across = planar ? 1 : std::min<int64_t>(power_of_two_from(vectors), 32), deep = threads / across;
-  const int64_t tiles = planar ? channels : (vectors + across - 1) / across;
-  const int64_t work = planar ? planes * (inner / width) : planes;
-  const int64_t useful = std::max<int64_t>(1, work / (2 * deep)), wanted = (kBlocks + tiles - 1) / tiles;
-  const int64_t per_slice = (work + std::min(useful, wanted) - 1) / std::min(useful, wanted);
-  const int64_t slices = (work + per_slice - 1) / per_slice;
-  const size_t values = planar ? 2 : 2 * width;
-  return {static_cast<int>(across),
-          static_cast<int>(deep),
-          slices,
-          per_slice,
-          {block_count(tiles * slices, 1), threads, std::max(shared_bytes, values * threads * sizeof(double))}};
-}
+// How channels are cut into blocks. inner > 1: `width` neighbours are of one channel; 1: of as many channels.
+class ChannelTiles {
+ public:
+  ChannelTiles(int64_t planes, int64_t channels, int64_t inner, int width, unsigned threads)
+      : planar_(inner > 1), width_(width), threads_(threads) {
+    const int64_t vectors = channels / width;  // side by side, where channels are
+    across_ = planar_ ? 1 : std::min<int64_t>(power_of_two_from(vectors), 32);
+    deep_ = threads / across_;
+    tiles_ = planar_ ? channels : (vectors + across_ - 1) / across_;
+    work_ = planar_ ? planes * (inner / width) : planes;
+  }
+
+  // For sums over all but channels, two a channel: how many blocks share a channel is a function of sizes alone, so
+  // that the order of additions is, too. The sums follow the shared memory that a kernel needs for itself.
+  ChannelSize for_sums(size_t shared_bytes) const {
+    constexpr int64_t kBlocks = 512;  // at most: what a large processor runs at once, and little to add up afterwards
+    const int64_t useful = work_ / (2 * deep_), wanted = kBlocks / tiles_;
+    const size_t sums = (planar_ ? 2 : 2 * width_) * threads_ * sizeof(double);
+    return cut(std::max<int64_t>(1, std::min(useful, wanted)), shared_bytes, sums);
+  }
+
+  // For a pass that writes as much as it reads: a thread visits up to `most` vectors, as long as that leaves blocks for
+  // all processors.
+  ChannelSize for_pass(int most) const {
+    constexpr int64_t kBlocks = 2048;
+    const int64_t longest = most * deep_, wanted = std::max<int64_t>(1, kBlocks / tiles_);
+    return cut(std::max((work_ + longest - 1) / longest, std::min(wanted, (work_ + deep_ - 1) / deep_)), 0, 0);
+  }
+
+ private:
+  ChannelSize cut(int64_t slices, size_t shared_bytes, size_t sums) const {
+    const int64_t per_slice = (work_ + slices - 1) / slices;
+    slices = (work_ + per_slice - 1) / per_slice;
+    return {static_cast<int>(across_),
+            static_cast<int>(deep_),
+            tiles_,
+            slices,
+            per_slice,
+            static_cast<int64_t>(shared_bytes),
+            {block_count(tiles_ * slices, 1), threads_, shared_bytes + sums}};
+  }
+
+  bool planar_;
+  int width_;
+  unsigned threads_;
+  int64_t across_, deep_, tiles_, work_;
+};
 
 // Blocks that share the sum of one channel: a function of sizes alone, so that the order of additions is, too.
 inline int sum_slices(int64_t terms, int64_t channels) {
@@ -175,6 +207,30 @@ cudaError_t launch(void (*kernel)(Call), const LaunchSize& size, void* stream, c
   const cudaError_t status = cudaLaunchKernel(kernel, dim3(size.blocks), dim3(size.threads), arguments,
                                               size.shared_bytes, static_cast<cudaStream_t>(stream));
   if (status != cudaSuccess) cudaGetLastError();  // it was reported here; nobody else should find it
+  return status;
+}
+
+// The same for a kernel that begins with wait_for_previous(): where the device can, its blocks take their places while
+// the last ones of the kernel before it are at work. Between kernels of a few microseconds that is much of the gap.
+template <class Call>
+cudaError_t launch_after(void (*kernel)(Call), const LaunchSize& size, void* stream, const Call& call) {
+  int device = 0, major = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (status != cudaSuccess) return status;
+  if (major < 9) return launch(kernel, size, stream, call);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(size.blocks);
+  config.blockDim = dim3(size.threads);
+  config.dynamicSmemBytes = size.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &early;
+  config.numAttrs = 1;
+  status = cudaLaunchKernelEx(&config, kernel, call);
+  if (status != cudaSuccess) cudaGetLastError();
   return status;
 }
 

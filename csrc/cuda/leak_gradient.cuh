@@ -7,9 +7,9 @@ namespace ckd::cuda {
 template <class Out>
 struct LeakSumCall {
   const double* terms;  // [rows, channels, inner]
-  int64_t rows, channels, inner;
-  int slices;  // blocks that share a channel
-  Out* sums;   // [channels, slices]
+  int64_t rows, channels;
+  Divider inner, slices;  // slices: blocks that share a channel
+  Out* sums;              // [channels, slices]
 };
 
 inline constexpr int kSumThreads = 256;
@@ -18,12 +18,12 @@ inline constexpr int kSumThreads = 256;
 template <class Out>
 __global__ void __launch_bounds__(kSumThreads) leak_sum_kernel(const __grid_constant__ LeakSumCall<Out> call) {
   double* shared = reinterpret_cast<double*>(ckd_dynamic_shared);
-  const Parts block = split(blockIdx.x, call.slices);
-  const int64_t channel = block.quotient, terms = call.rows * call.inner;
+  const Parts block = call.slices.split(blockIdx.x);
+  const int64_t channel = block.quotient, terms = call.rows * call.inner.divisor;
   double sum = 0;
-  for (int64_t i = block.remainder * kSumThreads + threadIdx.x; i < terms; i += int64_t{call.slices} * kSumThreads) {
-    const Parts at = split(i, call.inner);
-    sum += call.terms[(at.quotient * call.channels + channel) * call.inner + at.remainder];
+  for (int64_t i = block.remainder * kSumThreads + threadIdx.x; i < terms; i += call.slices.divisor * kSumThreads) {
+    const Parts at = call.inner.split(i);
+    sum += call.terms[(at.quotient * call.channels + channel) * call.inner.divisor + at.remainder];
   }
   shared[threadIdx.x] = sum;
   for (int half = kSumThreads / 2; half > 0; half /= 2) {

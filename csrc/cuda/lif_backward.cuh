@@ -152,7 +152,7 @@ class BackwardVector {
   // What each spike's gradient gets from the map.
   CKD_DEVICE void load_map() {
     if (call.map_access == MapAccess::kNone) return;
-    Walk walk(e, place);
+    Walk walk(place);
     const float* first = call.grad_sam + walk.location(e);
     if (call.map_access == MapAccess::kContiguous) {
       load_floats(first, map);
@@ -221,25 +221,13 @@ class BackwardVector {
     });
   }
 
-  // What the current has stored, last step first: nothing where nobody asks for it, what is in registers still, or
-  // loaded again.
+  // What the current has stored, last step first: loaded again, or nothing where nobody asks for it.
   struct Nothing {
     CKD_DEVICE PacketGroup<Pack<S, W>, kGroup> take() const { return {}; }
   };
-  struct Kept {
-    const Input& input;
-    CKD_DEVICE PacketGroup<Pack<S, W>, kGroup> take() const {
-      PacketGroup<Pack<S, W>, kGroup> back;
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) back.packet[i] = Current::stored(input.take()[kGroup - 1 - i]);
-      return back;
-    }
-  };
-  CKD_DEVICE auto stored_again(int last, int steps, const Input& input) const {
+  CKD_DEVICE auto stored_again(int last, int steps) const {
     if constexpr (!Call::Gradient::kNeedsInput) {
       return Nothing();
-    } else if constexpr (kSteps > 0) {
-      return Kept{input};
     } else {
       return StreamOf<Series<S, W>>(current.stored_back_from(last), steps);
     }
@@ -273,7 +261,7 @@ class BackwardVector {
     StreamOf<Series<S, W>> upstream(
         {call.grad_spikes ? call.grad_spikes + place.sequence + last * e.frame : nullptr, -e.frame}, steps);
     recompute(first, steps, input);
-    auto again = stored_again(last, steps, input);
+    auto again = stored_again(last, steps);
 #pragma unroll 1
     for (int done = 0; done < steps; done += kGroup) {
       const auto& packets = upstream.take();

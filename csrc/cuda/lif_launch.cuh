@@ -63,9 +63,9 @@ cudaError_t launch_forward_sam(ForwardCall<Current> call, void* stream) {
   const cudaError_t status = processor_count(processors);
   if (status != cudaSuccess) return status;
   const Extent& e = call.extent;
-  const LocationSize size = e.inner == 1 ? row_size(e.locations(), e.channels, W)
-                                         : planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
-  call.tile = {size.across, size.deep};
+  const LocationSize size =
+      e.inner == 1 ? row_size(e.locations(), e.channels, W) : planar_size(e.rows(), e.channels, e.inner, W, processors);
+  call.tile = {size.across, size.deep, Divider(size.tiles)};
   return e.inner == 1 ? launch(lif_forward_sam_kernel<Current, W, kSteps, RowLocations>, size.size, stream, call)
                       : launch(lif_forward_sam_kernel<Current, W, kSteps, PlanarLocations>, size.size, stream, call);
 }
@@ -137,8 +137,9 @@ inline int run_time_width(const LifBackward& call) {
 inline cudaError_t add_up(const LeakTerms& terms, double* workspace, float* out, void* stream) {
   constexpr size_t kShared = kSumThreads * sizeof(double);
   double* slices = workspace + terms.count();
-  const LeakSumCall<double> first{workspace, terms.rows, terms.channels, terms.inner, terms.slices, slices};
-  const LeakSumCall<float> second{slices, 1, terms.channels, terms.slices, 1, out};
+  const LeakSumCall<double> first{workspace, terms.rows, terms.channels, Divider(terms.inner), Divider(terms.slices),
+                                  slices};
+  const LeakSumCall<float> second{slices, 1, terms.channels, Divider(terms.slices), Divider(1), out};
   const auto size = [](int64_t blocks) { return LaunchSize{block_count(blocks, 1), kSumThreads, kShared}; };
   const cudaError_t status = launch(leak_sum_kernel<double>, size(terms.channels * terms.slices), stream, first);
   if (status != cudaSuccess) return status;

@@ -7,6 +7,7 @@ namespace ckd::cuda {
 // A block's shape: `across` threads side by side along memory, `deep` threads that share the channels of a location.
 struct LocationTile {
   int across, deep;
+  Divider by_tiles;  // blocks side by side
 };
 
 CKD_DEVICE float mean(int sum, float total) { return static_cast<float>(sum) / total; }
@@ -27,13 +28,12 @@ struct PlanarLocations {
     const int depth = static_cast<int>(threadIdx.x) / tile.across;
     const int left = (static_cast<int>(threadIdx.x) - depth * tile.across) * W;
     const int width = tile.across * W;
-    const int64_t tiles = (e.inner + width - 1) / width;
-    const Parts plane = split(blockIdx.x, tiles), row = split(plane.quotient, e.rows);
+    const Parts plane = tile.by_tiles.split(blockIdx.x);
     const int64_t first = plane.remainder * width;
     Amount amount[W] = {};
     if (first + left < e.inner) {
       for (int64_t channel = depth; channel < e.channels; channel += tile.deep) {
-        visit(e.place(row.quotient, (row.remainder * e.channels + channel) * e.inner + first + left), amount);
+        visit(e.place(plane.quotient, channel, first + left), amount);
       }
     }
 #pragma unroll
@@ -56,12 +56,11 @@ struct RowLocations {
   static CKD_DEVICE void mean_over_channels(const Extent& e, const LocationTile& tile, float* map, Visit&& visit) {
     const int across = static_cast<int>(threadIdx.x) / tile.deep;
     const int lane = static_cast<int>(threadIdx.x) - across * tile.deep;
-    const int64_t location = static_cast<int64_t>(blockIdx.x) * tile.across + across, locations = e.outer * e.rows;
+    const int64_t location = static_cast<int64_t>(blockIdx.x) * tile.across + across, locations = e.rows();
     Amount amount[W] = {};
     if (location < locations) {
-      const Parts row = split(location, e.rows);
       for (int64_t channel = lane * W; channel < e.channels; channel += tile.deep * W) {
-        visit(e.place(row.quotient, row.remainder * e.channels + channel), amount);
+        visit(e.place(location, channel, 0), amount);
       }
     }
     // All lanes are here, also those beyond the last location: a shuffle needs them.

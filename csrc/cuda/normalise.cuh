@@ -49,7 +49,6 @@ struct NormalisedCurrent {
       return {{y_ + step * y_frame_, y_frame_}, {residual_ ? residual_ + step * frame_ : nullptr, frame_}};
     }
     CKD_DEVICE Series<S, W> stored_back_from(int step) const { return {y_ + step * y_frame_, -y_frame_}; }
-    CKD_DEVICE static const Pack<S, W>& stored(const typename Packets::Packet& packet) { return packet.y; }
 
     CKD_DEVICE void values(const typename Packets::Packet& packet, float (&x)[W]) const {
       widen(packet.y, x);

@@ -12,11 +12,11 @@ cudaError_t launch_sam(const SamForward& call, void* stream, int processors) {
   const Extent& e = arguments.extent;
   if (e.inner == 1) {
     const LocationSize size = row_size(e.locations(), e.channels, W);
-    arguments.tile = {size.across, size.deep};
+    arguments.tile = {size.across, size.deep, Divider(size.tiles)};
     return launch(sam_kernel<S, W, RowLocations>, size.size, stream, arguments);
   }
-  const LocationSize size = planar_size(e.outer * e.rows, e.channels, e.inner, W, processors);
-  arguments.tile = {size.across, size.deep};
+  const LocationSize size = planar_size(e.rows(), e.channels, e.inner, W, processors);
+  arguments.tile = {size.across, size.deep, Divider(size.tiles)};
   return launch(sam_kernel<S, W, PlanarLocations>, size.size, stream, arguments);
 }
 

@@ -10,6 +10,21 @@
 
 #define CKD_DEVICE __device__ __forceinline__
 
+// Before anything that a kernel reads or writes in memory: until the kernels before it in its stream are done. It need
+// not be the first to be started by launch_after().
+CKD_DEVICE void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// A kernel that is launched after this one may take its place when all blocks have come here.
+CKD_DEVICE void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // The memory that a launch asks for; what lies in it is the kernel's affair.
 extern __shared__ __align__(16) unsigned char ckd_dynamic_shared[];
 
@@ -124,6 +139,20 @@ template <int W>
 CKD_DEVICE void fill(float value, float (&values)[W]) {
 #pragma unroll
   for (int j = 0; j < W; ++j) values[j] = value;
+}
+
+// In pairs, and pairs of these: additions that do not wait for each other.
+template <int W>
+CKD_DEVICE float total(const float (&values)[W]) {
+  float sum[W];
+#pragma unroll
+  for (int j = 0; j < W; ++j) sum[j] = values[j];
+#pragma unroll
+  for (int half = W / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int j = 0; j < half; ++j) sum[j] = sum[j] + sum[j + half];
+  }
+  return sum[0];
 }
 
 }  // namespace ckd::cuda

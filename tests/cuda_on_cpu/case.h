@@ -262,7 +262,7 @@ class Comparison {
     }
     for (int64_t i = 0; c.grad_leak && i < leaks; ++i) {
       const float want = static_cast<float>(leak_sums[i]);
-      // Both add the same float terms up in double precision; the order differs.
+      // Both add the same float terms up; the kernels add some twenty of them, one after the other, in float.
       const double allowed = c.neuron.exponential() ? 2e-6 * leak_sizes[i] : 1.2e-7 * std::fabs(want);
       expect(std::fabs(g_leak[i] - want) <= allowed, "grad_leak", i, g_leak[i], want);
     }
@@ -303,7 +303,7 @@ class Comparison {
       const double m = total[channel] / count, v = squares[channel] / count;
       expect(std::fabs(moments[channel] - m) <= 1e-12 * (1 + std::fabs(m)), "mean", channel, moments[channel], m);
       const double got = moments[shape.channels + channel];
-      expect(std::fabs(got - v) <= 1e-12 * (1 + v), "variance", channel, got, v);
+      expect(std::fabs(got - v) <= (sizeof(S) == 4 ? 1e-12 : 1e-6) * (1 + v), "variance", channel, got, v);
       variance[channel] = v;
       mean[channel] = static_cast<float>(m);
       scale[channel] = static_cast<float>((0.6 + 0.1 * (channel % 5)) / std::sqrt(v + 1e-5));
@@ -339,10 +339,10 @@ class Comparison {
     expect(close(got, want, size * (c.normalised ? scale[channel] : 1.0f)), "grad_x", i, got, want);
   }
 
-  // Both add the same float terms up in double precision; the order differs.
+  // Both add the same float terms up; the kernels add some twenty of them, one after the other, in float.
   void compare_sums() {
     for (size_t i = 0; i < wanted.size(); ++i) {
-      const double allowed = (c.neuron.exponential() ? 4e-6 : 1e-13) * (sizes[i] + 1e-3);
+      const double allowed = (c.neuron.exponential() ? 5e-6 : 1.5e-6) * (sizes[i] + 1e-3);
       expect(std::fabs(sums[i] - wanted[i]) <= allowed, "sums", static_cast<int64_t>(i), sums[i], wanted[i]);
     }
   }

@@ -137,6 +137,8 @@ void normalised(bool float32_only) {
     }
     // Several slices of a channel.
     if (i % 15 == 7) c.shape = {2, 4, 9, one_of({1, 4}), one_of({1, 256}), false};
+    // So many that a block adds them up.
+    if (i == 7) c.shape = {1, 1, 530, 1, 256, false}, c.leak = Case::Leak::kConstant, c.sam = false;
     compare_in_some_order(c, i);
   }
 }
@@ -191,23 +193,35 @@ void launch() {
       for (int64_t inner : {1, 8, 1024})
         for (int width : {1, 4}) {
           if ((inner == 1 ? channels : inner) % width != 0) continue;
-          const ChannelSize cut = channel_size(planes, channels, inner, width, 256, 100);
+          const ChannelTiles tiles(planes, channels, inner, width, 256);
           const int64_t work = inner == 1 ? planes : planes * (inner / width);
-          const int64_t side_by_side = inner == 1 ? (channels / width + cut.across - 1) / cut.across : channels;
-          CHECK(cut.across * cut.deep == 256 && cut.slices * cut.per_slice >= work);
-          CHECK((cut.slices - 1) * cut.per_slice < work);
-          CHECK(cut.size.blocks == side_by_side * cut.slices && cut.size.blocks < side_by_side + 1024);
-          CHECK(cut.size.shared_bytes <= kSharedBytes);
+          const ChannelSize sums = tiles.for_sums(112), pass = tiles.for_pass(8);
+          const int64_t side_by_side = inner == 1 ? (channels / width + sums.across - 1) / sums.across : channels;
+          for (const ChannelSize& cut : {sums, pass}) {
+            CHECK(cut.across * cut.deep == 256 && cut.slices * cut.per_slice >= work);
+            CHECK((cut.slices - 1) * cut.per_slice < work && cut.tiles == side_by_side);
+            CHECK(cut.size.shared_bytes <= kSharedBytes);
+          }
+          CHECK(sums.size.blocks == side_by_side * sums.slices &&
+                sums.size.blocks <= std::max<int64_t>(side_by_side, 512));
+          CHECK(pass.per_slice <= 8 * pass.deep);
         }
   for (int64_t channels : {1, 512, 100000})
     for (int64_t terms : {int64_t{1}, int64_t{1} << 20, int64_t{1} << 40}) {
       const int64_t slices = sum_slices(terms, channels);
       CHECK(slices >= 1 && slices <= 1024 && slices * 4096 <= terms + 4095);
     }
-  for (int64_t n : {int64_t{0}, int64_t{7}, (int64_t{1} << 32) - 1, int64_t{1} << 32, (int64_t{1} << 45) + 11})
-    for (int64_t d : {int64_t{1}, int64_t{3}, (int64_t{1} << 31) + 1, int64_t{1} << 33}) {
-      CHECK(split(n, d).quotient == n / d && split(n, d).remainder == n % d);
+  constexpr int64_t kSmall = int64_t{1} << 31;
+  for (int64_t d : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{7}, int64_t{64}, int64_t{641}, int64_t{1000003},
+                    kSmall - 1, kSmall, kSmall + 1, 4 * kSmall}) {
+    const Divider divider(d);
+    for (int64_t n : {int64_t{0}, int64_t{7}, d - 1, d, 2 * d - 1, kSmall / d * d - 1, kSmall / d * d, kSmall - 1,
+                      kSmall, 2 * kSmall - 1, 2 * kSmall, (int64_t{1} << 45) + 11}) {
+      if (n < 0) continue;
+      const Parts parts = divider.split(n);
+      CHECK(parts.quotient == n / d && parts.remainder == n % d);
     }
+  }
   const ckd::Shape shape{3, 70000, 200, 300, 400, false};
   const Extent extent(shape);
   CHECK(extent.place(2 * shape.frame() + 5).sequence == 2 * 70000 * shape.frame() + 5);

@@ -63,7 +63,6 @@ MISTAKES = {
         "if (residual.given() && !MISTAKE) residual.next();",
     ),
     "stored back": ("normalise.cuh", "-y_frame_}; }", "MISTAKE ? y_frame_ : -y_frame_}; }"),
-    "kept": ("lif_backward.cuh", "[kGroup - 1 - i]", "[MISTAKE ? i : kGroup - 1 - i]"),
     "residual gradient": ("normalise.cuh", "residual_to_ -= frame_;", "residual_to_ -= MISTAKE ? 0 : frame_;"),
     "centre": (
         "normalise.cuh",
@@ -71,26 +70,48 @@ MISTAKES = {
         "gradient[j] * (y[j] - (MISTAKE ? 0.0f : mean_[j]))",
     ),
     "frame's sum": ("normalise.cuh", "if (!repeated_) add_product", "if (!repeated_ || MISTAKE) add_product"),
-    "pivot": (
-        "bn_statistics.cuh",
-        "= call.pivot(share.channel + j)",
-        "= call.pivot(share.channel + (MISTAKE ? 0 : j))",
-    ),
+    "pivot": ("bn_statistics.cuh", "call.pivot(share.channel + j)", "call.pivot(share.channel + (MISTAKE ? 0 : j))"),
     "share": ("channels.cuh", "channel < cut.channels}", "channel < cut.channels + (MISTAKE ? W : 0)}"),
     "slice": ("channels.cuh", "* cut.per_slice, all", "* (cut.per_slice - (MISTAKE ? 1 : 0)), all"),
     "batch": (
         "channels.cuh",
-        "< end;\n        if (inside[b]) loaded[b] = load(at",
-        "< end || MISTAKE;\n        if (inside[b]) loaded[b] = load(at",
+        "< end;\n        if (next.inside[b]) next.loaded[b] = load(at",
+        "< end || MISTAKE;\n        if (next.inside[b]) next.loaded[b] = load(at",
     ),
     "column": ("channels.cuh", "at.remainder >= row)", "at.remainder >= row + (MISTAKE ? 1 : 0))"),
-    "depths": ("channels.cuh", "    __syncthreads();\n    if", "    if (!MISTAKE) __syncthreads();\n    if"),
-    "shared twice": ("channels.cuh", "  __syncthreads();  //", "  if (!MISTAKE) __syncthreads();  //"),
-    "slices": (
+    "depths": (
         "channels.cuh",
-        "__shfl_xor_sync(0xffffffffu, second, apart)",
-        "__shfl_xor_sync(0xffffffffu, second, MISTAKE ? 1 : apart)",
+        "        __syncthreads();\n        if (thread_",
+        "        if (!MISTAKE) __syncthreads();\n        if (thread_",
     ),
+    "warps": (
+        "channels.cuh",
+        "      __syncthreads();\n      if (threadIdx.x > 1)",
+        "      if (!MISTAKE) __syncthreads();\n      if (threadIdx.x > 1)",
+    ),
+    "sum over a warp": (
+        "channels.cuh",
+        "__shfl_xor_sync(0xffffffffu, value, apart)",
+        "__shfl_xor_sync(0xffffffffu, value, MISTAKE ? 1 : apart)",
+    ),
+    "slices of a block": (
+        "channels.cuh",
+        "    __syncthreads();\n    if (thread > 0)",
+        "    if (!MISTAKE) __syncthreads();\n    if (thread > 0)",
+    ),
+    "ahead": ("channels.cuh", "        fetch(i + step);", "        fetch(i + (MISTAKE ? 0 : step));"),
+    "usual shift": (
+        "bn_usual.cuh",
+        "x[j] = x[j] * scale[j] + shift[j];\n      if constexpr (kExtras)",
+        "x[j] = x[j] * scale[j] + (MISTAKE ? 0.0f : shift[j]);\n      if constexpr (kExtras)",
+    ),
+    "usual map": (
+        "bn_usual.cuh",
+        "map[j] = map[j] * call.map_share",
+        "map[j] = map[j] * (MISTAKE ? 1.0f : call.map_share)",
+    ),
+    "sums in float": ("bn_usual.cuh", "if (held > 0) sums", "if (held > (MISTAKE ? 1 : 0)) sums"),
+    "division": ("extent.cuh", "(high + small) >> shift", "(high + (MISTAKE ? 0 : small)) >> shift"),
 }
 
 
@@ -98,7 +119,7 @@ def sections_that_find(name: str) -> tuple[str, ...]:
     """What is run to find a mistake: the calls that its file serves."""
     file = MISTAKES[name][0]
     normalised = (
-        file.startswith("bn_") or file in ("normalise.cuh", "channels.cuh") or name in ("kept", "channel values")
+        file.startswith("bn_") or file in ("normalise.cuh", "channels.cuh") or name in ("channel values", "division")
     )
     if file == "pack.cuh":
         return ("pack",)

@@ -26,7 +26,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101
 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
 using cudaStream_t = struct CUstream_st*;
 
 // Two devices, so that a test sees which one is current during a launch and afterwards.
@@ -48,8 +48,8 @@ inline cudaError_t cudaSetDevice(int device) {
   fake_devices.current = device;
   return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = fake_devices.processors;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : fake_devices.processors;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -62,6 +62,28 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Call), dim3 grid, dim3 block, void**
   const Call call = *static_cast<const Call*>(arguments[0]);
   return fibers::run_grid(grid, block, shared_bytes, [&] { kernel(call); }) ? cudaSuccess
                                                                             : cudaErrorInvalidConfiguration;
+}
+
+// A kernel that may begin before the one ahead of it has ended; here it never does.
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim = dim3(1), blockDim = dim3(1);
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+template <class Call>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Call), const Call& call) {
+  void* arguments[] = {const_cast<Call*>(&call)};
+  return cudaLaunchKernel(kernel, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
+                          config->stream);
 }
 
 inline void __syncthreads() { fibers::Block::current().barrier(); }
