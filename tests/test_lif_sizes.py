@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ckd_kernels import Neuron
+from ckd_kernels import Neuron, lif, use_backend
 from lif_checks import check_gradients
 from reference_cases import Case, make_neuron
 
@@ -47,3 +47,19 @@ def test_many_tiles_elsewhere_in_memory(target, shape, memory, threads):
     check_gradients(target, Case(neuron, shape, memory=memory, leak="channel"))
     check_gradients(target, Case(neuron, (shape[1], shape[0], *shape[2:]), 1, memory=memory, leak="channel"))
     check_gradients(target, Case(NEURONS["paper"], shape, memory=memory, spikes_only=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_outputs_larger_than_caches(target, dtype):
+    """Tens of megabytes, whose rows begin and end within lines of the cache; the paper's surrogate is exact."""
+    frame = 28_000_003 // (3 * dtype.itemsize) | 1
+    values = torch.randn(3 * frame + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = values[1:].view(3, frame).to(target.device).requires_grad_()
+    upstream = values[:-1].view(3, frame).to(target.device)
+    results = []
+    for backend in (target.backend, "reference"):
+        with use_backend(backend):
+            spikes = lif(x, NEURONS["paper"])
+        results.append((spikes, *torch.autograd.grad(spikes, x, upstream)))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual, expected)

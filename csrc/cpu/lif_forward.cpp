@@ -4,6 +4,7 @@
 #include "choose.h"
 #include "ckd/cpu.h"
 #include "input.h"
+#include "stream.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {
@@ -30,14 +31,18 @@ class ForwardTile {
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
         whole_((shape_.steps == 4 || shape_.steps == 2 || shape_.steps == 1) && !call.v_init && !call.v_last &&
                !call.leak && !call.sam),
-        scratch_(length, 3 + Input<S, In>::kRows),
+        streamed_(is_streamed(shape_.outer * shape_.steps * at_.frame * static_cast<int64_t>(sizeof(Raw)))),
+        scratch_(length, 3 + kGroup + Input<S, In>::kRows),
         input_(call, scratch_),
         v_(scratch_.rows(1)),
         rest_(scratch_.rows(1)),
-        leak_(scratch_.rows(1)) {
+        leak_(scratch_.rows(1)),
+        spikes_(reinterpret_cast<Raw*>(scratch_.rows(kGroup))) {
     if (!call.leak_per_channel) fill_leak(call, length, leak_);
     fill_row(k_.rest, length, rest_);
   }
+  ForwardTile(const ForwardTile&) = delete;
+  ~ForwardTile() { stream_fence(); }
 
   // `map`, where asked for: the spikes that each location has fired so far.
   void run(int64_t outer, int64_t begin, int64_t end, uint32_t* map) {
@@ -49,9 +54,16 @@ class ForwardTile {
     in_groups(0, shape_.steps, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
       const auto input = input_.template rows<G>(t);
-      const Rows<Raw> output{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
-      if (whole_) return steps_.from_rest.template get<G>()(k_, n, input, Real(call_.neuron.leak), output);
-      steps_.steps.template get<G>()(k_, n, input, leak_, {before, v_}, output, count_);
+      const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
+      const Rows<Raw> output = streamed_ ? Rows<Raw>{spikes_, scratch_.stride() * int64_t(sizeof(Real) / sizeof(Raw))} : spikes;
+      if (whole_) {
+        steps_.from_rest.template get<G>()(k_, n, input, Real(call_.neuron.leak), output);
+      } else {
+        steps_.steps.template get<G>()(k_, n, input, leak_, {before, v_}, output, count_);
+      }
+      for (int g = 0; g < G && streamed_; ++g) {
+        stream_row(output.first + g * output.stride, spikes.first + g * spikes.stride, n);
+      }
       before = v_;
       const int64_t done = t + G;
       if (call_.checkpoints && done % kCheckpointEvery == 0 && done < shape_.steps) {
@@ -70,10 +82,11 @@ class ForwardTile {
   const Address at_;
   const Constants<Real> k_;
   const ForwardSteps<In, S> steps_;
-  const bool whole_;
+  const bool whole_, streamed_;
   Scratch<Real> scratch_;
   Input<S, In> input_;
   Real *v_, *rest_, *leak_;
+  Raw* spikes_;  // of a group of steps, on their way to memory
   alignas(64) uint32_t count_[kTile];
 };
 

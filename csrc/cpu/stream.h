@@ -1,0 +1,63 @@
+// Stores past the caches. A plain store reads the line that it is going to overwrite, and evicts what is still wanted
+// for data that a large output's reader will not find in cache anyway.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace ckd::cpu::CKD_ISA {
+
+// Whether an output of so many bytes is written past the caches: its reader finds a smaller one in them.
+inline bool is_streamed([[maybe_unused]] int64_t bytes) {
+#if defined(__SSE2__)
+  return bytes >= int64_t(24) << 20;
+#else
+  return false;
+#endif
+}
+
+// Copies a row, which had better be in the first-level cache; no two rows may overlap. A thread that has called it
+// calls stream_fence before others may read what it wrote.
+template <class T>
+inline void stream_row(const T* from, T* to, int64_t n) {
+  const char* source = reinterpret_cast<const char*>(from);
+  char* target = reinterpret_cast<char*>(to);
+  int64_t bytes = n * static_cast<int64_t>(sizeof(T));
+#if defined(__SSE2__)
+  // Whole lines only: parts of one would each go to memory on their own.
+  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<uintptr_t>(target) % 64), lines = (bytes - head) / 64;
+  std::memcpy(target, source, head);
+  source += head;
+  target += head;
+  bytes -= head + lines * 64;
+  for (int64_t line = 0; line < lines; ++line, source += 64, target += 64) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(source));
+#elif defined(__AVX2__)
+    const auto part = [&](int at) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(target + at),
+                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + at)));
+    };
+    part(0), part(32);
+#else
+    const auto part = [&](int at) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target + at),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at)));
+    };
+    part(0), part(16), part(32), part(48);
+#endif
+  }
+#endif
+  std::memcpy(target, source, bytes);
+}
+
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace ckd::cpu::CKD_ISA
