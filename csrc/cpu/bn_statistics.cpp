@@ -16,6 +16,7 @@ void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, d
   Lanes sums[kChains], sums_of_squares[kChains];
   int64_t i = 0;
   for (; i + kChains * Lanes::kCount <= n; i += kChains * Lanes::kCount) {
+    prefetch(row + i);
 #pragma GCC unroll 2
     for (int j = 0; j < kChains; ++j) {
       const Lanes d = Lanes::load<S>(row + i + j * Lanes::kCount) - pivots;

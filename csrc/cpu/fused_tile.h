@@ -1,6 +1,7 @@
 // The way back of a tile on the fused steps.
 #pragma once
 #include "fused.h"
+#include "fused_bn.h"
 #include "grad_input.h"
 #include "input.h"
 #include "upstream.h"
@@ -21,6 +22,7 @@ class FusedTile {
         at_(call.shape),
         fused_(call.neuron),
         fused_direct_(call.neuron),
+        fused_bn_(call),
         recompute_(call.neuron),
         direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.grad_sam && !call.affine.scale &&
                 !call.shape.repeated),
@@ -68,6 +70,9 @@ class FusedTile {
             return;
           }
         }
+        if constexpr (G == kGroup && !kConverts<S>) {
+          if (fused_bn_.four) return fused_bn_.four(fused_.k, fused_.back, n, bn_rows(outer, t, begin, v));
+        }
         const auto gx = grad_input_.template rows<G>(t);
         fused_.steps.template get<G>()(fused_.k, fused_.back, n,
                                        {input_.template rows<G>(t),
@@ -90,6 +95,26 @@ class FusedTile {
 
   static Rows<const Float32::Raw> bits(Rows<const float> rows) {
     return {reinterpret_cast<const Float32::Raw*>(rows.first), rows.stride};
+  }
+
+  FusedBnRows<S> bn_rows(int64_t outer, int64_t t, int64_t begin, const Real* v) const {
+    const int64_t at = at_.step(outer, t, begin);
+    const auto in = [&](const void* rows) {
+      return Rows<const Raw>{rows ? static_cast<const Raw*>(rows) + at : nullptr, at_.frame};
+    };
+    const auto out = [&](void* rows) { return Rows<Raw>{rows ? static_cast<Raw*>(rows) + at : nullptr, at_.frame}; };
+    return {in(call_.x),
+            in(call_.affine.residual),
+            in(call_.grad_spikes),
+            input_.shift(),
+            grad_input_.terms(),
+            leak_,
+            v,
+            gv_,
+            grad_input_.sum(),
+            grad_input_.moment(),
+            out(call_.grad_x),
+            out(call_.grad_residual)};
   }
 
   // v before the first step of a chunk.
@@ -119,6 +144,7 @@ class FusedTile {
   const FusedSteps<Float32> fused_;
   // Rows of bfloat16 are read and written in place where nothing but the steps touches them.
   const FusedSteps<BFloat16> fused_direct_;
+  const FusedBnSteps<typename InLoop<S>::type> fused_bn_;
   const RecomputeSteps<Float32> recompute_;
   const bool direct_;
   Scratch<Real> scratch_;

@@ -68,6 +68,7 @@ class GradInput {
       : call_(call),
         at_(call.shape),
         stride_(scratch.stride()),
+        channel_rows_(call.shape),
         scale_(scale),
         mean_(scratch.rows(1)),
         offset_(scratch.rows(1)),
@@ -76,19 +77,17 @@ class GradInput {
         moment_(scratch.rows(1)),
         rows_(scratch.rows(kGroup)) {
     if constexpr (kConverts<S>) converted_ = scratch.rows(2 * kGroup);
+    channel_rows_.add(call.mean, mean_);
+    channel_rows_.add(call.offset, offset_);
+    channel_rows_.add(call.slope, slope_);
   }
 
   void start(int64_t outer, int64_t begin, int64_t end) {
     outer_ = outer;
     begin_ = begin;
     n_ = end - begin;
-    spread(call_.mean, mean_);
-    if (call_.sums) {
-      fill_row(Real(0), n_, moment_);
-    } else if (call_.affine.scale) {
-      spread(call_.offset, offset_);
-      spread(call_.slope, slope_);
-    }
+    if (call_.mean) channel_rows_.start(begin, end);
+    if (call_.sums) fill_row(Real(0), n_, moment_);
     if (call_.sums || call_.shape.repeated) fill_row(Real(0), n_, sum_);
   }
 
@@ -132,12 +131,13 @@ class GradInput {
     gather_channels(call_.shape, begin_, begin_ + n_, moment_, sums + call_.shape.channels);
   }
 
+  // For steps that do themselves what `rows` and `take` are for: what they apply, and what they add to.
+  BatchTerms<Real> terms() const { return {mean_, offset_, slope_, scale_}; }
+  Real* sum() const { return sum_; }
+  Real* moment() const { return moment_; }
+
  private:
   bool is_direct() const { return !call_.affine.scale && !call_.shape.repeated; }
-
-  void spread(const void* values, Real* row) {
-    if (values) spread_channels(call_.shape, begin_, begin_ + n_, static_cast<const Real*>(values), row);
-  }
 
   Rows<const Raw> y_rows(int64_t t) const {
     return {static_cast<const Raw*>(call_.x) + at_.x(outer_, t, begin_), at_.frame};
@@ -160,11 +160,10 @@ class GradInput {
     } else {
       gy = {to, at_.frame};
     }
-    const BatchTerms<Real> terms{mean_, offset_, slope_, scale_};
     if (call_.mean) {
-      apply_steps<G, true, Loop>(n_, gx, y, terms, gy);
+      apply_steps<G, true, Loop>(n_, gx, y, terms(), gy);
     } else {
-      apply_steps<G, false, Loop>(n_, gx, y, terms, gy);
+      apply_steps<G, false, Loop>(n_, gx, y, terms(), gy);
     }
     if constexpr (kConverts<S>) store<G>({converted_ + kGroup * stride_, stride_}, to);
   }
@@ -172,6 +171,7 @@ class GradInput {
   const LifBackward& call_;
   const Address at_;
   const int64_t stride_;
+  ChannelRows<Real> channel_rows_;
   const Real* scale_;
   Real *mean_, *offset_, *slope_, *sum_, *moment_, *rows_, *converted_ = nullptr;
   int64_t outer_ = 0, begin_ = 0, n_ = 0;

@@ -44,10 +44,13 @@ class Input {
         x_(static_cast<const Raw*>(call.x)),
         affine_(call.affine),
         stride_(scratch.stride()),
+        channel_rows_(call.shape),
         scale_(scratch.rows(1)),
         shift_(scratch.rows(1)),
         rows_(scratch.rows(kGroup)) {
     if constexpr (kConverts<S>) converted_ = scratch.rows(2 * kGroup);
+    channel_rows_.add(affine_.scale, scale_);
+    channel_rows_.add(affine_.shift, shift_);
   }
 
   // Goes to the elements [begin, end) of a frame.
@@ -55,13 +58,12 @@ class Input {
     outer_ = outer;
     begin_ = begin;
     n_ = end - begin;
-    if (!affine_.scale) return;
-    spread_channels(shape_, begin, end, static_cast<const Real*>(affine_.scale), scale_);
-    spread_channels(shape_, begin, end, static_cast<const Real*>(affine_.shift), shift_);
+    if (affine_.scale) channel_rows_.start(begin, end);
   }
 
   // Of each element's channel, where a normalisation charges them.
   const Real* scale() const { return scale_; }
+  const Real* shift() const { return shift_; }
 
   // Those of G steps from step t on, until the next call.
   template <int G>
@@ -95,6 +97,7 @@ class Input {
   const Raw* x_;
   const Affine affine_;
   const int64_t stride_;
+  ChannelRows<Real> channel_rows_;
   Real *scale_, *shift_, *rows_, *converted_ = nullptr;
   int64_t outer_ = 0, begin_ = 0, n_ = 0;
 };

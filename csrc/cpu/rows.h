@@ -25,6 +25,39 @@ inline void spread_channels(const Shape& shape, int64_t begin, int64_t end, cons
   });
 }
 
+// Rows of what the channel of each of a tile's elements has, filled anew only where the tile's channels are not those
+// of the tile before.
+template <class Real>
+class ChannelRows {
+ public:
+  explicit ChannelRows(const Shape& shape) : shape_(shape) {}
+
+  void add(const void* values, Real* row) {
+    if (values) rows_.push_back({static_cast<const Real*>(values), row});
+  }
+
+  // Goes to the elements [begin, end) of a frame.
+  void start(int64_t begin, int64_t end) {
+    const int64_t n = end - begin, period = shape_.channels * shape_.inner;
+    if (n <= filled_ && ((begin >= run_begin_ && end <= run_end_) || (begin - begin_) % period == 0)) return;
+    for (const auto& [values, row] : rows_) spread_channels(shape_, begin, end, values, row);
+    begin_ = begin;
+    filled_ = n;
+    run_begin_ = begin / shape_.inner * shape_.inner;
+    run_end_ = end <= run_begin_ + shape_.inner ? run_begin_ + shape_.inner : run_begin_;
+  }
+
+ private:
+  struct Row {
+    const Real* values;
+    Real* row;
+  };
+  const Shape& shape_;
+  std::vector<Row> rows_;
+  int64_t begin_ = 0, filled_ = -1;      // where the rows were filled, and how far
+  int64_t run_begin_ = 0, run_end_ = 0;  // the run of one channel that they were filled in, if it was one
+};
+
 // sums[channel] += row[i], in double precision.
 template <class Real>
 inline void gather_channels(const Shape& shape, int64_t begin, int64_t end, const Real* row, double* sums) {
