@@ -34,21 +34,44 @@ void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, d
   *squares += q;
 }
 
+// The same of a few vectors out of `count` rows, each of a channel's own.
+template <class S, int kVectors>
+inline void add_columns(const typename S::Raw* rows, int64_t count, int64_t stride, const double* pivot, double* sum,
+                        double* squares) {
+  Lanes pivots[kVectors], s[kVectors], q[kVectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    pivots[j] = Lanes(pivot + j * Lanes::kCount);
+    s[j] = Lanes(sum + j * Lanes::kCount);
+    q[j] = Lanes(squares + j * Lanes::kCount);
+  }
+  for (int64_t row = 0; row < count; ++row, rows += stride) {
+    prefetch(rows);
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      const Lanes d = Lanes::load<S>(rows + j * Lanes::kCount) - pivots[j];
+      s[j] = s[j] + d;
+      q[j] = q[j] + d * d;
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) {
+    s[j].store(sum + j * Lanes::kCount);
+    q[j].store(squares + j * Lanes::kCount);
+  }
+}
+
 // The same of `count` rows of one element a channel, side by side.
 template <class S>
 void add_rows(const typename S::Raw* rows, int64_t count, int64_t stride, int64_t n, const double* pivot, double* sum,
               double* squares) {
+  constexpr int kWide = 64 / sizeof(typename S::Raw) / Lanes::kCount;  // a line of the cache
   int64_t i = 0;
+  for (; i + kWide * Lanes::kCount <= n; i += kWide * Lanes::kCount) {
+    add_columns<S, kWide>(rows + i, count, stride, pivot + i, sum + i, squares + i);
+  }
   for (; i + Lanes::kCount <= n; i += Lanes::kCount) {
-    const Lanes pivots(pivot + i);
-    Lanes s(sum + i), q(squares + i);
-    for (int64_t row = 0; row < count; ++row) {
-      const Lanes d = Lanes::load<S>(rows + row * stride + i) - pivots;
-      s = s + d;
-      q = q + d * d;
-    }
-    s.store(sum + i);
-    q.store(squares + i);
+    add_columns<S, 1>(rows + i, count, stride, pivot + i, sum + i, squares + i);
   }
   for (; i < n; ++i) {
     for (int64_t row = 0; row < count; ++row) {

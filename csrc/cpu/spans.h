@@ -64,7 +64,7 @@ class Cut {
  private:
   static constexpr int64_t kMaxParts = 256;
   // Sums of parts are cleared and added up, which takes no time beside the elements where those are many more.
-  static constexpr int64_t kElementsPerSum = 16;
+  static constexpr int64_t kElementsPerSum = 64;
   // Below this, starting threads takes longer than the work.
   static constexpr int64_t kSerialElements = 1 << 15;
   int64_t frame_, quantum_, per_outer_ = 0, units_ = 0, parts_ = 0;
