@@ -8,23 +8,33 @@ namespace {
 
 // Deviations from a pivot that is a member of the data, in double precision, so that one pass over them is accurate.
 
+// Vectors in a line of the cache.
+template <class S>
+inline constexpr int kLine = 64 / sizeof(typename S::Raw) / Lanes::kCount;
+
 // Adds those of a row of one channel, and their squares.
 template <class S>
 void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, double* squares) {
   const Lanes pivots(pivot);
-  constexpr int kChains = 2;  // additions that do not wait for each other
+  constexpr int kChains = kLine<S>;  // additions that do not wait for each other
   Lanes sums[kChains], sums_of_squares[kChains];
+  const auto add = [&](const typename S::Raw* from, int j) {
+    const Lanes d = Lanes::load<S>(from) - pivots;
+    sums[j] = sums[j] + d;
+    sums_of_squares[j] = sums_of_squares[j] + d * d;
+  };
   int64_t i = 0;
   for (; i + kChains * Lanes::kCount <= n; i += kChains * Lanes::kCount) {
     prefetch(row + i);
-#pragma GCC unroll 2
-    for (int j = 0; j < kChains; ++j) {
-      const Lanes d = Lanes::load<S>(row + i + j * Lanes::kCount) - pivots;
-      sums[j] = sums[j] + d;
-      sums_of_squares[j] = sums_of_squares[j] + d * d;
-    }
+#pragma GCC unroll 4
+    for (int j = 0; j < kChains; ++j) add(row + i + j * Lanes::kCount, j);
   }
-  double s = (sums[0] + sums[1]).total(), q = (sums_of_squares[0] + sums_of_squares[1]).total();
+  for (; i + Lanes::kCount <= n; i += Lanes::kCount) add(row + i, 0);
+  for (int j = 1; j < kChains; ++j) {
+    sums[0] = sums[0] + sums[j];
+    sums_of_squares[0] = sums_of_squares[0] + sums_of_squares[j];
+  }
+  double s = sums[0].total(), q = sums_of_squares[0].total();
   for (; i < n; ++i) {
     const double d = S::get(row[i]) - pivot;
     s += d;
@@ -65,10 +75,9 @@ inline void add_columns(const typename S::Raw* rows, int64_t count, int64_t stri
 template <class S>
 void add_rows(const typename S::Raw* rows, int64_t count, int64_t stride, int64_t n, const double* pivot, double* sum,
               double* squares) {
-  constexpr int kWide = 64 / sizeof(typename S::Raw) / Lanes::kCount;  // a line of the cache
   int64_t i = 0;
-  for (; i + kWide * Lanes::kCount <= n; i += kWide * Lanes::kCount) {
-    add_columns<S, kWide>(rows + i, count, stride, pivot + i, sum + i, squares + i);
+  for (; i + kLine<S> * Lanes::kCount <= n; i += kLine<S> * Lanes::kCount) {
+    add_columns<S, kLine<S>>(rows + i, count, stride, pivot + i, sum + i, squares + i);
   }
   for (; i + Lanes::kCount <= n; i += Lanes::kCount) {
     add_columns<S, 1>(rows + i, count, stride, pivot + i, sum + i, squares + i);

@@ -72,6 +72,7 @@ class Input {
     if constexpr (std::is_same_v<In, S>) {
       if (!affine_.scale) return from;
     }
+    prefetch_rows(from, shape_.repeated ? 1 : G, n_);
     const bool once = shape_.repeated && !affine_.residual;
     const Rows<Real> to{rows_, stride_};
     if (!affine_.scale) {
@@ -79,6 +80,7 @@ class Input {
     } else if (affine_.residual) {
       const Rows<const Raw> residual{static_cast<const Raw*>(affine_.residual) + at_.step(outer_, t, begin_),
                                      at_.frame};
+      prefetch_rows(residual, G, n_);
       normalise_steps<G, true, Loop>(n_, loop_rows<G, S>(from, n_, {converted_, stride_}), scale_, shift_,
                                      loop_rows<G, S>(residual, n_, {converted_ + kGroup * stride_, stride_}), to);
     } else if (once) {

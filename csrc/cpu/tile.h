@@ -18,6 +18,14 @@ struct Address {
   }
 };
 
+// Asks for what lies ahead of `count` rows of n elements.
+template <class Raw>
+inline void prefetch_rows(Rows<const Raw> rows, int64_t count, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(Raw)) {
+    for (int64_t row = 0; row < count; ++row) prefetch(rows.first + row * rows.stride + i);
+  }
+}
+
 // The row of a leak that all channels share.
 template <class Call, class Real>
 inline void fill_leak(const Call& call, int64_t n, Real* row) {
