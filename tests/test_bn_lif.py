@@ -8,7 +8,7 @@ from torch import nn
 
 from bn_lif_checks import BNCase, check_bn_case, simple
 from ckd_kernels import Neuron, bn_lif, lif, use_backend
-from reference_cases import MEMORY, SURROGATES, arrange, make_neuron
+from reference_cases import MEMORY, SURROGATES, TRANSCENDENTAL, arrange, make_neuron
 from test_lif_grid import RESETS_AND_DETACH, skip_unless_served
 from tolerances import assert_close, assert_same
 
@@ -136,6 +136,33 @@ def test_neurons(target, charge, reset, detach, dtype):
     leak = None if charge == "integrate" else ("scalar", "channel", None)[turn % 3]
     case = simple(neuron, dtype=dtype, v_init=not plain, leak=leak, seed=turn)
     check_bn_case(target, BNCase(case, residual=turn % 2 == 1, training=turn % 4 < 3, affine=turn % 5 != 4))
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("reset", "detach"), RESETS_AND_DETACH)
+def test_gradients_of_spikes_alone(target, reset, detach, residual, dtype, memory):
+    """Kernels have shorter ways for calls that return spikes alone; a map whose gradient is zero takes the long one."""
+    turn = RESETS_AND_DETACH.index((reset, detach))
+    for steps, surrogate in ((4, SURROGATES[turn]), (7, SURROGATES[turn + 1]), (20, "triangle")):
+        neuron = make_neuron("decay", reset, surrogate_=surrogate, detach_reset=detach)
+        torch.manual_seed(turn)
+        y, r, upstream = (arrange(torch.randn(steps, 2, 5, 19, 9), memory).to(target.device, dtype) for _ in range(3))
+        leaves = [y.requires_grad_(), *(torch.full((5,), 1.3, device=target.device).requires_grad_() for _ in range(2))]
+        if residual:
+            leaves.append(r.requires_grad_())
+        options = {"residual": r} if residual else {}
+        with use_backend(target.backend):
+            spikes = bn_lif(*leaves[:3], None, None, neuron, **options)
+            both = bn_lif(*leaves[:3], None, None, neuron, return_sam=True, **options)
+        assert_same("spikes", spikes, both.spikes)
+        short = torch.autograd.grad(spikes, leaves, upstream)
+        long = torch.autograd.grad([both.spikes, both.sam], leaves, [upstream, torch.zeros_like(both.sam)])
+        judge = assert_close if neuron.surrogate.name in TRANSCENDENTAL else assert_same
+        for name, a, b in zip(("y", "weight", "bias", "residual"), short, long, strict=False):
+            assert a.abs().sum() > 0
+            judge(name, a, b)
 
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
