@@ -56,7 +56,7 @@ inline void add_columns(const typename S::Raw* rows, int64_t count, int64_t stri
     q[j] = Lanes(squares + j * Lanes::kCount);
   }
   for (int64_t row = 0; row < count; ++row, rows += stride) {
-    prefetch(rows);
+    __builtin_prefetch(rows + count * stride);  // of as many rows that come next
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
       const Lanes d = Lanes::load<S>(rows + j * Lanes::kCount) - pivots[j];

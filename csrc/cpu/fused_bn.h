@@ -14,11 +14,10 @@ struct FusedBnRows {
   const float* shift;
   BatchTerms<float> terms;
   const float* leak;
-  const float* v;  // v before the first step
-  float* gv;       // dL/dv after the last step; becomes dL/dv before the first
-  // Of the pass that sums:
-  float* sum;
-  float* moment;
+  const float* v;   // v before the first step
+  State<float> gv;  // dL/dv after the last step, and before the first
+  // Of the pass that sums, without and with these steps:
+  State<float> sum, moment;
   // Of the pass that applies:
   Rows<typename L::Raw> gy, grad_residual;
 };
@@ -42,9 +41,7 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
   const float* __restrict slope = rows.terms.slope;
   const float* __restrict leak_row = rows.leak;
   const float* __restrict v_row = rows.v;
-  float* __restrict gv_row = rows.gv;
-  float* __restrict sum = rows.sum;
-  float* __restrict moment = rows.moment;
+  const State<float> carry = rows.gv, sum = rows.sum, moment = rows.moment;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     for (int64_t i = begin; i < begin + kBlock; i += 64 / sizeof(typename L::Raw)) {
 #pragma GCC unroll 4
@@ -69,8 +66,8 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
         h[g] = potential<C, R>(v, x, leak, k);
         v = after_reset<R>(h[g], k);
       }
-      float gv = gv_row[i], s = 0, m = 0;
-      if constexpr (Sums) s = sum[i], m = moment[i];
+      float gv = carry.before[i], s = 0, m = 0;
+      if constexpr (Sums) s = sum.before[i], m = moment.before[i];
 #pragma GCC unroll 4
       for (int g = G - 1; g >= 0; --g) {
         const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
@@ -85,8 +82,8 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
           if constexpr (Residual) grad_residual_rows[g * rows.grad_residual.stride + i] = L::put(gx);
         }
       }
-      gv_row[i] = gv;
-      if constexpr (Sums) sum[i] = s, moment[i] = m;
+      carry.after[i] = gv;
+      if constexpr (Sums) sum.after[i] = s, moment.after[i] = m;
     }
   }
 }

@@ -30,24 +30,27 @@ class FusedTile {
         input_(call, scratch_),
         upstream_(call, scratch_),
         grad_input_(call, input_.scale(), scratch_),
+        whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
         rest_(scratch_.rows(1)),
+        zeros_(scratch_.rows(1)),
         v_(scratch_.rows(kGroups)),
         gv_(scratch_.rows(1)),
         leak_(scratch_.rows(1)),
         unused_(scratch_.rows(kGroup)) {
     if (!call.leak_per_channel) fill_leak(call, length, leak_);
     fill_row(fused_.k.rest, length, rest_);
+    fill_row(Real(0), length, zeros_);
   }
 
   void run(int64_t outer, int64_t begin, int64_t end, double* sums) {
     const int64_t n = end - begin, state = at_.state(outer, begin);
     input_.start(outer, begin, end);
     upstream_.start(outer, begin, end);
-    grad_input_.start(outer, begin, end);
+    grad_input_.start(outer, begin, end, !whole_);
     if (call_.leak_per_channel) {
       spread_channels(call_.shape, begin, end, static_cast<const Real*>(call_.leak), leak_);
     }
-    load_state(call_.grad_v, state, Real(0), n, gv_);
+    if (!whole_) load_state(call_.grad_v, state, Real(0), n, gv_);
     for (int64_t chunk = checkpoint_count(call_.shape.steps); chunk >= 0; --chunk) {
       const int64_t first = chunk * kCheckpointEvery;
       const int64_t last = std::min<int64_t>(call_.shape.steps, first + kCheckpointEvery);
@@ -91,7 +94,7 @@ class FusedTile {
  private:
   // Room for v before every group of a chunk but the first: 3 of 4 steps, or 2 and one of 2 and one of 1.
   static constexpr int64_t kGroups = kCheckpointEvery / kGroup;
-  static constexpr int64_t kRows = 1 + kGroups + 2 + kGroup;
+  static constexpr int64_t kRows = 2 + kGroups + 2 + kGroup;
 
   static Rows<const Float32::Raw> bits(Rows<const float> rows) {
     return {reinterpret_cast<const Float32::Raw*>(rows.first), rows.stride};
@@ -102,6 +105,7 @@ class FusedTile {
     const auto in = [&](const void* rows) {
       return Rows<const Raw>{rows ? static_cast<const Raw*>(rows) + at : nullptr, at_.frame};
     };
+    const auto carry = [&](Real* row) { return State<Real>{whole_ ? zeros_ : row, row}; };
     const auto out = [&](void* rows) { return Rows<Raw>{rows ? static_cast<Raw*>(rows) + at : nullptr, at_.frame}; };
     return {in(call_.x),
             in(call_.affine.residual),
@@ -110,9 +114,9 @@ class FusedTile {
             grad_input_.terms(),
             leak_,
             v,
-            gv_,
-            grad_input_.sum(),
-            grad_input_.moment(),
+            carry(gv_),
+            carry(grad_input_.sum()),
+            carry(grad_input_.moment()),
             out(call_.grad_x),
             out(call_.grad_residual)};
   }
@@ -151,7 +155,9 @@ class FusedTile {
   Input<S, Float32> input_;
   Upstream<S> upstream_;
   GradInput<S> grad_input_;
-  Real *rest_, *v_, *gv_, *leak_, *unused_;
+  // Whether one call of the steps behind a normalisation is the whole way back: nothing comes from later steps.
+  const bool whole_;
+  Real *rest_, *zeros_, *v_, *gv_, *leak_, *unused_;
 };
 
 }  // namespace ckd::cpu::CKD_ISA

@@ -82,11 +82,13 @@ class GradInput {
     channel_rows_.add(call.slope, slope_);
   }
 
-  void start(int64_t outer, int64_t begin, int64_t end) {
+  // `cleared`: whether the sums begin with what is in their rows.
+  void start(int64_t outer, int64_t begin, int64_t end, bool cleared = true) {
     outer_ = outer;
     begin_ = begin;
     n_ = end - begin;
     if (call_.mean) channel_rows_.start(begin, end);
+    if (!cleared) return;
     if (call_.sums) fill_row(Real(0), n_, moment_);
     if (call_.sums || call_.shape.repeated) fill_row(Real(0), n_, sum_);
   }
