@@ -16,7 +16,7 @@ inline constexpr int kLine = 64 / sizeof(typename S::Raw) / Lanes::kCount;
 template <class S>
 void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, double* squares) {
   const Lanes pivots(pivot);
-  constexpr int kChains = kLine<S>;  // additions that do not wait for each other
+  constexpr int kChains = 2;  // additions that do not wait for each other
   Lanes sums[kChains], sums_of_squares[kChains];
   const auto add = [&](const typename S::Raw* from, int j) {
     const Lanes d = Lanes::load<S>(from) - pivots;
@@ -24,17 +24,13 @@ void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, d
     sums_of_squares[j] = sums_of_squares[j] + d * d;
   };
   int64_t i = 0;
-  for (; i + kChains * Lanes::kCount <= n; i += kChains * Lanes::kCount) {
+  for (; i + kLine<S> * Lanes::kCount <= n; i += kLine<S> * Lanes::kCount) {
     prefetch(row + i);
 #pragma GCC unroll 4
-    for (int j = 0; j < kChains; ++j) add(row + i + j * Lanes::kCount, j);
+    for (int j = 0; j < kLine<S>; ++j) add(row + i + j * Lanes::kCount, j % kChains);
   }
   for (; i + Lanes::kCount <= n; i += Lanes::kCount) add(row + i, 0);
-  for (int j = 1; j < kChains; ++j) {
-    sums[0] = sums[0] + sums[j];
-    sums_of_squares[0] = sums_of_squares[0] + sums_of_squares[j];
-  }
-  double s = sums[0].total(), q = sums_of_squares[0].total();
+  double s = (sums[0] + sums[1]).total(), q = (sums_of_squares[0] + sums_of_squares[1]).total();
   for (; i < n; ++i) {
     const double d = S::get(row[i]) - pivot;
     s += d;

@@ -40,7 +40,13 @@ class ChannelRows {
   void start(int64_t begin, int64_t end) {
     const int64_t n = end - begin, period = shape_.channels * shape_.inner;
     if (n <= filled_ && ((begin >= run_begin_ && end <= run_end_) || (begin - begin_) % period == 0)) return;
-    for (const auto& [values, row] : rows_) spread_channels(shape_, begin, end, values, row);
+    if (shape_.inner == 1) {
+      for (const auto& [values, row] : rows_) spread_channels(shape_, begin, end, values, row);
+    } else {
+      for_each_run(shape_, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
+        for (const auto& [values, row] : rows_) fill_row(values[channel], e - b, row + b);
+      });
+    }
     begin_ = begin;
     filled_ = n;
     run_begin_ = begin / shape_.inner * shape_.inner;
