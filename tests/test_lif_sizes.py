@@ -52,7 +52,9 @@ def test_many_tiles_elsewhere_in_memory(target, shape, memory, threads):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_outputs_larger_than_caches(target, dtype):
     """Tens of megabytes, whose rows begin and end within lines of the cache; the paper's surrogate is exact."""
-    frame = 28_000_003 // (3 * dtype.itemsize) | 1
+    if target.backend == "reference":
+        pytest.skip("it is what the others are compared with")
+    frame = 69_000_000 // (3 * dtype.itemsize) | 1
     values = torch.randn(3 * frame + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
     x = values[1:].view(3, frame).to(target.device).requires_grad_()
     upstream = values[:-1].view(3, frame).to(target.device)
