@@ -241,17 +241,17 @@ __global__ void __launch_bounds__(kFinishThreads) add_slices_kernel(const __grid
   first = warp_sum(first);
   second = warp_sum(second);
   if constexpr (kBlock) {
-    __shared__ double sums[2][kWarps];
+    double* sums = reinterpret_cast<double*>(ckd_dynamic_shared);  // [2, warps]
     if (thread % 32 == 0) {
-      sums[0][thread / 32] = first;
-      sums[1][thread / 32] = second;
+      sums[thread / 32] = first;
+      sums[kWarps + thread / 32] = second;
     }
     __syncthreads();
     if (thread > 0) return;
     first = second = 0;
     for (int i = 0; i < kWarps; ++i) {
-      first += sums[0][i];
-      second += sums[1][i];
+      first += sums[i];
+      second += sums[kWarps + i];
     }
   }
   if (thread == 0) call.finish(channel, first, second);
@@ -280,7 +280,8 @@ template <class Call>
 cudaError_t launch_add_slices(const Call& call, void* stream) {
   constexpr int kManySlices = 64;
   if (call.cut.slices > kManySlices) {
-    const LaunchSize size{block_count(call.cut.channels, 1), kFinishThreads, 0};
+    constexpr size_t kShared = 2 * kFinishThreads / 32 * sizeof(double);
+    const LaunchSize size{block_count(call.cut.channels, 1), kFinishThreads, kShared};
     return launch_after(add_slices_kernel<Call, true>, size, stream, call);
   }
   const LaunchSize size{block_count(call.cut.channels, kFinishThreads / 32), kFinishThreads, 0};
