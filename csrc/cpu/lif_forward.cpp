@@ -55,7 +55,8 @@ class ForwardTile {
       constexpr int G = decltype(group)::value;
       const auto input = input_.template rows<G>(t);
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
-      const Rows<Raw> output = streamed_ ? Rows<Raw>{spikes_, scratch_.stride() * int64_t(sizeof(Real) / sizeof(Raw))} : spikes;
+      const Rows<Raw> output =
+          streamed_ ? Rows<Raw>{spikes_, scratch_.stride() * int64_t(sizeof(Real) / sizeof(Raw))} : spikes;
       if (whole_) {
         steps_.from_rest.template get<G>()(k_, n, input, Real(call_.neuron.leak), output);
       } else {
