@@ -1,6 +1,7 @@
-// The two passes back through batch normalisation as most networks ask for them: a neuron that a kernel is compiled
-// for, 1 or 4 steps, no state before or after. A thread keeps its channels' constants and visits W neighbours at a
-// time, with all that it reads of them in flight; bn_reduce.cuh and lif_backward.cuh have what serves every other call.
+// Batch normalisation and neuron as most networks ask for them: 1 or 4 steps, no state before or after, and on the way
+// back a neuron that a kernel is compiled for. A thread keeps its channels' constants and visits W neighbours at a
+// time, with all that it reads of them in flight; lif_forward.cuh, lif_backward.cuh and bn_reduce.cuh serve every other
+// call.
 #pragma once
 #include "channels.cuh"
 #include "launch.h"
