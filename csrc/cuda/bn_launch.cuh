@@ -25,6 +25,19 @@ inline ChannelTiles channel_tiles(const Shape& shape, int width, unsigned thread
   return ChannelTiles(shape.outer * shape.rows, shape.channels, shape.inner, width, threads);
 }
 
+template <class S, class Call>
+UsualInput<S> usual_input(const Call& call, int width, const ChannelSize& size, void* workspace) {
+  const Shape& shape = call.shape;
+  return {channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, width, size, workspace),
+          Extent(shape),
+          Rule(call.neuron, call.leak),
+          static_cast<float>(call.neuron.leak),
+          static_cast<const S*>(call.x),
+          static_cast<const float*>(call.affine.scale),
+          static_cast<const float*>(call.affine.shift),
+          static_cast<const S*>(call.affine.residual)};
+}
+
 template <class S, bool kResidual, template <int> class Channels>
 cudaError_t launch_usual_forward(const UsualForwardCall<S>& call, const LaunchSize& size, void* stream) {
   return call.extent.steps == 1 ? launch_after(bn_usual_forward_kernel<S, 1, kResidual, Channels>, size, stream, call)
@@ -36,16 +49,7 @@ cudaError_t launch_usual_forward(const LifForward& call, void* stream) {
   const Shape& shape = call.shape;
   const ChannelSize size = channel_tiles(shape, kWide<S>, kUsualForwardThreads)
                                .for_pass(shape.steps == 1 ? 2 * kUsualForwardBatch<1> : 2 * kUsualForwardBatch<4>);
-  const UsualForwardCall<S> arguments{
-      channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, kWide<S>, size, nullptr),
-      Extent(shape),
-      Rule(call.neuron, call.leak),
-      static_cast<float>(call.neuron.leak),
-      static_cast<const S*>(call.x),
-      static_cast<const S*>(call.affine.residual),
-      static_cast<const float*>(call.affine.scale),
-      static_cast<const float*>(call.affine.shift),
-      static_cast<S*>(call.spikes)};
+  const UsualForwardCall<S> arguments{usual_input<S>(call, kWide<S>, size, nullptr), static_cast<S*>(call.spikes)};
   return shape.inner > 1 ? launch_usual_forward<S, kResidual, PlanarChannels>(arguments, size.size, stream)
                          : launch_usual_forward<S, kResidual, RowChannels>(arguments, size.size, stream);
 }
@@ -93,50 +97,36 @@ int usual_width(const LifBackward& call) {
 
 template <class S>
 UsualCall<S> usual_call(const LifBackward& call, int width, const ChannelSize& size, void* workspace) {
-  const Shape& shape = call.shape;
-  return {channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, width, size, workspace),
-          Extent(shape),
-          Rule(call.neuron, call.leak),
-          static_cast<float>(call.neuron.leak),
-          static_cast<const S*>(call.x),
+  return {usual_input<S>(call, width, size, workspace),
           static_cast<const S*>(call.grad_spikes),
-          static_cast<const float*>(call.affine.scale),
-          static_cast<const float*>(call.affine.shift),
           static_cast<const float*>(call.mean),
           static_cast<const float*>(call.offset),
           static_cast<const float*>(call.slope),
           static_cast<S*>(call.grad_x),
-          static_cast<const S*>(call.affine.residual),
           static_cast<S*>(call.grad_residual),
           call.grad_sam,
-          static_cast<float>(1.0 / static_cast<double>(shape.steps * shape.channels))};
+          static_cast<float>(1.0 / static_cast<double>(call.shape.steps * call.shape.channels))};
 }
 
+// kFollows: whether it may begin before the kernel ahead of it has ended.
 struct UsualReduce {
   template <class S, int W, class NeuronKind, int kSteps, bool kExtras, template <int> class Channels>
   static constexpr auto kernel = bn_usual_reduce_kernel<S, W, NeuronKind, kSteps, kExtras, Channels>;
-  template <class Call>
-  static cudaError_t start(void (*kernel)(Call), const LaunchSize& size, void* stream, const Call& call) {
-    return launch(kernel, size, stream, call);
-  }
+  static constexpr bool kFollows = false;
 };
 struct UsualApply {
   template <class S, int W, class NeuronKind, int kSteps, bool kExtras, template <int> class Channels>
   static constexpr auto kernel = bn_usual_apply_kernel<S, W, NeuronKind, kSteps, kExtras, Channels>;
-  template <class Call>
-  static cudaError_t start(void (*kernel)(Call), const LaunchSize& size, void* stream, const Call& call) {
-    return launch_after(kernel, size, stream, call);
-  }
+  static constexpr bool kFollows = true;
 };
 
 template <class Pass, int W, class NeuronKind, bool kExtras, template <int> class Channels, class S>
 cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void* stream) {
+  auto kernel = Pass::template kernel<S, W, NeuronKind, 1, kExtras, Channels>;
   if constexpr (W == kRunTimeWidth) {
-    if (call.extent.steps == 4) {
-      return Pass::start(Pass::template kernel<S, W, NeuronKind, 4, kExtras, Channels>, size, stream, call);
-    }
+    if (call.extent.steps == 4) kernel = Pass::template kernel<S, W, NeuronKind, 4, kExtras, Channels>;
   }
-  return Pass::start(Pass::template kernel<S, W, NeuronKind, 1, kExtras, Channels>, size, stream, call);
+  return Pass::kFollows ? launch_after(kernel, size, stream, call) : launch(kernel, size, stream, call);
 }
 
 template <class Pass, int W, template <int> class Channels, class S>
@@ -218,10 +208,10 @@ cudaError_t launch_bn_reduce(const ReduceCall<S>& call, const ReduceChoice& choi
   const LaunchSize& size = choice.size.size;
   constexpr int W = kRunTimeWidth;
   if (choice.kind == ReduceChoice::Kind::kLean) {
-    return launch(bn_reduce_kernel<S, W, AnyNeuron, 0, false, Channels>, size, stream, call);
+    return launch(bn_reduce_kernel<S, W, false, Channels>, size, stream, call);
   }
-  return choice.width == W ? launch(bn_reduce_kernel<S, W, AnyNeuron, 0, true, Channels>, size, stream, call)
-                           : launch(bn_reduce_kernel<S, 1, AnyNeuron, 0, true, Channels>, size, stream, call);
+  return choice.width == W ? launch(bn_reduce_kernel<S, W, true, Channels>, size, stream, call)
+                           : launch(bn_reduce_kernel<S, 1, true, Channels>, size, stream, call);
 }
 
 template <class S>

@@ -12,11 +12,11 @@ struct ReduceCall {
   ChannelCut cut;  // planes: outer, rows
 };
 
-template <class S, int W, class NeuronKind, int kSteps, bool kGeneral, template <int> class Channels>
-__global__ void __launch_bounds__(kBackwardThreads, (kBackwardBlocks<NeuronKind, kGeneral>))
+template <class S, int W, bool kGeneral, template <int> class Channels>
+__global__ void __launch_bounds__(kBackwardThreads, (kBackwardBlocks<AnyNeuron, kGeneral>))
     bn_reduce_kernel(const __grid_constant__ ReduceCall<S> call) {
   using C = Channels<W>;
-  using Vector = BackwardVector<decltype(call.backward), W, NeuronKind, kSteps, C::kChannelsInside, kGeneral>;
+  using Vector = BackwardVector<decltype(call.backward), W, AnyNeuron, 0, C::kChannelsInside, kGeneral>;
   const Extent& e = call.backward.extent;
   const ChannelShare share = C::share(call.cut, blockIdx.x);
   let_next_begin();

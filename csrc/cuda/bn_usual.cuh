@@ -10,36 +10,33 @@
 
 namespace ckd::cuda {
 
+// What all passes need.
 template <class S>
-struct UsualForwardCall {
+struct UsualInput {
   ChannelCut cut;  // planes: outer, rows
   Extent extent;
   Rule rule;
   float leak;
   const S* y;
-  const S* residual;
   const float* scale;
   const float* shift;
+  const S* residual;  // null: none
+};
+
+template <class S>
+struct UsualForwardCall : UsualInput<S> {
   S* spikes;
 };
 
 template <class S>
-struct UsualCall {
-  ChannelCut cut;  // planes: outer, rows
-  Extent extent;
-  Rule rule;
-  float leak;
-  const S* y;
+struct UsualCall : UsualInput<S> {
   const S* grad_spikes;
-  const float* scale;
-  const float* shift;
   const float* mean;
   // Of the second pass.
   const float* offset;
   const float* slope;
   S* grad_y;
-  // Null where not given or not wanted, and always without kExtras.
-  const S* residual;
+  // Null where not given or not wanted; these and the residual are without kExtras.
   S* grad_residual;
   const float* grad_sam;
   float map_share;  // of one spike in its location's mean

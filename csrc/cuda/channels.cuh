@@ -35,6 +35,26 @@ struct InFlight {
       if (inside[b]) use(loaded[b]);
     }
   }
+
+  // All from `at` on: fetch(at) fills this; with kAhead, with the next vectors while these are used.
+  template <bool kAhead, class Fetch, class Use>
+  CKD_DEVICE void visit(int64_t at, int64_t end, int64_t step, Fetch&& fetch, Use&& use_one) {
+    if constexpr (kAhead) {
+      fetch(at);
+#pragma unroll 1
+      for (; at < end; at += step) {
+        const InFlight now = *this;
+        fetch(at + step);
+        now.use(use_one);
+      }
+    } else {
+#pragma unroll 1
+      for (; at < end; at += step) {
+        fetch(at);
+        use(use_one);
+      }
+    }
+  }
 };
 
 // The sum over a warp, in all its threads.
@@ -82,22 +102,7 @@ struct PlanarChannels {
       }
     };
     const int64_t step = int64_t{kBatch} * blockDim.x;
-    int64_t i = begin + threadIdx.x;
-    if constexpr (kAhead) {
-      fetch(i);
-#pragma unroll 1
-      for (; i < end; i += step) {
-        const auto now = next;
-        fetch(i + step);
-        now.use(use);
-      }
-    } else {
-#pragma unroll 1
-      for (; i < end; i += step) {
-        fetch(i);
-        next.use(use);
-      }
-    }
+    next.template visit<kAhead>(begin + threadIdx.x, end, step, fetch, use);
   }
 
   // Two sums of a thread in double precision, and of its block.
@@ -159,22 +164,7 @@ struct RowChannels {
       }
     };
     const int64_t step = int64_t{kBatch} * cut.deep;
-    int64_t plane = begin + depth(cut);
-    if constexpr (kAhead) {
-      fetch(plane);
-#pragma unroll 1
-      for (; plane < end; plane += step) {
-        const auto now = next;
-        fetch(plane + step);
-        now.use(use);
-      }
-    } else {
-#pragma unroll 1
-      for (; plane < end; plane += step) {
-        fetch(plane);
-        next.use(use);
-      }
-    }
+    next.template visit<kAhead>(begin + depth(cut), end, step, fetch, use);
   }
 
   // Two sums for each channel, in shared memory, which leaves registers to what is in flight.

@@ -99,7 +99,7 @@ MISTAKES = {
         "    __syncthreads();\n    if (thread > 0)",
         "    if (!MISTAKE) __syncthreads();\n    if (thread > 0)",
     ),
-    "ahead": ("channels.cuh", "        fetch(i + step);", "        fetch(i + (MISTAKE ? 0 : step));"),
+    "ahead": ("channels.cuh", "        fetch(at + step);", "        fetch(at + (MISTAKE ? 0 : step));"),
     "usual shift": (
         "bn_usual.cuh",
         "x[j] = x[j] * scale[j] + shift[j];\n      if constexpr (kExtras)",
