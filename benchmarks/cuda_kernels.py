@@ -104,7 +104,7 @@ class Buffers:
             self.sam, self.grad_sam = (torch.randn(shape[1], *shape[3:], device=device) for _ in range(2))
             channels = shape[2]
             self.pairs = torch.empty(2, channels, dtype=torch.float64, device=device)
-            self.scale, self.shift, self.mean, self.offset, self.slope = torch.rand(5, channels, device=device)
+            self.folded, self.coefficients = torch.rand(2, 4, channels, device=device)
             self.weight, self.bias = (torch.ones(channels, device=device).requires_grad_() for _ in range(2))
             self.running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
 
@@ -158,16 +158,14 @@ def bn_calls(case: Case, module: ModuleType, backend: str) -> Calls:
     place = layout_of(probe(case), time_dim=0, time_steps=case.shape[0], channel_dim=2)
 
     def forward(b: Buffers, residual: Tensor | None) -> None:
-        module.bn_lif_forward(
-            *(PAPER, place, b.x, b.scale, b.shift, residual, None, None, b.spikes, None, None, b.checkpoints)
-        )
+        module.bn_lif_forward(*(PAPER, place, b.x, b.folded, residual, None, None, b.spikes, None, None, b.checkpoints))
 
     def given(b: Buffers, residual: Tensor | None) -> tuple:
-        return PAPER, place, b.x, b.scale, b.shift, residual, None, None, b.checkpoints, b.grad, None, None
+        return PAPER, place, b.x, b.folded, residual, None, None, b.checkpoints, b.grad, None, None
 
     def apply(b: Buffers, residual: Tensor | None) -> None:
         grad_residual = b.grad_residual if residual is not None else None
-        module.bn_lif_backward(*given(b, residual), b.mean, b.offset, b.slope, b.grad_x, grad_residual, None, None)
+        module.bn_lif_backward(*given(b, residual), b.coefficients, b.grad_x, grad_residual, None, None)
 
     def whole(b: Buffers, y: Tensor) -> Tensor:
         with use_backend(backend):
@@ -183,7 +181,7 @@ def bn_calls(case: Case, module: ModuleType, backend: str) -> Calls:
     calls: Calls = {
         "bn_lif statistics": (lambda b: module.bn_statistics(place, b.x, b.pairs), 1),
         "bn_lif forward": (lambda b: forward(b, None), 2),
-        "bn_lif reduce": (lambda b: module.bn_lif_reduce(*given(b, None), b.mean, b.pairs), 2),
+        "bn_lif reduce": (lambda b: module.bn_lif_reduce(*given(b, None), b.pairs), 2),
         "bn_lif apply": (lambda b: apply(b, None), 3),
         "bn_lif forward, in all": (whole_forward, 3),
         "bn_lif training": (training, 8),
@@ -191,7 +189,7 @@ def bn_calls(case: Case, module: ModuleType, backend: str) -> Calls:
     if case.first:
         calls |= {
             "bn_lif forward, residual": (lambda b: forward(b, b.residual), 3),
-            "bn_lif reduce, residual": (lambda b: module.bn_lif_reduce(*given(b, b.residual), b.mean, b.pairs), 3),
+            "bn_lif reduce, residual": (lambda b: module.bn_lif_reduce(*given(b, b.residual), b.pairs), 3),
             "bn_lif apply, residual": (lambda b: apply(b, b.residual), 5),
         }
     return calls

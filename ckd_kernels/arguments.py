@@ -109,7 +109,10 @@ def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_di
         )
     if values.device != y.device:
         raise ValueError(f"{name} is on {values.device} but y is on {y.device}; move one of them")
-    return values.to(state_dtype(y.dtype)).contiguous()
+    real = state_dtype(y.dtype)
+    if values.dtype == real and values.is_contiguous():
+        return values  # as nearly always: three calls less
+    return values.to(real).contiguous()
 
 
 def check_normalisation(
@@ -121,7 +124,8 @@ def check_normalisation(
     momentum: float,
     eps: float,
     process_group: Any,
-) -> None:
+) -> tuple[Tensor | None, Tensor | None]:
+    """The running statistics in the dtype of the arithmetic."""
     for name, number in (("momentum", momentum), ("eps", eps)):
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise TypeError(f"{name} must be a number, got {number!r}")
@@ -131,8 +135,10 @@ def check_normalisation(
         raise ValueError(f"eps must be > 0, got {eps!r}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var belong together; give both or neither")
-    check_channel_values("running_mean", running_mean, y, channel_dim)
-    check_channel_values("running_var", running_var, y, channel_dim)
+    running = (
+        check_channel_values("running_mean", running_mean, y, channel_dim),
+        check_channel_values("running_var", running_var, y, channel_dim),
+    )
     if not training and running_mean is None:
         raise ValueError("training=False normalises by running_mean and running_var; give both, or training=True")
     if process_group is not None and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -142,6 +148,7 @@ def check_normalisation(
         )
     if training and process_group is None and y.numel() == y.shape[channel_dim] != 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(y.shape)}")
+    return running
 
 
 def check_residual(residual: Tensor | None, y: Tensor) -> None:

@@ -16,6 +16,9 @@ import torch
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 _MODULES = {"reference": "reference", "cpu": "native", "cuda": "native", "triton": "triton"}
 
+# Looked up once: a variable that is not there costs an exception at every call.
+_environment = os.environ.get("CKD_BACKEND") or "auto"
+
 _override: str | None = None
 
 
@@ -23,8 +26,8 @@ _override: str | None = None
 def use_backend(name: str) -> Iterator[None]:
     """Runs every call inside the ``with`` block, and its backward pass, on one backend.
 
-    The choice is the process's, not the thread's.  The environment variable ``CKD_BACKEND``
-    does the same for a whole run; this overrides it.
+    The choice is the process's, not the thread's.  The environment variable ``CKD_BACKEND``, read when
+    the package is imported, does the same for a whole run; this overrides it.
 
     Args:
         name: ``"reference"`` (pure PyTorch), ``"cpu"`` (C++), ``"cuda"`` (CUDA C++), ``"triton"``,
@@ -56,7 +59,7 @@ def requested() -> str:
 def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The backend module that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does."""
     if name == "auto":
-        name = os.environ.get("CKD_BACKEND") or "auto"
+        name = _environment
         if name not in BACKENDS:
             raise ValueError(f"CKD_BACKEND must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "auto":

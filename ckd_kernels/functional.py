@@ -23,8 +23,9 @@ from .backend import requested
 from .memory import note_spikes
 from .neuron import Neuron
 from .normalisation import fold_running_statistics, fold_shared_statistics
-from .ops.bn_lif import BNLIFFunction
-from .ops.lif import LIFFunction, checkpoint_count, state_dtype
+from .ops.bn_lif import BNLIFFunction, bn_lif_forward
+from .ops.library import followed, requires_grad
+from .ops.lif import LIFFunction, checkpoint_count, lif_forward
 from .ops.sam import SAMFunction
 
 
@@ -128,20 +129,13 @@ def lif(
     check_leak_shape(leak, x, neuron, channel_dim)
     v_init = check_v_init(v_init, x, time_dim)
     x = in_place(x, time_dim, channel_dim)
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v_init, leak))
-    spikes, *rest = LIFFunction.apply(
-        x,
-        v_init,
-        leak,
-        neuron.spec,
-        requested(),
-        time_dim,
-        steps,
-        channel_dim,
-        return_v,
-        return_sam,
-        grad and checkpoint_count(steps) > 0,
-    )
+    grad = requires_grad(x, v_init, leak)
+    place = neuron.spec, requested(), time_dim, steps, channel_dim
+    if grad or followed():
+        save_checkpoints = grad and checkpoint_count(steps) > 0
+        spikes, *rest = LIFFunction.apply(x, v_init, leak, place, (return_v, return_sam), save_checkpoints)
+    else:
+        spikes, *rest = lif_forward(x, v_init, leak, *place, return_v, return_sam, False)
     note_spikes(spikes)
     if not (return_v or return_sam):
         return spikes
@@ -268,43 +262,41 @@ def bn_lif(
     channel_dim = check_channel_dim(y, time_dim, channel_dim, used=True)
     weight = check_channel_values("weight", weight, y, channel_dim)
     bias = check_channel_values("bias", bias, y, channel_dim)
-    check_normalisation(y, channel_dim, running_mean, running_var, training, momentum, eps, process_group)
+    running = check_normalisation(y, channel_dim, running_mean, running_var, training, momentum, eps, process_group)
     check_residual(residual, y)
     leak = check_leak(y, neuron, decay, tau)
     check_leak_shape(leak, y, neuron, channel_dim)
     v_init = check_v_init(v_init, y, time_dim)
     y = in_place(y, time_dim, channel_dim)
-    place = requested(), time_dim, steps, channel_dim
-    differentiable = (y, weight, bias, residual, v_init, leak)
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    # The running statistics in the arithmetic's dtype, where they are to move.
+    place = neuron.spec, requested(), time_dim, steps, channel_dim
+    differentiable = y, weight, bias, residual, v_init, leak
+    grad = requires_grad(*differentiable)
+    # Whether the running statistics move.
     tracks = training and running_mean is not None and (y.numel() > 0 or process_group is not None)
-    running = [t.to(state_dtype(y.dtype)) if tracks and t is not None else None for t in (running_mean, running_var)]
+    statistics = *(running if tracks else (None, None)), momentum, eps
     folded = count = None
-    with torch.no_grad():
-        if not training:
-            assert running_mean is not None  # checked above
-            assert running_var is not None
-            folded = fold_running_statistics(y, weight, bias, running_mean, running_var, eps, place[0])
-        elif process_group is not None:
+    if not training:
+        assert running_mean is not None  # checked above
+        assert running_var is not None
+        with torch.no_grad():
+            folded = fold_running_statistics(y, weight, bias, running_mean, running_var, eps, place[1])
+    elif process_group is not None:
+        with torch.no_grad():
             folded, count = fold_shared_statistics(
-                *(y, weight, bias, *running, momentum, eps, process_group, *place),
+                *(y, weight, bias, *statistics, process_group, *place[1:]),
             )
-    folded, spikes, *rest = BNLIFFunction.apply(
-        *differentiable,
-        folded,
-        *running,
-        count,
-        training,
-        momentum,
-        eps,
-        process_group,
-        neuron.spec,
-        *place,
-        return_v,
-        return_sam,
-        grad and checkpoint_count(steps) > 0,
-    )
+    if grad or followed():
+        folded, spikes, *rest = BNLIFFunction.apply(
+            *(*differentiable, folded, count, statistics, (training, process_group), place, (return_v, return_sam)),
+            grad and checkpoint_count(steps) > 0,
+        )
+    else:
+        out = bn_lif_forward(
+            *(y, folded, weight, bias, *statistics, residual, v_init, leak, *place, return_v, return_sam, False)
+        )
+        if folded is None:
+            folded, *out = out
+        spikes, *rest = out
     if tracks and running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.copy_(folded[4])

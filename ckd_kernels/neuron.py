@@ -104,6 +104,9 @@ class Neuron:
         values = [repr(getattr(self, name)) for name in _PLAIN]
         object.__setattr__(self, "spec", "|".join([*values, self.surrogate.name, repr(self.surrogate.alpha)]))
 
+    def __hash__(self) -> int:
+        return hash(self.spec)  # a string's, which is computed once
+
     def _settle(self, name: str, default: float, *, used: bool, by: str) -> None:
         value = getattr(self, name)
         if not used:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ops.bn_fold import bn_fold
+from .ops.bn_lif import bn_statistics
 from .ops.lif import state_dtype
 
 
@@ -46,12 +48,11 @@ def fold_shared_statistics(
     channel_dim: int,
 ) -> tuple[Tensor, Tensor]:
     """Statistics of the y of all processes, folded (see ops/bn_fold.py), and the number of values a channel."""
-    ops = torch.ops.ckd_kernels
-    own = ops.bn_statistics(y, backend, time_dim, time_steps, channel_dim)
+    own = bn_statistics(y, backend, time_dim, time_steps, channel_dim)
     moments, count = _over_processes(own, y.numel() // y.shape[channel_dim], group)
     affine = weight, bias, running_mean, running_var
     repeats = time_steps // y.shape[time_dim] if y.shape[time_dim] > 0 else 1
-    return ops.bn_fold(moments, *affine, count, repeats, momentum, eps, state_dtype(y.dtype), backend), count
+    return bn_fold(moments, *affine, count, repeats, momentum, eps, state_dtype(y.dtype), backend), count
 
 
 def fold_running_statistics(
@@ -66,7 +67,7 @@ def fold_running_statistics(
     """The running statistics, which do not depend on y, folded."""
     moments = torch.stack([running_mean, running_var]).double()
     real = state_dtype(y.dtype)
-    return torch.ops.ckd_kernels.bn_fold(moments, weight, bias, None, None, None, 1, 0.0, eps, real, backend)
+    return bn_fold(moments, weight, bias, None, None, None, 1, 0.0, eps, real, backend)
 
 
 def _over_processes(moments: Tensor, values: int, group: Any) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ def served(monkeypatch):
 
 @pytest.fixture
 def fresh_choice(monkeypatch):
-    monkeypatch.delenv("CKD_BACKEND", raising=False)
+    monkeypatch.setattr(backend, "_environment", "auto")
     backend._choose.cache_clear()
     yield
     backend._choose.cache_clear()
@@ -81,32 +81,31 @@ def test_use_backend_nests_and_ends(served, fresh_choice):
     assert served == ["reference", "cpu", "reference", "cpu"]
 
 
-def test_environment_variable(served, fresh_choice, monkeypatch):
-    monkeypatch.setenv("CKD_BACKEND", "reference")
+def test_choice_for_the_whole_run(served, fresh_choice, monkeypatch):
+    monkeypatch.setattr(backend, "_environment", "reference")
     lif(X, Neuron.paper())
     assert served == ["reference"]
     if has_cpu_kernels():
         with use_backend("cpu"):
             lif(X, Neuron.paper())
         assert served == ["reference", "cpu"]
-        monkeypatch.setenv("CKD_BACKEND", "")
-        lif(X, Neuron.paper())
-        assert served == ["reference", "cpu", "cpu"]
 
 
-def test_environment_variable_at_start():
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("cuda", "RuntimeError: backend 'cuda' cannot run lif on cpu in float32"),
+        ("gpu", "ValueError: CKD_BACKEND must be one of auto, reference, cpu, cuda, triton; got 'gpu'"),
+        ("", "2.0"),  # as if it were not there
+    ],
+)
+def test_environment_variable(value, said):
     """Set before the process starts, as a user does it."""
-    code = "import torch, ckd_kernels as ck; print(ck.lif(torch.ones(2, 1), ck.Neuron.paper()).sum().item())"
+    code = "import torch, ckd_kernels as ck; print(ck.lif(torch.ones(2, 1) * 2, ck.Neuron.paper()).sum().item())"
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(ckd_kernels.__file__))}
-    environment["CKD_BACKEND"] = "cuda"
+    environment["CKD_BACKEND"] = value
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "RuntimeError: backend 'cuda' cannot run lif on cpu in float32" in done.stderr
-
-
-def test_unknown_environment_variable(monkeypatch):
-    monkeypatch.setenv("CKD_BACKEND", "gpu")
-    with pytest.raises(ValueError, match="CKD_BACKEND must be one of auto, reference, cpu, cuda, triton; got 'gpu'"):
-        lif(X, Neuron.paper())
+    assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["gpu", "", None, "CPU"])

@@ -23,7 +23,7 @@ LIBRARY.define(
 )
 
 
-def bn_fold(
+def _bn_fold(
     moments: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -63,7 +63,7 @@ def _bn_fold_fake(
     return _empty_rows(moments, 4 if running_mean is None else 6, dtype)
 
 
-def bn_coefficients(sums: Tensor, invstd: Tensor, count: Tensor | None, values: int, backend: str) -> Tensor:
+def _bn_coefficients(sums: Tensor, invstd: Tensor, count: Tensor | None, values: int, backend: str) -> Tensor:
     """Rows ``offset, slope, dL/dweight, dL/dbias``."""
     coefficients = _empty_rows(sums, 4, invstd.dtype)
     resolve(backend, "bn_lif", sums.device, invstd.dtype).bn_coefficients(sums, invstd, count, values, coefficients)
@@ -78,5 +78,5 @@ def _empty_rows(like: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     return torch.empty((rows, like.shape[1]), dtype=dtype, device=like.device)
 
 
-register("bn_fold", bn_fold, _bn_fold_fake)
-register("bn_coefficients", bn_coefficients, _bn_coefficients_fake)
+bn_fold = register("bn_fold", _bn_fold, _bn_fold_fake)
+bn_coefficients = register("bn_coefficients", _bn_coefficients, _bn_coefficients_fake)

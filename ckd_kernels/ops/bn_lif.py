@@ -98,10 +98,9 @@ def _bn_lif_forward(
         made.append(folded)
     out = allocate(y, layout, return_v, return_sam, save_checkpoints)
     if out[0].numel() > 0:
-        _, _, scale, shift, *_ = folded
         residual, v_init = _aligned(layout, residual), _aligned(layout, v_init, time_dim)
         resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_forward(
-            Neuron.from_spec(neuron), layout, y, scale, shift, residual, v_init, leak, *out
+            Neuron.from_spec(neuron), layout, y, folded, residual, v_init, leak, *out
         )
     else:
         nothing_fired(neuron, v_init, out)
@@ -192,9 +191,8 @@ def _sums(
     """The first backward pass: gradients of the current, and their products with y - mean, summed a channel."""
     sums = _channel_pairs(y, layout)
     if y.numel() > 0:
-        mean, _, scale, shift, *_ = folded
         resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_reduce(
-            Neuron.from_spec(neuron), layout, y, scale, shift, *state, *upstream, mean, sums
+            Neuron.from_spec(neuron), layout, y, folded, *state, *upstream, sums
         )
     else:
         sums.zero_()
@@ -246,12 +244,9 @@ def _bn_lif_backward(
         return made
     out = _allocate_backward(y, leak, layout, need_residual, need_v_init, need_leak)
     if y.numel() > 0:
-        mean, _, scale, shift, *_ = folded
-        through: tuple[Tensor | None, ...] = None, None, None
-        if by_batch and coefficients is not None:
-            through = mean, coefficients[0], coefficients[1]
+        through = coefficients if by_batch else None
         resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_backward(
-            Neuron.from_spec(neuron), layout, y, scale, shift, *state, *upstream, *through, *out
+            Neuron.from_spec(neuron), layout, y, folded, *state, *upstream, through, *out
         )
     else:
         for gradient in present(out):
@@ -307,16 +302,17 @@ def _aligned_upstream(
     )
 
 
-register("bn_statistics", _bn_statistics, _bn_statistics_fake)
-register("bn_lif_forward", _bn_lif_forward, _bn_lif_forward_fake)
-register("bn_lif_reduce", _bn_lif_reduce, _bn_lif_reduce_fake)
-register("bn_lif_backward", _bn_lif_backward, _bn_lif_backward_fake)
+bn_statistics = register("bn_statistics", _bn_statistics, _bn_statistics_fake)
+bn_lif_forward = register("bn_lif_forward", _bn_lif_forward, _bn_lif_forward_fake)
+bn_lif_reduce = register("bn_lif_reduce", _bn_lif_reduce, _bn_lif_reduce_fake)
+bn_lif_backward = register("bn_lif_backward", _bn_lif_backward, _bn_lif_backward_fake)
 
 
 class BNLIFFunction(torch.autograd.Function):
     """Differentiable normalisation and LIF over the ops.
 
-    ``statistics`` says what y is normalised by.  Returns what weight, bias and statistics were folded into (see
+    ``statistics``: running mean and variance, momentum and eps; ``source``: whether y is normalised by the batch's own
+    statistics, and the process group that shares them.  Returns what weight, bias and statistics were folded into (see
     bn_fold.py), spikes, then v and sam where asked for.
     """
 
@@ -330,32 +326,21 @@ class BNLIFFunction(torch.autograd.Function):
         v_init: Tensor | None,
         leak: Tensor | None,
         folded: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
         count: Tensor | None,
-        by_batch: bool,
-        momentum: float,
-        eps: float,
-        group: Any,
-        neuron: str,
-        backend: str,
-        time_dim: int,
-        time_steps: int,
-        channel_dim: int,
-        return_v: bool,
-        return_sam: bool,
+        statistics: tuple[Tensor | None, Tensor | None, float, float],
+        source: tuple[bool, Any],
+        place: tuple[str, str, int, int, int],
+        returned: tuple[bool, bool],
         save_checkpoints: bool,
     ) -> tuple[Tensor, ...]:
-        place = neuron, backend, time_dim, time_steps, channel_dim
-        out = torch.ops.ckd_kernels.bn_lif_forward(
-            *(y, folded, weight, bias, running_mean, running_var, momentum, eps, residual, v_init, leak, *place),
-            *(return_v, return_sam, save_checkpoints),
+        out = bn_lif_forward(
+            *(y, folded, weight, bias, *statistics, residual, v_init, leak, *place, *returned, save_checkpoints)
         )
         if folded is None:
             folded, *out = out
         checkpoints = out[-1] if save_checkpoints else None
         ctx.save_for_backward(y, folded, residual, v_init, leak, checkpoints, count)
-        ctx.statistics, ctx.place, ctx.returned = (by_batch, group), place, (return_v, return_sam)
+        ctx.source, ctx.place, ctx.returned = source, place, returned
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(folded)
         return folded, *(out[:-1] if save_checkpoints else out)
@@ -364,24 +349,23 @@ class BNLIFFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, _: None, *grads: Tensor | None) -> tuple:  # type: ignore[override]
         if all(grad is None for grad in grads):
-            return (None,) * 22
+            return (None,) * 13
         y, folded, residual, v_init, leak, checkpoints, count = ctx.saved_tensors
         return_v, return_sam = ctx.returned
         upstream = grads[0], grads[1] if return_v else None, grads[-1] if return_sam else None
         given = y, folded, residual, v_init, leak, checkpoints, *upstream
         need_y, need_weight, need_bias, need_residual, need_v_init, need_leak = ctx.needs_input_grad[:6]
         need_affine = need_weight or need_bias
-        by_batch, group = ctx.statistics
-        ops = torch.ops.ckd_kernels
+        by_batch, group = ctx.source
         own = coefficients = None
         if group is not None and by_batch and (need_affine or need_y):
             # Each process has its own part of dL/dweight and dL/dbias; dL/dy takes the sums of all.
-            sums, backend = ops.bn_lif_reduce(*given, *ctx.place), ctx.place[1]
-            own = ops.bn_coefficients(sums, folded[1], None, 1, backend)
+            sums, backend = bn_lif_reduce(*given, *ctx.place), ctx.place[1]
+            own = bn_coefficients(sums, folded[1], None, 1, backend)
             torch.distributed.all_reduce(sums, group=group)
-            coefficients = ops.bn_coefficients(sums, folded[1], count, 1, backend)
+            coefficients = bn_coefficients(sums, folded[1], count, 1, backend)
         needs = need_y, need_affine, need_residual, need_v_init, need_leak
-        out = ops.bn_lif_backward(*given, coefficients, by_batch, *ctx.place, *needs)
+        out = bn_lif_backward(*given, coefficients, by_batch, *ctx.place, *needs)
         at = 0
         if own is None and (need_affine or (by_batch and need_y)):
             own, at = out[0], 1
@@ -394,5 +378,5 @@ class BNLIFFunction(torch.autograd.Function):
             grad_residual,
             grad_v_init,
             out[-1] if need_leak else None,
-            *(None,) * 16,
+            *(None,) * 7,
         )

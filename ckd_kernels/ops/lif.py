@@ -209,8 +209,8 @@ def _lif_backward_fake(
     return present(allocate_gradients(x, leak, layout, need_v_init, need_leak))
 
 
-register("lif_forward", _lif_forward, _lif_forward_fake)
-register("lif_backward", _lif_backward, _lif_backward_fake)
+lif_forward = register("lif_forward", _lif_forward, _lif_forward_fake)
+lif_backward = register("lif_backward", _lif_backward, _lif_backward_fake)
 
 
 class LIFFunction(torch.autograd.Function):
@@ -226,19 +226,13 @@ class LIFFunction(torch.autograd.Function):
         x: Tensor,
         v_init: Tensor | None,
         leak: Tensor | None,
-        neuron: str,
-        backend: str,
-        time_dim: int,
-        time_steps: int,
-        channel_dim: int,
-        return_v: bool,
-        return_sam: bool,
+        place: tuple[str, str, int, int, int],
+        returned: tuple[bool, bool],
         save_checkpoints: bool,
     ) -> tuple[Tensor, ...]:
-        place = neuron, backend, time_dim, time_steps, channel_dim
-        out = torch.ops.ckd_kernels.lif_forward(x, v_init, leak, *place, return_v, return_sam, save_checkpoints)
+        out = lif_forward(x, v_init, leak, *place, *returned, save_checkpoints)
         ctx.save_for_backward(x, v_init, leak, out[-1] if save_checkpoints else None)
-        ctx.place, ctx.returned = place, (return_v, return_sam)
+        ctx.place, ctx.returned = place, returned
         ctx.set_materialize_grads(False)
         return tuple(out[:-1] if save_checkpoints else out)
 
@@ -246,15 +240,13 @@ class LIFFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:  # type: ignore[override]
         if all(grad is None for grad in grads):
-            return (None,) * 11
+            return (None,) * 6
         return_v, return_sam = ctx.returned
         grad_v = grads[1] if return_v else None
         grad_sam = grads[-1] if return_sam else None
         need_x, need_v_init, need_leak = ctx.needs_input_grad[:3]
-        out = torch.ops.ckd_kernels.lif_backward(
-            *ctx.saved_tensors, grads[0], grad_v, grad_sam, *ctx.place, need_v_init, need_leak
-        )
+        out = lif_backward(*ctx.saved_tensors, grads[0], grad_v, grad_sam, *ctx.place, need_v_init, need_leak)
         grad_x = out[0] if need_x else None
         grad_v_init = out[1] if need_v_init else None
         grad_leak = out[-1] if need_leak else None
-        return (grad_x, grad_v_init, grad_leak, *(None,) * 8)
+        return grad_x, grad_v_init, grad_leak, None, None, None

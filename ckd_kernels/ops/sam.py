@@ -41,7 +41,7 @@ def _sam_fake(spikes: Tensor, backend: str, time_dim: int, time_steps: int, chan
     return _allocate(spikes, time_dim, time_steps, channel_dim)[1]
 
 
-register("sam", _sam, _sam_fake)
+sam = register("sam", _sam, _sam_fake)
 
 
 class SAMFunction(torch.autograd.Function):
@@ -55,7 +55,7 @@ class SAMFunction(torch.autograd.Function):
         ctx.shape, ctx.dtype = spikes.shape, spikes.dtype
         # One frame that stands for all time steps gets the gradient of each of them.
         ctx.count = spikes.shape[channel_dim] * (time_steps if spikes.shape[time_dim] == time_steps else 1)
-        return torch.ops.ckd_kernels.sam(spikes, backend, time_dim, time_steps, channel_dim)
+        return sam(spikes, backend, time_dim, time_steps, channel_dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]

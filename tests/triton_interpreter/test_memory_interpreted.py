@@ -86,15 +86,17 @@ def test_bn_lif_writes_its_outputs_and_nothing_else(shape: str, channels_last: b
     for implementation in (reference, backend):
         guarded = Guarded(offset)
         neuron = Neuron(charge="decay", reset="soft")
-        given = [guarded.holding(t) for t in (y, channel + 0.5, channel - 0.5, residual)]
+        folded = torch.stack([channel, channel, channel + 0.5, channel - 0.5])
+        coefficients = torch.stack([channel * 0.1, channel * 0.2])
+        given = [guarded.holding(t) for t in (y, folded, residual)]
         moments, spikes, sums = guarded.like(pair), guarded.like(y), guarded.like(pair)
         implementation.bn_statistics(layout, given[0], moments)
         implementation.bn_lif_forward(neuron, layout, *given, None, None, spikes, None, None, None)
-        upstream, mean = (None, None, None, guarded.holding(g), None, None), guarded.holding(channel)
-        implementation.bn_lif_reduce(neuron, layout, *given, *upstream, mean, sums)
+        upstream = None, None, None, guarded.holding(g), None, None
+        implementation.bn_lif_reduce(neuron, layout, *given, *upstream, sums)
         grads = guarded.like(y), guarded.like(y)
-        through = mean, guarded.holding(channel * 0.1), guarded.holding(channel * 0.2)
-        implementation.bn_lif_backward(neuron, layout, *given, *upstream, *through, *grads, None, None)
+        through = guarded.holding(coefficients)
+        implementation.bn_lif_backward(neuron, layout, *given, *upstream, through, *grads, None, None)
         guarded.check()
         written.append((moments, sums, spikes, *grads))
     for expected, actual in zip(*written, strict=True):

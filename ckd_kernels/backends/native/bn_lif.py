@@ -8,7 +8,16 @@ from torch import Tensor
 
 from ...neuron import Neuron
 from ...ops.layout import Layout
-from .module import address, affine_struct, compiled, lif_backward_struct, lif_forward_struct, shape_struct, storage
+from .module import (
+    address,
+    affine_struct,
+    compiled,
+    lif_backward_struct,
+    lif_forward_struct,
+    row,
+    shape_struct,
+    storage,
+)
 from .run import run
 
 
@@ -21,8 +30,7 @@ def bn_lif_forward(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -31,7 +39,7 @@ def bn_lif_forward(
     sam: Tensor | None,
     checkpoints: Tensor | None,
 ) -> None:
-    affine = affine_struct(scale, shift, residual)
+    affine = _affine(folded, residual)
     run(lif_forward_struct(neuron, layout, y, v_init, leak, spikes, v_last, sam, checkpoints, affine), y)
 
 
@@ -39,8 +47,7 @@ def bn_lif_reduce(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -48,14 +55,13 @@ def bn_lif_reduce(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor,
     sums: Tensor,
 ) -> None:
-    affine = affine_struct(scale, shift, residual)
+    affine = _affine(folded, residual)
     call = lif_backward_struct(
         *(neuron, layout, y, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, None, None, None, affine),
-        mean=mean,
-        sums=sums,
+        mean=row(folded, 0),
+        sums=address(sums),
     )
     run(call, y)
 
@@ -64,8 +70,7 @@ def bn_lif_backward(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -73,21 +78,23 @@ def bn_lif_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
+    coefficients: Tensor | None,
     grad_y: Tensor,
     grad_residual: Tensor | None,
     grad_v_init: Tensor | None,
     grad_leak: Tensor | None,
 ) -> None:
-    affine = affine_struct(scale, shift, residual)
+    affine = _affine(folded, residual)
     gradients = grad_y, grad_v_init, grad_leak
     call = lif_backward_struct(
         *(neuron, layout, y, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, *gradients, affine),
-        mean=mean,
-        offset=offset,
-        slope=slope,
-        grad_residual=grad_residual,
+        mean=0 if coefficients is None else row(folded, 0),
+        offset=0 if coefficients is None else row(coefficients, 0),
+        slope=0 if coefficients is None else row(coefficients, 1),
+        grad_residual=address(grad_residual),
     )
     run(call, y)
+
+
+def _affine(folded: Tensor, residual: Tensor | None) -> Any:
+    return affine_struct(row(folded, 2), row(folded, 3), address(residual))

@@ -33,6 +33,11 @@ def address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+def row(t: Tensor, i: int) -> int:
+    """The address of a row of a contiguous matrix, which needs no tensor of its own."""
+    return t.data_ptr() + i * t.stride(0) * t.element_size()
+
+
 def storage(t: Tensor) -> int:
     """The number of a storage type."""
     return _DTYPES[t.dtype]
@@ -62,6 +67,7 @@ def neuron_struct(neuron: Neuron, dtype: torch.dtype) -> Any:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def shape_struct(layout: Layout) -> Any:
     """Sizes as the kernels take them."""
     module = compiled()
@@ -71,14 +77,14 @@ def shape_struct(layout: Layout) -> Any:
 
 @functools.cache
 def _no_affine() -> Any:
-    return affine_struct(None, None, None)
+    return affine_struct(0, 0, 0)
 
 
-def affine_struct(scale: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Any:
-    """Normalisation and residual as the kernels take them."""
+def affine_struct(scale: int, shift: int, residual: int) -> Any:
+    """Normalisation and residual, by their addresses, as the kernels take them."""
     module = compiled()
     assert module is not None
-    return module.Affine(address(scale), address(shift), address(residual))
+    return module.Affine(scale, shift, residual)
 
 
 def lif_forward_struct(
@@ -127,13 +133,13 @@ def lif_backward_struct(
     grad_leak: Tensor | None,
     affine: Any = None,
     *,
-    mean: Tensor | None = None,
-    offset: Tensor | None = None,
-    slope: Tensor | None = None,
-    grad_residual: Tensor | None = None,
-    sums: Tensor | None = None,
+    mean: int = 0,
+    offset: int = 0,
+    slope: int = 0,
+    grad_residual: int = 0,
+    sums: int = 0,
 ) -> Any:
-    """The way back of `lif_forward_struct`."""
+    """The way back of `lif_forward_struct`; what only a normalisation has is given by its address."""
     module = compiled()
     assert module is not None
     return module.LifBackward(
@@ -152,9 +158,9 @@ def lif_backward_struct(
         address(grad_v_init),
         address(grad_leak),
         affine or _no_affine(),
-        address(mean),
-        address(offset),
-        address(slope),
-        address(grad_residual),
-        address(sums),
+        mean,
+        offset,
+        slope,
+        grad_residual,
+        sums,
     )

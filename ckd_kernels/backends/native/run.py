@@ -13,7 +13,7 @@ from .module import compiled
 def run(call: Any, on: Tensor) -> None:
     """Runs a call on the CPU, or queues it on the current stream of the GPU that holds ``on``."""
     module: Any = compiled()
-    if on.device.type == "cpu":
+    if on.is_cpu:
         module.cpu.run(call, torch.get_num_threads())
         return
     size = module.cuda.workspace(call)

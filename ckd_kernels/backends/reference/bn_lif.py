@@ -25,8 +25,7 @@ def bn_lif_forward(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -35,7 +34,7 @@ def bn_lif_forward(
     sam: Tensor | None,
     checkpoints: Tensor | None,
 ) -> None:
-    current = _normalised(layout, y, scale, shift, residual)
+    current = _normalised(layout, y, folded, residual)
     fire(neuron, layout, current, v_init, leak, spikes, v_last, sam, checkpoints)
 
 
@@ -43,8 +42,7 @@ def bn_lif_reduce(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -52,20 +50,19 @@ def bn_lif_reduce(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor,
     sums: Tensor,
 ) -> None:
     ys = steps(layout, y)
     sum_g = torch.zeros_like(ys[:, 0], dtype=arithmetic(y.dtype))
     sum_gy = torch.zeros_like(sum_g)
-    centre = expand_channels(layout, mean)
+    centre = expand_channels(layout, folded[0])
 
     def emit(t: int, gx: Tensor) -> None:
         sum_g.add_(gx)
         if not layout.repeated:
             sum_gy.add_(gx * (ys[:, t].to(gx.dtype) - centre))
 
-    current = _normalised(layout, y, scale, shift, residual)
+    current = _normalised(layout, y, folded, residual)
     fire_backward(neuron, layout, current, v_init, leak, grad_spikes, grad_v, grad_sam, emit, None, None)
     if layout.repeated:
         sum_gy = sum_g * (ys[:, 0].to(sum_g.dtype) - centre)
@@ -77,8 +74,7 @@ def bn_lif_backward(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -86,9 +82,7 @@ def bn_lif_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
+    coefficients: Tensor | None,
     grad_y: Tensor,
     grad_residual: Tensor | None,
     grad_v_init: Tensor | None,
@@ -97,12 +91,13 @@ def bn_lif_backward(
     ys, gys = steps(layout, y), steps(layout, grad_y)
     grs = None if grad_residual is None else steps(layout, grad_residual)
     sum_g = torch.zeros_like(ys[:, 0], dtype=arithmetic(y.dtype))
+    mean, _, scale, *_ = (expand_channels(layout, row) for row in folded)
 
     def through_normalisation(t: int, gx: Tensor) -> Tensor:
-        if mean is not None and offset is not None and slope is not None:
-            centred = ys[:, t].to(gx.dtype) - expand_channels(layout, mean)
-            gx = gx - expand_channels(layout, offset) - centred * expand_channels(layout, slope)
-        return (gx * expand_channels(layout, scale)).to(y.dtype)
+        if coefficients is not None:
+            offset, slope, *_ = (expand_channels(layout, row) for row in coefficients)
+            gx = gx - offset - (ys[:, t].to(gx.dtype) - mean) * slope
+        return (gx * scale).to(y.dtype)
 
     def emit(t: int, gx: Tensor) -> None:
         if grs is not None:
@@ -112,21 +107,22 @@ def bn_lif_backward(
         else:
             gys[:, t] = through_normalisation(t, gx)
 
-    current = _normalised(layout, y, scale, shift, residual)
+    current = _normalised(layout, y, folded, residual)
     upstream = grad_spikes, grad_v, grad_sam
     fire_backward(neuron, layout, current, v_init, leak, *upstream, emit, grad_v_init, grad_leak)
     if layout.repeated:
         gys[:, 0] = through_normalisation(0, sum_g)
 
 
-def _normalised(layout: Layout, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Current:
+def _normalised(layout: Layout, y: Tensor, folded: Tensor, residual: Tensor | None) -> Current:
     """x[t] = y[t]*scale + shift (+ residual[t])."""
     ys = steps(layout, y)
     rs = None if residual is None else steps(layout, residual)
     dtype = arithmetic(y.dtype)
+    _, _, scale, shift, *_ = (expand_channels(layout, row) for row in folded)
 
     def current(t: int) -> Tensor:
-        x = ys[:, t].to(dtype) * expand_channels(layout, scale) + expand_channels(layout, shift)
+        x = ys[:, t].to(dtype) * scale + shift
         return x if rs is None else x + rs[:, t].to(dtype)
 
     return current

@@ -26,8 +26,7 @@ def bn_lif_forward(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -38,7 +37,7 @@ def bn_lif_forward(
 ) -> None:
     """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints."""
     outputs = spikes, v_last, sam, checkpoints
-    lif_forward(neuron, layout, y, v_init, leak, *outputs, scale=scale, shift=shift, residual=residual)
+    lif_forward(neuron, layout, y, v_init, leak, *outputs, scale=folded[2], shift=folded[3], residual=residual)
 
 
 def _reduce(
@@ -131,8 +130,7 @@ def bn_lif_reduce(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -140,10 +138,10 @@ def bn_lif_reduce(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor,
     sums: Tensor,
 ) -> None:
     """Writes the sums over all but channels of the current's gradient, and of that times ``y - mean``."""
+    mean, _, scale, shift, *_ = folded.unbind()
     if checkpoints is None:
         checkpoints = y.new_empty((0,), dtype=torch.float32)
     inputs = (y, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean)
@@ -170,8 +168,7 @@ def bn_lif_backward(
     neuron: Neuron,
     layout: Layout,
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    folded: Tensor,
     residual: Tensor | None,
     v_init: Tensor | None,
     leak: Tensor | None,
@@ -179,9 +176,7 @@ def bn_lif_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
     grad_sam: Tensor | None,
-    mean: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
+    coefficients: Tensor | None,
     grad_y: Tensor,
     grad_residual: Tensor | None,
     grad_v_init: Tensor | None,
@@ -189,13 +184,14 @@ def bn_lif_backward(
 ) -> None:
     """Writes the gradient of y and, where given, those of the residual, the first potential and the decay or tau."""
     upstream = checkpoints, grad_spikes, grad_v, grad_sam
+    mean, _, scale, shift, *_ = folded.unbind()
     lif_backward(
         *(neuron, layout, y, v_init, leak, *upstream, grad_y, grad_v_init, grad_leak),
         scale=scale,
         shift=shift,
         residual=residual,
-        mean=mean,
-        offset=offset,
-        slope=slope,
+        mean=None if coefficients is None else mean,
+        offset=None if coefficients is None else coefficients[0],
+        slope=None if coefficients is None else coefficients[1],
         grad_residual=grad_residual,
     )
