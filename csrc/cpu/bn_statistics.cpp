@@ -12,6 +12,45 @@ namespace {
 template <class S>
 inline constexpr int kLine = 64 / sizeof(typename S::Raw) / Lanes::kCount;
 
+// Of bfloat16, whose values are good to three digits, a few terms are added up in float before they join the rest: the
+// way of every value to double takes longer than its way from memory.
+template <class S>
+inline constexpr bool kShort = std::is_same_v<S, BFloat16>;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+inline constexpr int kFloats = 16;
+
+// Adds the lanes of a vector to those of two vectors of double precision.
+CKD_FN void join(const Floats& floats, Lanes* sums) {
+  uint32_t raw[kFloats];
+  std::memcpy(raw, &floats, sizeof raw);
+  sums[0] = sums[0] + Lanes::load<Float32>(raw);
+  sums[1] = sums[1] + Lanes::load<Float32>(raw + Lanes::kCount);
+}
+
+// Adds those of whole blocks of lines in a row of one channel, and their squares; returns where they end.
+template <int kLines>
+CKD_FN int64_t add_blocks(const uint16_t* row, int64_t i, int64_t n, float pivot, Lanes* sums, Lanes* squares) {
+  for (; i + kLines * 2 * kFloats <= n; i += kLines * 2 * kFloats) {
+    Floats sum{}, square{};
+#pragma GCC unroll 4
+    for (int j = 0; j < kLines; ++j) {
+      const uint16_t* line = row + i + j * 2 * kFloats;
+      prefetch(line);
+      Words pairs;
+      std::memcpy(&pairs, line, sizeof pairs);
+      const Floats even = reinterpret_cast<Floats>(pairs << 16) - pivot;
+      const Floats odd = reinterpret_cast<Floats>(pairs & 0xFFFF0000u) - pivot;
+      sum += even + odd;
+      square += even * even + odd * odd;
+    }
+    join(sum, sums);
+    join(square, squares);
+  }
+  return i;
+}
+
 // Adds those of a row of one channel, and their squares.
 template <class S>
 void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, double* squares) {
@@ -24,6 +63,10 @@ void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, d
     sums_of_squares[j] = sums_of_squares[j] + d * d;
   };
   int64_t i = 0;
+  if constexpr (kShort<S>) {
+    i = add_blocks<4>(row, i, n, static_cast<float>(pivot), sums, sums_of_squares);
+    i = add_blocks<2>(row, i, n, static_cast<float>(pivot), sums, sums_of_squares);
+  }
   for (; i + kLine<S> * Lanes::kCount <= n; i += kLine<S> * Lanes::kCount) {
     prefetch(row + i);
 #pragma GCC unroll 4
@@ -67,11 +110,43 @@ inline void add_columns(const typename S::Raw* rows, int64_t count, int64_t stri
   }
 }
 
+// The same, of 16 channels, with the terms of all rows added up in float.
+inline void add_short_columns(const uint16_t* rows, int64_t count, int64_t stride, const double* pivot, double* sum,
+                              double* squares) {
+  typedef double Doubles __attribute__((vector_size(128)));
+  Doubles exact;
+  std::memcpy(&exact, pivot, sizeof exact);
+  const Floats pivots = __builtin_convertvector(exact, Floats);
+  Floats s{}, q{};
+  for (int64_t row = 0; row < count; ++row, rows += stride) {
+    __builtin_prefetch(rows + count * stride);
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    Halves halves;
+    std::memcpy(&halves, rows, sizeof halves);
+    const Floats d = reinterpret_cast<Floats>(__builtin_convertvector(halves, Words) << 16) - pivots;
+    s += d;
+    q += d * d;
+  }
+  const auto join = [](const Floats& floats, double* to) {
+    Doubles before;
+    std::memcpy(&before, to, sizeof before);
+    before += __builtin_convertvector(floats, Doubles);
+    std::memcpy(to, &before, sizeof before);
+  };
+  join(s, sum);
+  join(q, squares);
+}
+
 // The same of `count` rows of one element a channel, side by side.
 template <class S>
 void add_rows(const typename S::Raw* rows, int64_t count, int64_t stride, int64_t n, const double* pivot, double* sum,
               double* squares) {
   int64_t i = 0;
+  if constexpr (kShort<S>) {
+    for (; i + kFloats <= n; i += kFloats) {
+      add_short_columns(rows + i, count, stride, pivot + i, sum + i, squares + i);
+    }
+  }
   for (; i + kLine<S> * Lanes::kCount <= n; i += kLine<S> * Lanes::kCount) {
     add_columns<S, kLine<S>>(rows + i, count, stride, pivot + i, sum + i, squares + i);
   }
