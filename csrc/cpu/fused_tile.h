@@ -78,7 +78,7 @@ class FusedTile {
         }
         const auto gx = grad_input_.template rows<G>(t);
         fused_.steps.template get<G>()(fused_.k, fused_.back, n,
-                                       {input_.template rows<G>(t),
+                                       {input_.template rows<G>(t, 0, n),
                                         bits(upstream_.template rows<G>(t)),
                                         {reinterpret_cast<Float32::Raw*>(gx.first), gx.stride},
                                         leak_,
@@ -136,7 +136,7 @@ class FusedTile {
     in_groups(first, last, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
       if (t + G == last) return;
-      recompute_.steps.template get<G>()(fused_.k, n, input_.template rows<G>(t), leak_, {before, after},
+      recompute_.steps.template get<G>()(fused_.k, n, input_.template rows<G>(t, 0, n), leak_, {before, after},
                                          {unused_, scratch_.stride()});
       before = after;
       after += scratch_.stride();

@@ -34,6 +34,8 @@ class Input {
   using Loop = typename InLoop<S>::type;
 
  public:
+  // Whether rows of x as it is are converted.
+  static constexpr bool kCopies = !std::is_same_v<S, In>;
   // How many rows of scratch memory it takes.
   static constexpr int64_t kRows = 2 + (kConverts<S> ? 3 : 1) * kGroup;
 
@@ -43,6 +45,7 @@ class Input {
         at_(call.shape),
         x_(static_cast<const Raw*>(call.x)),
         affine_(call.affine),
+        to_read_(reach_for(call.shape.steps, kCopies || call.affine.scale).to_read),
         stride_(scratch.stride()),
         channel_rows_(call.shape),
         scale_(scratch.rows(1)),
@@ -57,7 +60,6 @@ class Input {
   void start(int64_t outer, int64_t begin, int64_t end) {
     outer_ = outer;
     begin_ = begin;
-    n_ = end - begin;
     if (affine_.scale) channel_rows_.start(begin, end);
   }
 
@@ -65,30 +67,30 @@ class Input {
   const Real* scale() const { return scale_; }
   const Real* shift() const { return shift_; }
 
-  // Those of G steps from step t on, until the next call.
+  // Those of G steps from step t on, n elements from element `first` of the tile on, until the next call.
   template <int G>
-  Rows<const typename In::Raw> rows(int64_t t) {
-    const Rows<const Raw> from{x_ + at_.x(outer_, t, begin_), shape_.repeated ? 0 : at_.frame};
-    if constexpr (std::is_same_v<In, S>) {
+  Rows<const typename In::Raw> rows(int64_t t, int64_t first, int64_t n) {
+    const Rows<const Raw> from{x_ + at_.x(outer_, t, begin_ + first), shape_.repeated ? 0 : at_.frame};
+    prefetch_rows(from, shape_.repeated ? 1 : G, n, to_read_);
+    if constexpr (!kCopies) {
       if (!affine_.scale) return from;
     }
-    prefetch_rows(from, shape_.repeated ? 1 : G, n_);
     const bool once = shape_.repeated && !affine_.residual;
     const Rows<Real> to{rows_, stride_};
     if (!affine_.scale) {
-      for (int g = 0; g < (once ? 1 : G); ++g) load_row<S>(from.first + g * from.stride, rows_ + g * stride_, n_);
+      for (int g = 0; g < (once ? 1 : G); ++g) load_row<S>(from.first + g * from.stride, rows_ + g * stride_, n);
     } else if (affine_.residual) {
-      const Rows<const Raw> residual{static_cast<const Raw*>(affine_.residual) + at_.step(outer_, t, begin_),
+      const Rows<const Raw> residual{static_cast<const Raw*>(affine_.residual) + at_.step(outer_, t, begin_ + first),
                                      at_.frame};
-      prefetch_rows(residual, G, n_);
-      normalise_steps<G, true, Loop>(n_, loop_rows<G, S>(from, n_, {converted_, stride_}), scale_, shift_,
-                                     loop_rows<G, S>(residual, n_, {converted_ + kGroup * stride_, stride_}), to);
+      prefetch_rows(residual, G, n, to_read_);
+      normalise_steps<G, true, Loop>(n, loop_rows<G, S>(from, n, {converted_, stride_}), scale_ + first, shift_ + first,
+                                     loop_rows<G, S>(residual, n, {converted_ + kGroup * stride_, stride_}), to);
     } else if (once) {
-      const auto y = loop_rows<1, S>(from, n_, {converted_, stride_});
-      normalise_steps<1, false, Loop>(n_, y, scale_, shift_, {}, to);
+      const auto y = loop_rows<1, S>(from, n, {converted_, stride_});
+      normalise_steps<1, false, Loop>(n, y, scale_ + first, shift_ + first, {}, to);
     } else {
-      const auto y = loop_rows<G, S>(from, n_, {converted_, stride_});
-      normalise_steps<G, false, Loop>(n_, y, scale_, shift_, {}, to);
+      const auto y = loop_rows<G, S>(from, n, {converted_, stride_});
+      normalise_steps<G, false, Loop>(n, y, scale_ + first, shift_ + first, {}, to);
     }
     return {reinterpret_cast<const typename In::Raw*>(rows_), once ? 0 : stride_};
   }
@@ -98,10 +100,10 @@ class Input {
   const Address at_;
   const Raw* x_;
   const Affine affine_;
-  const int64_t stride_;
+  const int64_t to_read_, stride_;
   ChannelRows<Real> channel_rows_;
   Real *scale_, *shift_, *rows_, *converted_ = nullptr;
-  int64_t outer_ = 0, begin_ = 0, n_ = 0;
+  int64_t outer_ = 0, begin_ = 0;
 };
 
 }  // namespace ckd::cpu::CKD_ISA

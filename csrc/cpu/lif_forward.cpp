@@ -27,6 +27,7 @@ class ForwardTile {
         shape_(call.shape),
         at_(call.shape),
         k_(call.neuron),
+        reach_(reach_for(shape_.steps, Input<S, In>::kCopies || call.affine.scale)),
         steps_(call.neuron, call.sam != nullptr),
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
         whole_((shape_.steps == 4 || shape_.steps == 2 || shape_.steps == 1) && !call.v_init && !call.v_last &&
@@ -53,15 +54,19 @@ class ForwardTile {
     const Real* before = call_.v_init ? static_cast<const Real*>(call_.v_init) + state : rest_;
     in_groups(0, shape_.steps, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
-      const auto input = input_.template rows<G>(t);
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
       const Rows<Raw> output =
           streamed_ ? Rows<Raw>{spikes_, scratch_.stride() * int64_t(sizeof(Real) / sizeof(Raw))} : spikes;
-      if (whole_) {
-        steps_.from_rest.template get<G>()(k_, n, input, Real(call_.neuron.leak), output);
-      } else {
-        steps_.steps.template get<G>()(k_, n, input, leak_, {before, v_}, output, count_);
-      }
+      in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t first, int64_t length) {
+        const auto input = input_.template rows<G>(t, first, length);
+        if (!streamed_) prefetch_rows(spikes.from(first), G, length, reach_.to_write);
+        if (whole_) {
+          steps_.from_rest.template get<G>()(k_, length, input, Real(call_.neuron.leak), output.from(first));
+        } else {
+          steps_.steps.template get<G>()(k_, length, input, leak_ + first, {before + first, v_ + first},
+                                         output.from(first), count_ + first);
+        }
+      });
       for (int g = 0; g < G && streamed_; ++g) {
         stream_row(output.first + g * output.stride, spikes.first + g * spikes.stride, n);
       }
@@ -82,6 +87,7 @@ class ForwardTile {
   const Shape& shape_;
   const Address at_;
   const Constants<Real> k_;
+  const Reach reach_;
   const ForwardSteps<In, S> steps_;
   const bool whole_, streamed_;
   Scratch<Real> scratch_;
@@ -94,7 +100,7 @@ class ForwardTile {
 template <class S, class In>
 void forward(const LifForward& call, int threads) {
   const Shape& shape = call.shape;
-  const int64_t tile_size = tile_for(shape.steps, !std::is_same_v<S, In> || call.affine.scale),
+  const int64_t tile_size = tile_for(shape.steps, Input<S, In>::kCopies || call.affine.scale),
                 row = shape.channels * shape.inner;
   // Counts are integers until the end, in the memory of the map itself.
   uint32_t* map = reinterpret_cast<uint32_t*>(call.sam);

@@ -20,6 +20,19 @@ inline int64_t tile_for(int64_t steps, bool converted) {
   return steps == 1 ? 1024 : steps <= 4 ? 256 : converted ? 512 : kTile;
 }
 
+// How a group of steps goes through the rows of a tile, in bytes of a row: a block at a time, with those lines asked
+// for that are to be read and to be written so far ahead. An output's memory is seldom in cache, and a store waits for
+// its line as a load does.
+struct Reach {
+  int64_t block, to_read, to_write;
+};
+
+// Rows of many steps are streams that start anew with every tile. The processor by itself looks far enough ahead of
+// those that are read; to ask for them, too, takes the place of other lines.
+inline Reach reach_for(int64_t steps, bool converted) {
+  return steps <= 4 || converted ? Reach{256, 2048, 1024} : Reach{512, 0, 512};
+}
+
 // A run of one outer index' frame that one thread works off, and which of `parts` it belongs to.
 struct Span {
   int64_t part, outer, begin, end;

@@ -16,6 +16,7 @@ template <class T>
 struct Rows {
   T* first;
   int64_t stride;
+  Rows from(int64_t i) const { return {first + i, stride}; }
 };
 
 // The state before and after a group of steps; the two may be one row.

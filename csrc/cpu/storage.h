@@ -22,13 +22,18 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// Asks for what lies this far ahead of a place in a stream. The processor's own prefetchers stop at the end of a page,
-// and a loop that does some arithmetic on 2-byte values does not look far enough ahead to hide that.
+// Ask for what lies ahead of a place in a stream. The processor's own prefetchers stop at the end of a page, and a loop
+// that does some arithmetic on 2-byte values does not look far enough ahead to hide that.
 inline constexpr int64_t kAhead = 4096;  // bytes
 
 template <class T>
-inline void prefetch(const T* from) {
-  __builtin_prefetch(reinterpret_cast<const char*>(from) + kAhead);
+inline void prefetch(const T* from, int64_t bytes = kAhead) {
+  __builtin_prefetch(reinterpret_cast<const char*>(from) + bytes);
+}
+
+template <class T>
+inline void prefetch_to_write(T* to, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<char*>(to) + bytes, 1);
 }
 
 // One struct a storage type: `Real` is its arithmetic, `kOne` the bits of a spike. `get` and `put` convert an

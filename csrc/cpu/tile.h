@@ -18,12 +18,26 @@ struct Address {
   }
 };
 
-// Asks for what lies ahead of `count` rows of n elements.
-template <class Raw>
-inline void prefetch_rows(Rows<const Raw> rows, int64_t count, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / sizeof(Raw)) {
-    for (int64_t row = 0; row < count; ++row) prefetch(rows.first + row * rows.stride + i);
+// Asks for what lies so many bytes ahead of `count` rows of n elements, or with 0 for nothing: to write it where it is
+// not const.
+template <class T>
+inline void prefetch_rows(Rows<T> rows, int64_t count, int64_t n, int64_t ahead) {
+  if (ahead == 0) return;
+  for (int64_t row = 0; row < count; ++row) {
+    for (T *at = rows.first + row * rows.stride, *end = at + n; at < end; at += 64 / sizeof(T)) {
+      if constexpr (std::is_const_v<T>) {
+        prefetch(at, ahead);
+      } else {
+        prefetch_to_write(at, ahead);
+      }
+    }
   }
+}
+
+// Calls f(begin, length) for the blocks of n elements.
+template <class F>
+inline void in_blocks(int64_t n, int64_t block, const F& f) {
+  for (int64_t begin = 0; begin < n; begin += block) f(begin, std::min(block, n - begin));
 }
 
 // The row of a leak that all channels share.

@@ -97,7 +97,7 @@ class WideTile {
     if (call_.grad_leak || is_delayed(call_.neuron)) std::memcpy(start_, v_, n_ * sizeof(Real));
     in_groups(first, last, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
-      recompute_.steps.template get<G>()(k_, n_, input_.template rows<G>(t), leak_, {v_, v_},
+      recompute_.steps.template get<G>()(k_, n_, input_.template rows<G>(t, 0, n_), leak_, {v_, v_},
                                          {h_row(t, first), scratch_.stride()});
     });
   }
@@ -128,7 +128,7 @@ class WideTile {
       recompute_.reset(k_, n_, h_row(t - 1, first), v_);
       before = v_;
     }
-    const auto* x = reinterpret_cast<const Real*>(input_.template rows<1>(t).first);
+    const auto* x = reinterpret_cast<const Real*>(input_.template rows<1>(t, 0, n_).first);
     recompute_.leak(k_, n_, gh, before, x, leak_, leak_sum_);
   }
 
