@@ -49,9 +49,64 @@ void fused_steps(const Constants<float> k, const Constants<float> back, int64_t 
   }
 }
 
+// A whole sequence of G steps from rest that nothing comes back to, of one element.
+template <int G, Charge C, Through T, class Surrogate>
+CKD_FN void whole_sequence(const Constants<float>& k, const Constants<float>& back, float leak, const float (&x)[G],
+                           const float (&gs)[G], float (&gx)[G]) {
+  constexpr Reset R = T == Through::kSubtract ? Reset::kSubtract : Reset::kHard;
+  float h[G], v = k.rest, gv = 0;
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) {
+    h[g] = potential<C, R>(v, x[g], leak, k);
+    v = after_reset<R>(h[g], k);
+  }
+#pragma GCC unroll 4
+  for (int g = G - 1; g >= 0; --g) {
+    const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
+    const float gh = fire_backward<T>(h[g], gs[g], gv, sg, back);
+    gx[g] = grad_input<C>(gh, leak);
+    gv = grad_before<C>(gh, leak);
+  }
+}
+
+// The same of rows of bfloat16, two elements at a time.
+template <int G, Charge C, Through T, class Surrogate>
+void fused_pairs(const Constants<float> k, const Constants<float> back, int64_t n, float leak,
+                 Rows<const uint16_t> x_rows, Rows<const uint16_t> gs_rows, Rows<uint16_t> gx_rows) {
+  using L = BFloat16;
+  CKD_SIMD
+  for (int64_t i = 0; i < n / 2; ++i) {
+    float x[2][G], gs[2][G], gx[2][G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const uint32_t xs = L::pairs(x_rows.first + g * x_rows.stride)[i];
+      const uint32_t gss = L::pairs(gs_rows.first + g * gs_rows.stride)[i];
+      x[0][g] = L::first(xs), x[1][g] = L::second(xs);
+      gs[0][g] = L::first(gss), gs[1][g] = L::second(gss);
+    }
+    whole_sequence<G, C, T, Surrogate>(k, back, leak, x[0], gs[0], gx[0]);
+    whole_sequence<G, C, T, Surrogate>(k, back, leak, x[1], gs[1], gx[1]);
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      L::pairs(gx_rows.first + g * gx_rows.stride)[i] = L::put(gx[0][g], gx[1][g]);
+    }
+  }
+  if (n % 2 != 0) {
+    float x[G], gs[G], gx[G];
+    for (int g = 0; g < G; ++g) {
+      x[g] = L::get(x_rows.first[g * x_rows.stride + n - 1]);
+      gs[g] = L::get(gs_rows.first[g * gs_rows.stride + n - 1]);
+    }
+    whole_sequence<G, C, T, Surrogate>(k, back, leak, x, gs, gx);
+    for (int g = 0; g < G; ++g) gx_rows.first[g * gx_rows.stride + n - 1] = L::put(gx[g]);
+  }
+}
+
 template <class L>
 struct FusedSteps {
   ByGroup<decltype(&fused_steps<1, Charge::kDecay, Through::kHard, Triangle, L>)> steps;
+  // Of rows of bfloat16 that are a whole sequence.
+  ByGroup<decltype(&fused_pairs<1, Charge::kDecay, Through::kHard, Triangle>)> pairs;
   Constants<float> k, back;
 
   explicit FusedSteps(const Neuron& neuron);
@@ -66,6 +121,9 @@ FusedSteps<L>::FusedSteps(const Neuron& neuron) : k(neuron), back(neuron) {
     with_surrogate(neuron.surrogate, [&](auto surrogate) {
       using G = decltype(surrogate);
       steps = {fused_steps<4, C, T, G, L>, fused_steps<2, C, T, G, L>, fused_steps<1, C, T, G, L>};
+      if constexpr (std::is_same_v<L, BFloat16>) {
+        pairs = {fused_pairs<4, C, T, G>, fused_pairs<2, C, T, G>, fused_pairs<1, C, T, G>};
+      }
     });
   };
   with_charge_and_reset(neuron, [&](auto charge, auto reset) {

@@ -22,11 +22,47 @@ struct FusedBnRows {
   Rows<typename L::Raw> gy, grad_residual;
 };
 
-// `back` is as in fused_steps. With Sums, the pass that sums, else the one that applies.
-template <Through T, class Surrogate, bool Sums, bool Residual, class L>
-void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64_t n, const FusedBnRows<L> rows) {
+// What an element's channel has.
+struct BnChannel {
+  float scale, shift, mean, offset, slope;
+};
+
+// The way back through the steps of one element: v is what it was before the first of them; gv, dL/dv after the last,
+// becomes dL/dv before the first. With Sums it adds to sum and moment, else it gives gradients of y and the residual.
+// `back` is as in fused_steps.
+template <Through T, class Surrogate, bool Sums, bool Residual>
+CKD_FN void bn_element(const Constants<float>& k, const Constants<float>& back, const BnChannel& channel, float leak,
+                       float v, const float (&y)[kGroup], const float (&residual)[kGroup], const float (&gs)[kGroup],
+                       float& gv, float& sum, float& moment, float (&gy)[kGroup], float (&grad_residual)[kGroup]) {
   constexpr Reset R = T == Through::kSubtract ? Reset::kSubtract : Reset::kHard;
   constexpr Charge C = Charge::kDecay;
+  float h[kGroup];
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroup; ++g) {
+    float x = y[g] * channel.scale + channel.shift;
+    if constexpr (Residual) x = x + residual[g];
+    h[g] = potential<C, R>(v, x, leak, k);
+    v = after_reset<R>(h[g], k);
+  }
+#pragma GCC unroll 4
+  for (int g = kGroup - 1; g >= 0; --g) {
+    const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
+    const float gx = fire_backward<T>(h[g], gs[g], gv, sg, back);
+    gv = grad_before<C>(gx, leak);
+    const float centred = y[g] - channel.mean;
+    if constexpr (Sums) {
+      sum = sum + gx;
+      moment = moment + gx * centred;
+    } else {
+      gy[g] = ((gx - channel.offset) - centred * channel.slope) * channel.scale;
+      if constexpr (Residual) grad_residual[g] = gx;
+    }
+  }
+}
+
+// With Sums, the pass that sums, else the one that applies.
+template <Through T, class Surrogate, bool Sums, bool Residual, class L>
+void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64_t n, const FusedBnRows<L> rows) {
   constexpr int G = kGroup;
   constexpr int64_t kBlock = 64;  // elements between prefetches
   const typename L::Raw* __restrict y_rows = rows.y.first;
@@ -34,14 +70,11 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
   const typename L::Raw* __restrict gs_rows = rows.gs.first;
   typename L::Raw* __restrict gy_rows = rows.gy.first;
   typename L::Raw* __restrict grad_residual_rows = rows.grad_residual.first;
-  const float* __restrict scale = rows.terms.scale;
+  const BatchTerms<float> terms = rows.terms;
   const float* __restrict shift = rows.shift;
-  const float* __restrict mean = rows.terms.mean;
-  const float* __restrict offset = rows.terms.offset;
-  const float* __restrict slope = rows.terms.slope;
-  const float* __restrict leak_row = rows.leak;
-  const float* __restrict v_row = rows.v;
-  const State<float> carry = rows.gv, sum = rows.sum, moment = rows.moment;
+  const float* __restrict leak = rows.leak;
+  const float* __restrict v = rows.v;
+  const State<float> carry = rows.gv, sums = rows.sum, moments = rows.moment;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     for (int64_t i = begin; i < begin + kBlock; i += 64 / sizeof(typename L::Raw)) {
 #pragma GCC unroll 4
@@ -54,36 +87,74 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
     const int64_t end = std::min(n, begin + kBlock);
     CKD_SIMD
     for (int64_t i = begin; i < end; ++i) {
-      const float leak = leak_row[i];
-      float y[G], h[G], gs[G];
-      float v = v_row[i];
+      float y[G], residual[G] = {}, gs[G], gy[G], grad_residual[G], sum = 0, moment = 0, gv = carry.before[i];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
         y[g] = L::get(y_rows[g * rows.y.stride + i]);
         gs[g] = L::get(gs_rows[g * rows.gs.stride + i]);
-        float x = y[g] * scale[i] + shift[i];
-        if constexpr (Residual) x = x + L::get(residual_rows[g * rows.residual.stride + i]);
-        h[g] = potential<C, R>(v, x, leak, k);
-        v = after_reset<R>(h[g], k);
+        if constexpr (Residual) residual[g] = L::get(residual_rows[g * rows.residual.stride + i]);
       }
-      float gv = carry.before[i], s = 0, m = 0;
-      if constexpr (Sums) s = sum.before[i], m = moment.before[i];
+      if constexpr (Sums) sum = sums.before[i], moment = moments.before[i];
+      const BnChannel channel{terms.scale[i], shift[i], terms.mean[i], terms.offset[i], terms.slope[i]};
+      bn_element<T, Surrogate, Sums, Residual>(k, back, channel, leak[i], v[i], y, residual, gs, gv, sum, moment, gy,
+                                               grad_residual);
+      if constexpr (Sums) {
+        sums.after[i] = sum, moments.after[i] = moment;
+      } else {
 #pragma GCC unroll 4
-      for (int g = G - 1; g >= 0; --g) {
-        const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
-        const float gx = fire_backward<T>(h[g], gs[g], gv, sg, back);
-        gv = grad_before<C>(gx, leak);
-        const float centred = y[g] - mean[i];
-        if constexpr (Sums) {
-          s = s + gx;
-          m = m + gx * centred;
-        } else {
-          gy_rows[g * rows.gy.stride + i] = L::put(((gx - offset[i]) - centred * slope[i]) * scale[i]);
-          if constexpr (Residual) grad_residual_rows[g * rows.grad_residual.stride + i] = L::put(gx);
+        for (int g = 0; g < G; ++g) {
+          gy_rows[g * rows.gy.stride + i] = L::put(gy[g]);
+          if constexpr (Residual) grad_residual_rows[g * rows.grad_residual.stride + i] = L::put(grad_residual[g]);
         }
       }
       carry.after[i] = gv;
-      if constexpr (Sums) sum.after[i] = s, moment.after[i] = m;
+    }
+  }
+}
+
+// The same of rows of bfloat16, two elements at a time, where these steps are the whole sequence, from rest, and
+// nothing comes back to it. An odd element at the end is left to the caller.
+template <Through T, class Surrogate, bool Sums, bool Residual>
+void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64_t n, float leak,
+                    const FusedBnRows<BFloat16> rows) {
+  using L = BFloat16;
+  constexpr int G = kGroup;
+  const BatchTerms<float> terms = rows.terms;
+  const float* __restrict shift = rows.shift;
+  float* __restrict sums = rows.sum.after;
+  float* __restrict moments = rows.moment.after;
+  CKD_SIMD
+  for (int64_t i = 0; i < n / 2; ++i) {
+    float y[2][G], residual[2][G] = {}, gs[2][G], gy[2][G], grad_residual[2][G], sum[2] = {}, moment[2] = {};
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const uint32_t ys = L::pairs(rows.y.first + g * rows.y.stride)[i];
+      const uint32_t gss = L::pairs(rows.gs.first + g * rows.gs.stride)[i];
+      y[0][g] = L::first(ys), y[1][g] = L::second(ys);
+      gs[0][g] = L::first(gss), gs[1][g] = L::second(gss);
+      if constexpr (Residual) {
+        const uint32_t rs = L::pairs(rows.residual.first + g * rows.residual.stride)[i];
+        residual[0][g] = L::first(rs), residual[1][g] = L::second(rs);
+      }
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const int64_t at = 2 * i + j;
+      const BnChannel channel{terms.scale[at], shift[at], terms.mean[at], terms.offset[at], terms.slope[at]};
+      float gv = 0;
+      bn_element<T, Surrogate, Sums, Residual>(k, back, channel, leak, k.rest, y[j], residual[j], gs[j], gv, sum[j],
+                                               moment[j], gy[j], grad_residual[j]);
+      if constexpr (Sums) sums[at] = sum[j], moments[at] = moment[j];
+    }
+    if constexpr (!Sums) {
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        L::pairs(rows.gy.first + g * rows.gy.stride)[i] = L::put(gy[0][g], gy[1][g]);
+        if constexpr (Residual) {
+          L::pairs(rows.grad_residual.first + g * rows.grad_residual.stride)[i] =
+              L::put(grad_residual[0][g], grad_residual[1][g]);
+        }
+      }
     }
   }
 }
@@ -91,6 +162,7 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
 template <class L>
 struct FusedBnSteps {
   decltype(&fused_bn_steps<Through::kHard, Triangle, true, false, L>) four = nullptr;
+  decltype(&fused_bn_pairs<Through::kHard, Triangle, true, false>) pairs = nullptr;
 
   // None where a call asks for more than the loop does.
   explicit FusedBnSteps(const LifBackward& call);
@@ -111,6 +183,13 @@ FusedBnSteps<L>::FusedBnSteps(const LifBackward& call) {
         four = residual ? fused_bn_steps<T, G, true, true, L> : fused_bn_steps<T, G, true, false, L>;
       } else {
         four = residual ? fused_bn_steps<T, G, false, true, L> : fused_bn_steps<T, G, false, false, L>;
+      }
+      if constexpr (std::is_same_v<L, BFloat16>) {
+        if (sums) {
+          pairs = residual ? fused_bn_pairs<T, G, true, true> : fused_bn_pairs<T, G, true, false>;
+        } else {
+          pairs = residual ? fused_bn_pairs<T, G, false, true> : fused_bn_pairs<T, G, false, false>;
+        }
       }
     });
   };

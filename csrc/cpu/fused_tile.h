@@ -26,6 +26,8 @@ class FusedTile {
         recompute_(call.neuron),
         direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.grad_sam && !call.affine.scale &&
                 !call.shape.repeated),
+        pairs_(direct_ && (call.shape.steps == 4 || call.shape.steps == 2 || call.shape.steps == 1) && !call.v_init &&
+               !call.leak && !call.grad_v && !call.grad_v_init),
         scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
         input_(call, scratch_),
         upstream_(call, scratch_),
@@ -63,6 +65,13 @@ class FusedTile {
         if constexpr (std::is_same_v<S, BFloat16>) {
           if (direct_) {
             const int64_t at = at_.step(outer, t, begin);
+            if (pairs_) {
+              fused_direct_.pairs.template get<G>()(fused_.k, fused_.back, n, float(call_.neuron.leak),
+                                                    {static_cast<const Raw*>(call_.x) + at, at_.frame},
+                                                    {static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame},
+                                                    {static_cast<Raw*>(call_.grad_x) + at, at_.frame});
+              return;
+            }
             fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n,
                                                   {{static_cast<const Raw*>(call_.x) + at, at_.frame},
                                                    {static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame},
@@ -74,6 +83,11 @@ class FusedTile {
           }
         }
         if constexpr (G == kGroup && !kConverts<S>) {
+          if constexpr (std::is_same_v<S, BFloat16>) {
+            if (whole_ && n % 2 == 0 && !call_.v_init && !call_.leak) {
+              return fused_bn_.pairs(fused_.k, fused_.back, n, float(call_.neuron.leak), bn_rows(outer, t, begin, v));
+            }
+          }
           if (fused_bn_.four) return fused_bn_.four(fused_.k, fused_.back, n, bn_rows(outer, t, begin, v));
         }
         const auto gx = grad_input_.template rows<G>(t);
@@ -150,7 +164,7 @@ class FusedTile {
   const FusedSteps<BFloat16> fused_direct_;
   const FusedBnSteps<typename InLoop<S>::type> fused_bn_;
   const RecomputeSteps<Float32> recompute_;
-  const bool direct_;
+  const bool direct_, pairs_;
   Scratch<Real> scratch_;
   Input<S, Float32> input_;
   Upstream<S> upstream_;

@@ -60,10 +60,21 @@ struct BFloat16 {
   using Real = float;
   static constexpr Raw kOne = 0x3F80u;
   static Real get(Raw raw) { return bit_cast<Real>(static_cast<uint32_t>(raw) << 16); }
-  static Raw put(Real value) {
-    const uint32_t bits = bit_cast<uint32_t>(value), rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  static Raw put(Real value) { return static_cast<Raw>(rounded(value) >> 16); }
+
+  // Two neighbours in a word: no lane of a vector has to become wider or narrower.
+  typedef uint32_t __attribute__((aligned(2), may_alias)) Pair;
+  static const Pair* pairs(const Raw* row) { return reinterpret_cast<const Pair*>(row); }
+  static Pair* pairs(Raw* row) { return reinterpret_cast<Pair*>(row); }
+  static Real first(uint32_t pair) { return bit_cast<Real>(pair << 16); }
+  static Real second(uint32_t pair) { return bit_cast<Real>(pair & 0xFFFF0000u); }
+  static uint32_t put(Real first, Real second) { return (rounded(first) >> 16) | (rounded(second) & 0xFFFF0000u); }
+
+ private:
+  static uint32_t rounded(Real value) {
+    const uint32_t bits = bit_cast<uint32_t>(value), up = bits + 0x7FFFu + ((bits >> 16) & 1u);
     // A NaN's payload may be all ones, which would round to -0. Chosen in 32 bits, as everything else here is.
-    return static_cast<Raw>((value != value ? 0x7FC00000u : rounded) >> 16);
+    return value != value ? 0x7FC00000u : up;
   }
 };
 
