@@ -20,6 +20,9 @@ class FusedTile {
   FusedTile(const LifBackward& call, int64_t length)
       : call_(call),
         at_(call.shape),
+        // Many steps are gone through twice: what the first time asked for would be asked for in vain the second time.
+        reach_(call.shape.steps > kGroup && !kConverts<S> && !call.affine.scale ? kNoReach
+                                                                                : reach_for(call.shape.steps, true)),
         fused_(call.neuron),
         fused_direct_(call.neuron),
         fused_bn_(call),
@@ -29,9 +32,9 @@ class FusedTile {
         pairs_(direct_ && (call.shape.steps == 4 || call.shape.steps == 2 || call.shape.steps == 1) && !call.v_init &&
                !call.leak && !call.grad_v && !call.grad_v_init),
         scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
-        input_(call, scratch_),
-        upstream_(call, scratch_),
-        grad_input_(call, input_.scale(), scratch_),
+        input_(call, reach_, scratch_),
+        upstream_(call, reach_, scratch_),
+        grad_input_(call, reach_, input_.scale(), scratch_),
         whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
         rest_(scratch_.rows(1)),
         zeros_(scratch_.rows(1)),
@@ -90,19 +93,26 @@ class FusedTile {
           }
           if (fused_bn_.four) return fused_bn_.four(fused_.k, fused_.back, n, bn_rows(outer, t, begin, v));
         }
-        const auto gx = grad_input_.template rows<G>(t);
-        fused_.steps.template get<G>()(fused_.k, fused_.back, n,
-                                       {input_.template rows<G>(t, 0, n),
-                                        bits(upstream_.template rows<G>(t)),
-                                        {reinterpret_cast<Float32::Raw*>(gx.first), gx.stride},
-                                        leak_,
-                                        v,
-                                        gv_});
-        grad_input_.template take<G>(t, {gx.first, gx.stride});
+        in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t at, int64_t length) {
+          const auto gx = grad_input_.template rows<G>(t, at, length);
+          fused_.steps.template get<G>()(fused_.k, fused_.back, length,
+                                         {input_.template rows<G>(t, at, length),
+                                          bits(upstream_.template rows<G>(t, at, length)),
+                                          {reinterpret_cast<Float32::Raw*>(gx.first), gx.stride},
+                                          leak_ + at,
+                                          v + at,
+                                          gv_ + at});
+          grad_input_.template take<G>(t, at, length, {gx.first, gx.stride});
+        });
       });
     }
     if (call_.grad_v_init) std::memcpy(static_cast<Real*>(call_.grad_v_init) + state, gv_, n * sizeof(Real));
     grad_input_.finish(sums);
+  }
+
+  static int64_t length(const LifBackward& call) {
+    if (std::is_same_v<S, BFloat16> && !call.affine.scale) return 1024;
+    return tile_for(call.shape.steps, kConverts<S> || call.affine.scale);
   }
 
  private:
@@ -159,6 +169,7 @@ class FusedTile {
 
   const LifBackward& call_;
   const Address at_;
+  const Reach reach_;
   const FusedSteps<Float32> fused_;
   // Rows of bfloat16 are read and written in place where nothing but the steps touches them.
   const FusedSteps<BFloat16> fused_direct_;

@@ -64,9 +64,10 @@ class GradInput {
   static constexpr int64_t kRows = 5 + (kConverts<S> ? 3 : 1) * kGroup;
 
   // `scale`: a row that holds y's scale by the time that `start` is called.
-  GradInput(const LifBackward& call, const Real* scale, Scratch<Real>& scratch)
+  GradInput(const LifBackward& call, const Reach& reach, const Real* scale, Scratch<Real>& scratch)
       : call_(call),
         at_(call.shape),
+        to_write_(reach.to_write),
         stride_(scratch.stride()),
         channel_rows_(call.shape),
         scale_(scale),
@@ -93,27 +94,35 @@ class GradInput {
     if (call_.sums || call_.shape.repeated) fill_row(Real(0), n_, sum_);
   }
 
-  // Where the steps write dL/dx of G steps from step t on, before `take`.
+  // Where the steps write dL/dx of G steps from step t on, n elements from element `first` of the tile on, before
+  // `take`.
   template <int G>
-  Rows<Real> rows(int64_t t) {
+  Rows<Real> rows(int64_t t, int64_t first, int64_t n) {
     if constexpr (std::is_same_v<RealOf<S>, S>) {
-      if (is_direct()) return {static_cast<Real*>(call_.grad_x) + at_.step(outer_, t, begin_), at_.frame};
+      if (is_direct()) {
+        const Rows<Real> to{static_cast<Real*>(call_.grad_x) + at_.step(outer_, t, begin_ + first), at_.frame};
+        prefetch_rows(to, G, n, to_write_);
+        return to;
+      }
     }
     return {rows_, stride_};
   }
 
   // Groups come from the last to the first.
   template <int G>
-  void take(int64_t t, Rows<const Real> gx) {
+  void take(int64_t t, int64_t first, int64_t n, Rows<const Real> gx) {
     if constexpr (std::is_same_v<RealOf<S>, S>) {
       if (is_direct()) return;
     }
-    if (call_.grad_residual) store<G>(gx, static_cast<Raw*>(call_.grad_residual) + at_.step(outer_, t, begin_));
-    if (!call_.shape.repeated) return pass_on<G>(t, gx);
+    if (call_.grad_residual) {
+      store<G>(n, gx, static_cast<Raw*>(call_.grad_residual) + at_.step(outer_, t, begin_ + first));
+    }
+    if (!call_.shape.repeated) return pass_on<G>(t, first, n, gx);
     for (int g = G - 1; g >= 0; --g) {
       const Real* row = gx.first + g * gx.stride;
+      Real* sum = sum_ + first;
       CKD_SIMD
-      for (int64_t i = 0; i < n_; ++i) sum_[i] += row[i];
+      for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
     }
   }
 
@@ -121,11 +130,11 @@ class GradInput {
   void finish(double* sums) {
     if (call_.shape.repeated) {
       if (call_.sums) {
-        load_row<S>(y_rows(0).first, rows_, n_);
+        load_row<S>(y_rows(0, 0).first, rows_, n_);
         CKD_SIMD
         for (int64_t i = 0; i < n_; ++i) moment_[i] = sum_[i] * (rows_[i] - mean_[i]);
       } else {
-        pass_on<1>(0, {sum_, 0});
+        pass_on<1>(0, 0, n_, {sum_, 0});
       }
     }
     if (!call_.sums) return;
@@ -134,45 +143,49 @@ class GradInput {
   }
 
   // For steps that do themselves what `rows` and `take` are for: what they apply, and what they add to.
-  BatchTerms<Real> terms() const { return {mean_, offset_, slope_, scale_}; }
+  BatchTerms<Real> terms(int64_t first = 0) const {
+    return {mean_ + first, offset_ + first, slope_ + first, scale_ + first};
+  }
   Real* sum() const { return sum_; }
   Real* moment() const { return moment_; }
 
  private:
   bool is_direct() const { return !call_.affine.scale && !call_.shape.repeated; }
 
-  Rows<const Raw> y_rows(int64_t t) const {
-    return {static_cast<const Raw*>(call_.x) + at_.x(outer_, t, begin_), at_.frame};
+  Rows<const Raw> y_rows(int64_t t, int64_t first) const {
+    return {static_cast<const Raw*>(call_.x) + at_.x(outer_, t, begin_ + first), at_.frame};
   }
 
   template <int G>
-  void store(Rows<const Real> from, Raw* to) {
-    for (int g = 0; g < G; ++g) store_row<S>(from.first + g * from.stride, to + g * at_.frame, n_);
+  void store(int64_t n, Rows<const Real> from, Raw* to) {
+    prefetch_rows(Rows<Raw>{to, at_.frame}, G, n, to_write_);
+    for (int g = 0; g < G; ++g) store_row<S>(from.first + g * from.stride, to + g * at_.frame, n);
   }
 
   template <int G>
-  void pass_on(int64_t t, Rows<const Real> gx) {
-    Raw* to = static_cast<Raw*>(call_.grad_x) + (call_.sums ? 0 : at_.x(outer_, t, begin_));
-    if (!call_.affine.scale) return store<G>(gx, to);
-    const auto y = loop_rows<G, S>(y_rows(t), n_, {converted_, stride_});
-    if (call_.sums) return reduce_steps<G, Loop>(n_, gx, y, mean_, sum_, moment_);
+  void pass_on(int64_t t, int64_t first, int64_t n, Rows<const Real> gx) {
+    Raw* to = static_cast<Raw*>(call_.grad_x) + (call_.sums ? 0 : at_.x(outer_, t, begin_ + first));
+    if (!call_.affine.scale) return store<G>(n, gx, to);
+    const auto y = loop_rows<G, S>(y_rows(t, first), n, {converted_, stride_});
+    if (call_.sums) return reduce_steps<G, Loop>(n, gx, y, mean_ + first, sum_ + first, moment_ + first);
     Rows<typename Loop::Raw> gy{};
     if constexpr (kConverts<S>) {
       gy = {reinterpret_cast<typename Loop::Raw*>(converted_) + kGroup * stride_, stride_};
     } else {
       gy = {to, at_.frame};
+      prefetch_rows(gy, G, n, to_write_);
     }
     if (call_.mean) {
-      apply_steps<G, true, Loop>(n_, gx, y, terms(), gy);
+      apply_steps<G, true, Loop>(n, gx, y, terms(first), gy);
     } else {
-      apply_steps<G, false, Loop>(n_, gx, y, terms(), gy);
+      apply_steps<G, false, Loop>(n, gx, y, terms(first), gy);
     }
-    if constexpr (kConverts<S>) store<G>({converted_ + kGroup * stride_, stride_}, to);
+    if constexpr (kConverts<S>) store<G>(n, {converted_ + kGroup * stride_, stride_}, to);
   }
 
   const LifBackward& call_;
   const Address at_;
-  const int64_t stride_;
+  const int64_t to_write_, stride_;
   ChannelRows<Real> channel_rows_;
   const Real* scale_;
   Real *mean_, *offset_, *slope_, *sum_, *moment_, *rows_, *converted_ = nullptr;

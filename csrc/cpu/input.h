@@ -40,12 +40,12 @@ class Input {
   static constexpr int64_t kRows = 2 + (kConverts<S> ? 3 : 1) * kGroup;
 
   template <class Call>
-  Input(const Call& call, Scratch<Real>& scratch)
+  Input(const Call& call, const Reach& reach, Scratch<Real>& scratch)
       : shape_(call.shape),
         at_(call.shape),
         x_(static_cast<const Raw*>(call.x)),
         affine_(call.affine),
-        to_read_(reach_for(call.shape.steps, kCopies || call.affine.scale).to_read),
+        to_read_(reach.to_read),
         stride_(scratch.stride()),
         channel_rows_(call.shape),
         scale_(scratch.rows(1)),

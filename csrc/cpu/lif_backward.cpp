@@ -19,7 +19,7 @@ int64_t count_sums(const LifBackward& call) {
 
 template <class Tile>
 void tile_by_tile(const LifBackward& call, int threads) {
-  const int64_t tile_size = tile_for(call.shape.steps, call.affine.scale || call.dtype != DType::kFloat32);
+  const int64_t tile_size = Tile::length(call);
   const Cut cut(call.shape, tile_size, count_sums(call));
   PartialSums partial(cut.parts(), count_sums(call));
   cut.run(threads, [&] {

@@ -34,7 +34,7 @@ class ForwardTile {
                !call.leak && !call.sam),
         streamed_(is_streamed(shape_.outer * shape_.steps * at_.frame * static_cast<int64_t>(sizeof(Raw)))),
         scratch_(length, 3 + kGroup + Input<S, In>::kRows),
-        input_(call, scratch_),
+        input_(call, reach_, scratch_),
         v_(scratch_.rows(1)),
         rest_(scratch_.rows(1)),
         leak_(scratch_.rows(1)),

@@ -30,8 +30,11 @@ struct Reach {
 // Rows of many steps are streams that start anew with every tile. The processor by itself looks far enough ahead of
 // those that are read; to ask for them, too, takes the place of other lines.
 inline Reach reach_for(int64_t steps, bool converted) {
-  return steps <= 4 || converted ? Reach{256, 2048, 1024} : Reach{512, 0, 512};
+  return steps <= 4 || converted ? Reach{steps == 1 ? 1024 : 256, 2048, 1024} : Reach{512, 0, 512};
 }
+
+// Whole tiles, with nothing asked for.
+inline constexpr Reach kNoReach{kTile * 8, 0, 0};
 
 // A run of one outer index' frame that one thread works off, and which of `parts` it belongs to.
 struct Span {

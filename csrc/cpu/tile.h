@@ -22,7 +22,7 @@ struct Address {
 // not const.
 template <class T>
 inline void prefetch_rows(Rows<T> rows, int64_t count, int64_t n, int64_t ahead) {
-  if (ahead == 0) return;
+  if (ahead == 0 || !rows.first) return;
   for (int64_t row = 0; row < count; ++row) {
     for (T *at = rows.first + row * rows.stride, *end = at + n; at < end; at += 64 / sizeof(T)) {
       if constexpr (std::is_const_v<T>) {

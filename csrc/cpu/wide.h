@@ -21,13 +21,14 @@ class WideTile {
       : call_(call),
         shape_(call.shape),
         at_(call.shape),
+        reach_(reach_for(shape_.steps, !std::is_same_v<S, In> || call.affine.scale)),
         k_(call.neuron),
         recompute_(call.neuron),
         steps_(call.neuron),
         scratch_(length, kRows + Input<S, In>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
-        input_(call, scratch_),
-        upstream_(call, scratch_),
-        grad_input_(call, input_.scale(), scratch_),
+        input_(call, reach_, scratch_),
+        upstream_(call, reach_, scratch_),
+        grad_input_(call, reach_, input_.scale(), scratch_),
         h_(scratch_.rows(kCheckpointEvery)),
         sg_(scratch_.rows(kGroup)),
         v_(scratch_.rows(1)),
@@ -72,6 +73,10 @@ class WideTile {
     }
   }
 
+  static int64_t length(const LifBackward& call) {
+    return tile_for(call.shape.steps, call.affine.scale || call.dtype != DType::kFloat32);
+  }
+
  private:
   static constexpr int64_t kRows = kCheckpointEvery + kGroup + 7;
 
@@ -109,8 +114,9 @@ class WideTile {
     const int64_t stride = scratch_.stride();
     const Rows<const Real> h{h_row(t, first), stride};
     for (int g = 0; g < G; ++g) recompute_.surrogate(k_, n_, h.first + g * stride, sg_ + g * stride);
-    const Rows<Real> gx = grad_input_.template rows<G>(t);
-    steps_.steps.template get<G>()(k_, n_, h, {sg_, stride}, upstream_.template rows<G>(t), {gv_, pending_, keep_}, gx);
+    const Rows<Real> gx = grad_input_.template rows<G>(t, 0, n_);
+    steps_.steps.template get<G>()(k_, n_, h, {sg_, stride}, upstream_.template rows<G>(t, 0, n_),
+                                   {gv_, pending_, keep_}, gx);
     for (int g = G - 1; g >= 0; --g) {
       Real* gh = gx.first + g * gx.stride;
       if (call_.grad_leak) add_leak_gradient(t + g, first, gh);
@@ -119,7 +125,7 @@ class WideTile {
         for (int64_t i = 0; i < n_; ++i) gh[i] = gh[i] / leak_[i];
       }
     }
-    grad_input_.template take<G>(t, {gx.first, gx.stride});
+    grad_input_.template take<G>(t, 0, n_, {gx.first, gx.stride});
   }
 
   void add_leak_gradient(int64_t t, int64_t first, const Real* gh) {
@@ -144,6 +150,7 @@ class WideTile {
   const LifBackward& call_;
   const Shape& shape_;
   const Address at_;
+  const Reach reach_;
   const Constants<Real> k_;
   const RecomputeSteps<In> recompute_;
   const BackwardSteps<Real> steps_;
