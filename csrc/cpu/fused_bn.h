@@ -64,7 +64,8 @@ CKD_FN void bn_element(const Constants<float>& k, const Constants<float>& back, 
 template <Through T, class Surrogate, bool Sums, bool Residual, class L>
 void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64_t n, const FusedBnRows<L> rows) {
   constexpr int G = kGroup;
-  constexpr int64_t kBlock = 64;  // elements between prefetches
+  constexpr int64_t kBlock = 64;                     // elements between prefetches
+  constexpr int64_t kToRead = 1024, kToWrite = 512;  // bytes that those look ahead
   const typename L::Raw* __restrict y_rows = rows.y.first;
   const typename L::Raw* __restrict residual_rows = rows.residual.first;
   const typename L::Raw* __restrict gs_rows = rows.gs.first;
@@ -79,9 +80,13 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
     for (int64_t i = begin; i < begin + kBlock; i += 64 / sizeof(typename L::Raw)) {
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        prefetch(y_rows + g * rows.y.stride + i);
-        prefetch(gs_rows + g * rows.gs.stride + i);
-        if constexpr (Residual) prefetch(residual_rows + g * rows.residual.stride + i);
+        prefetch(y_rows + g * rows.y.stride + i, kToRead);
+        prefetch(gs_rows + g * rows.gs.stride + i, kToRead);
+        if constexpr (Residual) prefetch(residual_rows + g * rows.residual.stride + i, kToRead);
+        if constexpr (!Sums) {
+          prefetch_to_write(gy_rows + g * rows.gy.stride + i, kToWrite);
+          if constexpr (Residual) prefetch_to_write(grad_residual_rows + g * rows.grad_residual.stride + i, kToWrite);
+        }
       }
     }
     const int64_t end = std::min(n, begin + kBlock);

@@ -29,13 +29,13 @@ class FusedTile {
         recompute_(call.neuron),
         direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.grad_sam && !call.affine.scale &&
                 !call.shape.repeated),
-        pairs_(direct_ && (call.shape.steps == 4 || call.shape.steps == 2 || call.shape.steps == 1) && !call.v_init &&
+        whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
+        pairs_(std::is_same_v<S, BFloat16> && (whole_ || (direct_ && is_one_group(call.shape.steps))) && !call.v_init &&
                !call.leak && !call.grad_v && !call.grad_v_init),
         scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
         input_(call, reach_, scratch_),
         upstream_(call, reach_, scratch_),
         grad_input_(call, reach_, input_.scale(), scratch_),
-        whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
         rest_(scratch_.rows(1)),
         zeros_(scratch_.rows(1)),
         v_(scratch_.rows(kGroups)),
@@ -55,7 +55,7 @@ class FusedTile {
     if (call_.leak_per_channel) {
       spread_channels(call_.shape, begin, end, static_cast<const Real*>(call_.leak), leak_);
     }
-    if (!whole_) load_state(call_.grad_v, state, Real(0), n, gv_);
+    if (!whole_ && !pairs_) load_state(call_.grad_v, state, Real(0), n, gv_);
     for (int64_t chunk = checkpoint_count(call_.shape.steps); chunk >= 0; --chunk) {
       const int64_t first = chunk * kCheckpointEvery;
       const int64_t last = std::min<int64_t>(call_.shape.steps, first + kCheckpointEvery);
@@ -68,26 +68,19 @@ class FusedTile {
         if constexpr (std::is_same_v<S, BFloat16>) {
           if (direct_) {
             const int64_t at = at_.step(outer, t, begin);
+            const Rows<const Raw> x{static_cast<const Raw*>(call_.x) + at, at_.frame};
+            const Rows<const Raw> gs{static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame};
+            const Rows<Raw> gx{static_cast<Raw*>(call_.grad_x) + at, at_.frame};
             if (pairs_) {
-              fused_direct_.pairs.template get<G>()(fused_.k, fused_.back, n, float(call_.neuron.leak),
-                                                    {static_cast<const Raw*>(call_.x) + at, at_.frame},
-                                                    {static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame},
-                                                    {static_cast<Raw*>(call_.grad_x) + at, at_.frame});
-              return;
+              return fused_direct_.pairs.template get<G>()(fused_.k, fused_.back, n, float(call_.neuron.leak), x, gs,
+                                                           gx);
             }
-            fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n,
-                                                  {{static_cast<const Raw*>(call_.x) + at, at_.frame},
-                                                   {static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame},
-                                                   {static_cast<Raw*>(call_.grad_x) + at, at_.frame},
-                                                   leak_,
-                                                   v,
-                                                   gv_});
-            return;
+            return fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n, {x, gs, gx, leak_, v, gv_});
           }
         }
         if constexpr (G == kGroup && !kConverts<S>) {
           if constexpr (std::is_same_v<S, BFloat16>) {
-            if (whole_ && n % 2 == 0 && !call_.v_init && !call_.leak) {
+            if (pairs_ && n % 2 == 0) {
               return fused_bn_.pairs(fused_.k, fused_.back, n, float(call_.neuron.leak), bn_rows(outer, t, begin, v));
             }
           }
@@ -111,7 +104,9 @@ class FusedTile {
   }
 
   static int64_t length(const LifBackward& call) {
+    // Bound by arithmetic, which a longer row lets run on.
     if (std::is_same_v<S, BFloat16> && !call.affine.scale) return 1024;
+    if (!kConverts<S> && call.affine.scale && call.shape.steps == kGroup) return 512;
     return tile_for(call.shape.steps, kConverts<S> || call.affine.scale);
   }
 
@@ -175,13 +170,15 @@ class FusedTile {
   const FusedSteps<BFloat16> fused_direct_;
   const FusedBnSteps<typename InLoop<S>::type> fused_bn_;
   const RecomputeSteps<Float32> recompute_;
-  const bool direct_, pairs_;
+  const bool direct_;
+  // Whether one call of the steps behind a normalisation is the whole way back: nothing comes from later steps.
+  const bool whole_;
+  // Whether one call of any steps is, of bfloat16, and neither does anything come from or go to before the first one.
+  const bool pairs_;
   Scratch<Real> scratch_;
   Input<S, Float32> input_;
   Upstream<S> upstream_;
   GradInput<S> grad_input_;
-  // Whether one call of the steps behind a normalisation is the whole way back: nothing comes from later steps.
-  const bool whole_;
   Real *rest_, *zeros_, *v_, *gv_, *leak_, *unused_;
 };
 

@@ -30,8 +30,7 @@ class ForwardTile {
         reach_(reach_for(shape_.steps, Input<S, In>::kCopies || call.affine.scale)),
         steps_(call.neuron, call.sam != nullptr),
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
-        whole_((shape_.steps == 4 || shape_.steps == 2 || shape_.steps == 1) && !call.v_init && !call.v_last &&
-               !call.leak && !call.sam),
+        whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak && !call.sam),
         streamed_(is_streamed(shape_.outer * shape_.steps * at_.frame * static_cast<int64_t>(sizeof(Raw)))),
         scratch_(length, 3 + kGroup + Input<S, In>::kRows),
         input_(call, reach_, scratch_),

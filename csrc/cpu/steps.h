@@ -147,6 +147,9 @@ void reset_row(const Constants<Real> k, int64_t n, const Real* __restrict h, Rea
   for (int64_t i = 0; i < n; ++i) v[i] = after_reset<R>(h[i], k);
 }
 
+// Whether so many steps are one group.
+inline bool is_one_group(int64_t steps) { return steps == kGroup || steps == 2 || steps == 1; }
+
 // Calls f(first step, integral_constant<G>) for groups of steps that cover [first, last) in order.
 template <class F>
 inline void in_groups(int64_t first, int64_t last, const F& f) {

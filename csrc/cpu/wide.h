@@ -21,7 +21,7 @@ class WideTile {
       : call_(call),
         shape_(call.shape),
         at_(call.shape),
-        reach_(reach_for(shape_.steps, !std::is_same_v<S, In> || call.affine.scale)),
+        reach_(!std::is_same_v<S, In> || call.affine.scale ? reach_for(shape_.steps, true) : kNoReach),
         k_(call.neuron),
         recompute_(call.neuron),
         steps_(call.neuron),
