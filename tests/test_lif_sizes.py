@@ -54,6 +54,8 @@ def test_outputs_larger_than_caches(target, dtype):
     """Tens of megabytes, whose rows begin and end within lines of the cache; the paper's surrogate is exact."""
     if target.backend == "reference":
         pytest.skip("it is what the others are compared with")
+    if dtype == torch.float64 and target.backend != "cpu":
+        pytest.skip("GPU kernels have no float64")
     frame = 69_000_000 // (3 * dtype.itemsize) | 1
     values = torch.randn(3 * frame + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
     x = values[1:].view(3, frame).to(target.device).requires_grad_()
