@@ -69,10 +69,11 @@ CKD_FN void whole_sequence(const Constants<float>& k, const Constants<float>& ba
   }
 }
 
-// The same of rows of bfloat16, two elements at a time.
-template <int G, Charge C, Through T, class Surrogate>
+// The same of rows of bfloat16, two elements at a time; with Map, what comes from a map's gradient joins every step's.
+template <int G, Charge C, Through T, class Surrogate, bool Map>
 void fused_pairs(const Constants<float> k, const Constants<float> back, int64_t n, float leak,
-                 Rows<const uint16_t> x_rows, Rows<const uint16_t> gs_rows, Rows<uint16_t> gx_rows) {
+                 Rows<const uint16_t> x_rows, Rows<const uint16_t> gs_rows, const float* __restrict from_map,
+                 Rows<uint16_t> gx_rows) {
   using L = BFloat16;
   CKD_SIMD
   for (int64_t i = 0; i < n / 2; ++i) {
@@ -83,6 +84,7 @@ void fused_pairs(const Constants<float> k, const Constants<float> back, int64_t 
       const uint32_t gss = L::pairs(gs_rows.first + g * gs_rows.stride)[i];
       x[0][g] = L::first(xs), x[1][g] = L::second(xs);
       gs[0][g] = L::first(gss), gs[1][g] = L::second(gss);
+      if constexpr (Map) gs[0][g] = gs[0][g] + from_map[2 * i], gs[1][g] = gs[1][g] + from_map[2 * i + 1];
     }
     whole_sequence<G, C, T, Surrogate>(k, back, leak, x[0], gs[0], gx[0]);
     whole_sequence<G, C, T, Surrogate>(k, back, leak, x[1], gs[1], gx[1]);
@@ -96,6 +98,7 @@ void fused_pairs(const Constants<float> k, const Constants<float> back, int64_t 
     for (int g = 0; g < G; ++g) {
       x[g] = L::get(x_rows.first[g * x_rows.stride + n - 1]);
       gs[g] = L::get(gs_rows.first[g * gs_rows.stride + n - 1]);
+      if constexpr (Map) gs[g] = gs[g] + from_map[n - 1];
     }
     whole_sequence<G, C, T, Surrogate>(k, back, leak, x, gs, gx);
     for (int g = 0; g < G; ++g) gx_rows.first[g * gx_rows.stride + n - 1] = L::put(gx[g]);
@@ -106,7 +109,8 @@ template <class L>
 struct FusedSteps {
   ByGroup<decltype(&fused_steps<1, Charge::kDecay, Through::kHard, Triangle, L>)> steps;
   // Of rows of bfloat16 that are a whole sequence.
-  ByGroup<decltype(&fused_pairs<1, Charge::kDecay, Through::kHard, Triangle>)> pairs;
+  ByGroup<decltype(&fused_pairs<1, Charge::kDecay, Through::kHard, Triangle, false>)> pairs;
+  decltype(&fused_pairs<4, Charge::kDecay, Through::kHard, Triangle, true>) four_with_map = nullptr;
   Constants<float> k, back;
 
   explicit FusedSteps(const Neuron& neuron);
@@ -122,7 +126,8 @@ FusedSteps<L>::FusedSteps(const Neuron& neuron) : k(neuron), back(neuron) {
       using G = decltype(surrogate);
       steps = {fused_steps<4, C, T, G, L>, fused_steps<2, C, T, G, L>, fused_steps<1, C, T, G, L>};
       if constexpr (std::is_same_v<L, BFloat16>) {
-        pairs = {fused_pairs<4, C, T, G>, fused_pairs<2, C, T, G>, fused_pairs<1, C, T, G>};
+        pairs = {fused_pairs<4, C, T, G, false>, fused_pairs<2, C, T, G, false>, fused_pairs<1, C, T, G, false>};
+        four_with_map = fused_pairs<4, C, T, G, true>;
       }
     });
   };

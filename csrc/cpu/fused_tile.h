@@ -27,11 +27,10 @@ class FusedTile {
         fused_direct_(call.neuron),
         fused_bn_(call),
         recompute_(call.neuron),
-        direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.grad_sam && !call.affine.scale &&
-                !call.shape.repeated),
+        direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.affine.scale && !call.shape.repeated),
         whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
         pairs_(std::is_same_v<S, BFloat16> && (whole_ || (direct_ && is_one_group(call.shape.steps))) && !call.v_init &&
-               !call.leak && !call.grad_v && !call.grad_v_init),
+               !call.leak && !call.grad_v && !call.grad_v_init && (!call.grad_sam || call.shape.steps == kGroup)),
         scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
         input_(call, reach_, scratch_),
         upstream_(call, reach_, scratch_),
@@ -66,16 +65,17 @@ class FusedTile {
         const int64_t place = (t - first) / kGroup + (G == 1 && (t - first) % kGroup == 2 ? 1 : 0);
         const Real* v = place == 0 ? start : v_ + (place - 1) * scratch_.stride();
         if constexpr (std::is_same_v<S, BFloat16>) {
-          if (direct_) {
+          if (direct_ && (pairs_ || !call_.grad_sam)) {
             const int64_t at = at_.step(outer, t, begin);
             const Rows<const Raw> x{static_cast<const Raw*>(call_.x) + at, at_.frame};
             const Rows<const Raw> gs{static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame};
             const Rows<Raw> gx{static_cast<Raw*>(call_.grad_x) + at, at_.frame};
-            if (pairs_) {
-              return fused_direct_.pairs.template get<G>()(fused_.k, fused_.back, n, float(call_.neuron.leak), x, gs,
-                                                           gx);
+            if (!pairs_) {
+              return fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n, {x, gs, gx, leak_, v, gv_});
             }
-            return fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n, {x, gs, gx, leak_, v, gv_});
+            const auto pairs = fused_direct_.pairs.template get<G>();
+            const auto function = call_.grad_sam ? fused_direct_.four_with_map : pairs;
+            return function(fused_.k, fused_.back, n, float(call_.neuron.leak), x, gs, upstream_.from_sam(), gx);
           }
         }
         if constexpr (G == kGroup && !kConverts<S>) {

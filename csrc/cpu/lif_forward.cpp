@@ -30,7 +30,7 @@ class ForwardTile {
         reach_(reach_for(shape_.steps, Input<S, In>::kCopies || call.affine.scale)),
         steps_(call.neuron, call.sam != nullptr),
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
-        whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak && !call.sam),
+        whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
         streamed_(is_streamed(shape_.outer * shape_.steps * at_.frame * static_cast<int64_t>(sizeof(Raw)))),
         scratch_(length, 3 + kGroup + Input<S, In>::kRows),
         input_(call, reach_, scratch_),
@@ -49,7 +49,7 @@ class ForwardTile {
     const int64_t n = end - begin, state = at_.state(outer, begin);
     input_.start(outer, begin, end);
     if (call_.leak_per_channel) spread_channels(shape_, begin, end, static_cast<const Real*>(call_.leak), leak_);
-    if (map) std::fill(count_, count_ + n, 0u);
+    if (map && !whole_) std::fill(count_, count_ + n, 0u);
     const Real* before = call_.v_init ? static_cast<const Real*>(call_.v_init) + state : rest_;
     in_groups(0, shape_.steps, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
@@ -60,7 +60,8 @@ class ForwardTile {
         const auto input = input_.template rows<G>(t, first, length);
         if (!streamed_) prefetch_rows(spikes.from(first), G, length, reach_.to_write);
         if (whole_) {
-          steps_.from_rest.template get<G>()(k_, length, input, Real(call_.neuron.leak), output.from(first));
+          steps_.from_rest.template get<G>()(k_, length, input, Real(call_.neuron.leak), output.from(first),
+                                             count_ + first);
         } else {
           steps_.steps.template get<G>()(k_, length, input, leak_ + first, {before + first, v_ + first},
                                          output.from(first), count_ + first);

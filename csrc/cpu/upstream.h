@@ -47,6 +47,9 @@ class Upstream {
     }
   }
 
+  // What comes from the map alone, of every step alike.
+  const Real* from_sam() const { return from_sam_; }
+
   // dL/ds of G steps from step t on, n elements from element `first` of the tile on, until the next call.
   template <int G>
   Rows<const Real> rows(int64_t t, int64_t first, int64_t n) {
