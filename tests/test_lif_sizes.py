@@ -67,3 +67,23 @@ def test_outputs_larger_than_caches(target, dtype):
         results.append((spikes, *torch.autograd.grad(spikes, x, upstream)))
     for actual, expected in zip(*results, strict=True):
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3, 7, 31, 33), (2, 3, 5, 29, 83), (1, 1, 9, 61, 67)], ids=str)
+def test_whole_sequences_with_a_map(target, shape, dtype, threads):
+    """From rest, with nothing carried: a path of its own, whose frames here have an odd number of elements."""
+    if target.backend == "reference":
+        pytest.skip("it is what the others are compared with")
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = (torch.randn(shape, generator=generator).to(target.device, dtype) for _ in range(2))
+    of_map = torch.randn((shape[1], *shape[3:]), generator=generator).to(target.device)
+    x.requires_grad_()
+    results = []
+    for backend in (target.backend, "reference"):
+        with use_backend(backend):
+            out = lif(x, NEURONS["paper"], return_sam=True)
+        gradient = torch.autograd.grad((out.spikes, out.sam), x, (upstream, of_map))
+        results.append((out.spikes, out.sam, *gradient))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual, expected)
