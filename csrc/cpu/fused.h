@@ -17,44 +17,13 @@ struct FusedRows {
   float* gv;       // dL/dv after the last step; becomes dL/dv before the first
 };
 
-// `back` is k, with drop_now = 0 where the reset is detached: gv*(1 - sg*0) is gv.
-template <int G, Charge C, Through T, class Surrogate, class L>
-void fused_steps(const Constants<float> k, const Constants<float> back, int64_t n, FusedRows<L> rows) {
-  constexpr Reset R = T == Through::kSubtract ? Reset::kSubtract : Reset::kHard;
-  const typename L::Raw* __restrict x = rows.x.first;
-  const typename L::Raw* __restrict gs = rows.gs.first;
-  typename L::Raw* __restrict gx = rows.gx.first;
-  const float* __restrict leak_row = rows.leak;
-  const float* __restrict v_row = rows.v;
-  float* __restrict gv_row = rows.gv;
-  CKD_SIMD
-  for (int64_t i = 0; i < n; ++i) {
-    const float leak = leak_row[i];
-    float h[G];
-    float v = v_row[i];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      h[g] = potential<C, R>(v, L::get(x[g * rows.x.stride + i]), leak, k);
-      v = after_reset<R>(h[g], k);
-    }
-    float gv = gv_row[i];
-#pragma GCC unroll 4
-    for (int g = G - 1; g >= 0; --g) {
-      const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
-      const float gh = fire_backward<T>(h[g], L::get(gs[g * rows.gs.stride + i]), gv, sg, back);
-      gx[g * rows.gx.stride + i] = L::put(grad_input<C>(gh, leak));
-      gv = grad_before<C>(gh, leak);
-    }
-    gv_row[i] = gv;
-  }
-}
-
-// A whole sequence of G steps from rest that nothing comes back to, of one element.
+// The way back through G steps of one element: v is what it was before the first of them; gv, dL/dv after the last,
+// becomes dL/dv before the first. `back` is k, with drop_now = 0 where the reset is detached: gv*(1 - sg*0) is gv.
 template <int G, Charge C, Through T, class Surrogate>
-CKD_FN void whole_sequence(const Constants<float>& k, const Constants<float>& back, float leak, const float (&x)[G],
-                           const float (&gs)[G], float (&gx)[G]) {
+CKD_FN void element_back(const Constants<float>& k, const Constants<float>& back, float leak, float v,
+                         const float (&x)[G], const float (&gs)[G], float& gv, float (&gx)[G]) {
   constexpr Reset R = T == Through::kSubtract ? Reset::kSubtract : Reset::kHard;
-  float h[G], v = k.rest, gv = 0;
+  float h[G];
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g) {
     h[g] = potential<C, R>(v, x[g], leak, k);
@@ -69,7 +38,31 @@ CKD_FN void whole_sequence(const Constants<float>& k, const Constants<float>& ba
   }
 }
 
-// The same of rows of bfloat16, two elements at a time; with Map, what comes from a map's gradient joins every step's.
+template <int G, Charge C, Through T, class Surrogate, class L>
+void fused_steps(const Constants<float> k, const Constants<float> back, int64_t n, FusedRows<L> rows) {
+  const typename L::Raw* __restrict x_rows = rows.x.first;
+  const typename L::Raw* __restrict gs_rows = rows.gs.first;
+  typename L::Raw* __restrict gx_rows = rows.gx.first;
+  const float* __restrict leak = rows.leak;
+  const float* __restrict v = rows.v;
+  float* __restrict gv_row = rows.gv;
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    float x[G], gs[G], gx[G], gv = gv_row[i];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      x[g] = L::get(x_rows[g * rows.x.stride + i]);
+      gs[g] = L::get(gs_rows[g * rows.gs.stride + i]);
+    }
+    element_back<G, C, T, Surrogate>(k, back, leak[i], v[i], x, gs, gv, gx);
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) gx_rows[g * rows.gx.stride + i] = L::put(gx[g]);
+    gv_row[i] = gv;
+  }
+}
+
+// The same of whole sequences from rest that nothing comes back to, in rows of bfloat16, two elements at a time; with
+// Map, what comes from a map's gradient joins every step's.
 template <int G, Charge C, Through T, class Surrogate, bool Map>
 void fused_pairs(const Constants<float> k, const Constants<float> back, int64_t n, float leak,
                  Rows<const uint16_t> x_rows, Rows<const uint16_t> gs_rows, const float* __restrict from_map,
@@ -86,21 +79,24 @@ void fused_pairs(const Constants<float> k, const Constants<float> back, int64_t 
       gs[0][g] = L::first(gss), gs[1][g] = L::second(gss);
       if constexpr (Map) gs[0][g] = gs[0][g] + from_map[2 * i], gs[1][g] = gs[1][g] + from_map[2 * i + 1];
     }
-    whole_sequence<G, C, T, Surrogate>(k, back, leak, x[0], gs[0], gx[0]);
-    whole_sequence<G, C, T, Surrogate>(k, back, leak, x[1], gs[1], gx[1]);
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      float gv = 0;
+      element_back<G, C, T, Surrogate>(k, back, leak, k.rest, x[j], gs[j], gv, gx[j]);
+    }
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
       L::pairs(gx_rows.first + g * gx_rows.stride)[i] = L::put(gx[0][g], gx[1][g]);
     }
   }
   if (n % 2 != 0) {
-    float x[G], gs[G], gx[G];
+    float x[G], gs[G], gx[G], gv = 0;
     for (int g = 0; g < G; ++g) {
       x[g] = L::get(x_rows.first[g * x_rows.stride + n - 1]);
       gs[g] = L::get(gs_rows.first[g * gs_rows.stride + n - 1]);
       if constexpr (Map) gs[g] = gs[g] + from_map[n - 1];
     }
-    whole_sequence<G, C, T, Surrogate>(k, back, leak, x, gs, gx);
+    element_back<G, C, T, Surrogate>(k, back, leak, k.rest, x, gs, gv, gx);
     for (int g = 0; g < G; ++g) gx_rows.first[g * gx_rows.stride + n - 1] = L::put(gx[g]);
   }
 }

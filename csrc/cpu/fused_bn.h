@@ -2,7 +2,7 @@
 // recompute, surrogate, gradient, and what either pass makes of it. It serves neurons that decay, which most are, and
 // gives the bits of the steps one by one (fused.h, grad_input.h).
 #pragma once
-#include "choose.h"
+#include "fused.h"
 #include "grad_input.h"
 
 namespace ckd::cpu::CKD_ISA {
@@ -27,35 +27,28 @@ struct BnChannel {
   float scale, shift, mean, offset, slope;
 };
 
-// The way back through the steps of one element: v is what it was before the first of them; gv, dL/dv after the last,
-// becomes dL/dv before the first. With Sums it adds to sum and moment, else it gives gradients of y and the residual.
-// `back` is as in fused_steps.
+// The way back through the steps of one element, as element_back goes. With Sums it adds to sum and moment, else it
+// gives gradients of y and the residual.
 template <Through T, class Surrogate, bool Sums, bool Residual>
 CKD_FN void bn_element(const Constants<float>& k, const Constants<float>& back, const BnChannel& channel, float leak,
                        float v, const float (&y)[kGroup], const float (&residual)[kGroup], const float (&gs)[kGroup],
                        float& gv, float& sum, float& moment, float (&gy)[kGroup], float (&grad_residual)[kGroup]) {
-  constexpr Reset R = T == Through::kSubtract ? Reset::kSubtract : Reset::kHard;
-  constexpr Charge C = Charge::kDecay;
-  float h[kGroup];
+  float x[kGroup], gx[kGroup];
 #pragma GCC unroll 4
   for (int g = 0; g < kGroup; ++g) {
-    float x = y[g] * channel.scale + channel.shift;
-    if constexpr (Residual) x = x + residual[g];
-    h[g] = potential<C, R>(v, x, leak, k);
-    v = after_reset<R>(h[g], k);
+    x[g] = y[g] * channel.scale + channel.shift;
+    if constexpr (Residual) x[g] = x[g] + residual[g];
   }
+  element_back<kGroup, Charge::kDecay, T, Surrogate>(k, back, leak, v, x, gs, gv, gx);
 #pragma GCC unroll 4
   for (int g = kGroup - 1; g >= 0; --g) {
-    const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
-    const float gx = fire_backward<T>(h[g], gs[g], gv, sg, back);
-    gv = grad_before<C>(gx, leak);
     const float centred = y[g] - channel.mean;
     if constexpr (Sums) {
-      sum = sum + gx;
-      moment = moment + gx * centred;
+      sum = sum + gx[g];
+      moment = moment + gx[g] * centred;
     } else {
-      gy[g] = ((gx - channel.offset) - centred * channel.slope) * channel.scale;
-      if constexpr (Residual) grad_residual[g] = gx;
+      gy[g] = ((gx[g] - channel.offset) - centred * channel.slope) * channel.scale;
+      if constexpr (Residual) grad_residual[g] = gx[g];
     }
   }
 }
