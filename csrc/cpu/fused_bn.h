@@ -20,6 +20,8 @@ struct FusedBnRows {
   State<float> sum, moment;
   // Of the pass that applies:
   Rows<typename L::Raw> gy, grad_residual;
+  // Whether lines ahead are asked for, to be read and to be written.
+  bool asks_to_read, asks_to_write;
 };
 
 // What an element's channel has.
@@ -70,16 +72,15 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
   const float* __restrict v = rows.v;
   const State<float> carry = rows.gv, sums = rows.sum, moments = rows.moment;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
-    for (int64_t i = begin; i < begin + kBlock; i += 64 / sizeof(typename L::Raw)) {
+    for (int64_t i = begin; i < begin + kBlock && rows.asks_to_read; i += 64 / sizeof(typename L::Raw)) {
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
         prefetch(y_rows + g * rows.y.stride + i, kToRead);
         prefetch(gs_rows + g * rows.gs.stride + i, kToRead);
         if constexpr (Residual) prefetch(residual_rows + g * rows.residual.stride + i, kToRead);
-        if constexpr (!Sums) {
-          prefetch_to_write(gy_rows + g * rows.gy.stride + i, kToWrite);
-          if constexpr (Residual) prefetch_to_write(grad_residual_rows + g * rows.grad_residual.stride + i, kToWrite);
-        }
+        if (Sums || !rows.asks_to_write) continue;
+        prefetch_to_write(gy_rows + g * rows.gy.stride + i, kToWrite);
+        if constexpr (Residual) prefetch_to_write(grad_residual_rows + g * rows.grad_residual.stride + i, kToWrite);
       }
     }
     const int64_t end = std::min(n, begin + kBlock);

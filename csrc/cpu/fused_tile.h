@@ -69,22 +69,32 @@ class FusedTile {
             const int64_t at = at_.step(outer, t, begin);
             const Rows<const Raw> x{static_cast<const Raw*>(call_.x) + at, at_.frame};
             const Rows<const Raw> gs{static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame};
-            const Rows<Raw> gx{static_cast<Raw*>(call_.grad_x) + at, at_.frame};
-            if (!pairs_) {
-              return fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n, {x, gs, gx, leak_, v, gv_});
+            const Rows<Raw> place = grad_input_.x_place(t, 0), gx = grad_input_.x_output().rows(place, G, n);
+            if (pairs_) {
+              const auto pairs = fused_direct_.pairs.template get<G>();
+              const auto function = call_.grad_sam ? fused_direct_.four_with_map : pairs;
+              function(fused_.k, fused_.back, n, float(call_.neuron.leak), x, gs, upstream_.from_sam(), gx);
+            } else {
+              fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n, {x, gs, gx, leak_, v, gv_});
             }
-            const auto pairs = fused_direct_.pairs.template get<G>();
-            const auto function = call_.grad_sam ? fused_direct_.four_with_map : pairs;
-            return function(fused_.k, fused_.back, n, float(call_.neuron.leak), x, gs, upstream_.from_sam(), gx);
+            return grad_input_.x_output().send(place, G, n);
           }
         }
         if constexpr (G == kGroup && !kConverts<S>) {
-          if constexpr (std::is_same_v<S, BFloat16>) {
-            if (pairs_ && n % 2 == 0) {
-              return fused_bn_.pairs(fused_.k, fused_.back, n, float(call_.neuron.leak), bn_rows(outer, t, begin, v));
+          if (fused_bn_.four) {
+            const FusedBnRows<S> rows = bn_rows(outer, t, begin, v);
+            if (std::is_same_v<S, BFloat16> && pairs_ && n % 2 == 0) {
+              if constexpr (std::is_same_v<S, BFloat16>) {
+                fused_bn_.pairs(fused_.k, fused_.back, n, float(call_.neuron.leak), rows);
+              }
+            } else {
+              fused_bn_.four(fused_.k, fused_.back, n, rows);
             }
+            if (call_.sums) return;
+            grad_input_.x_output().send(grad_input_.x_place(t, 0), G, n);
+            if (call_.grad_residual) grad_input_.residual_output().send(grad_input_.residual_place(t, 0), G, n);
+            return;
           }
-          if (fused_bn_.four) return fused_bn_.four(fused_.k, fused_.back, n, bn_rows(outer, t, begin, v));
         }
         in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t at, int64_t length) {
           const auto gx = grad_input_.template rows<G>(t, at, length);
@@ -125,7 +135,9 @@ class FusedTile {
       return Rows<const Raw>{rows ? static_cast<const Raw*>(rows) + at : nullptr, at_.frame};
     };
     const auto carry = [&](Real* row) { return State<Real>{whole_ ? zeros_ : row, row}; };
-    const auto out = [&](void* rows) { return Rows<Raw>{rows ? static_cast<Raw*>(rows) + at : nullptr, at_.frame}; };
+    // The steps themselves ask for what lies ahead, hence rows of no elements.
+    const auto& x_output = grad_input_.x_output();
+    const auto& residual_output = grad_input_.residual_output();
     return {in(call_.x),
             in(call_.affine.residual),
             in(call_.grad_spikes),
@@ -136,8 +148,10 @@ class FusedTile {
             carry(gv_),
             carry(grad_input_.sum()),
             carry(grad_input_.moment()),
-            out(call_.grad_x),
-            out(call_.grad_residual)};
+            x_output.rows(grad_input_.x_place(t, 0), kGroup, 0),
+            residual_output.rows(grad_input_.residual_place(t, 0), kGroup, 0),
+            reach_.to_read > 0,
+            x_output.asks()};
   }
 
   // v before the first step of a chunk.

@@ -1,6 +1,6 @@
 // Where the gradient of what charged a tile's neurons goes: to x as it is, or back through a normalisation.
 #pragma once
-#include "tile.h"
+#include "output.h"
 
 namespace ckd::cpu::CKD_ISA {
 
@@ -61,13 +61,12 @@ class GradInput {
   using Loop = typename InLoop<S>::type;
 
  public:
-  static constexpr int64_t kRows = 5 + (kConverts<S> ? 3 : 1) * kGroup;
+  static constexpr int64_t kRows = 5 + (kConverts<S> ? 3 : 1) * kGroup + 2 * Output<Raw>::kRows;
 
   // `scale`: a row that holds y's scale by the time that `start` is called.
   GradInput(const LifBackward& call, const Reach& reach, const Real* scale, Scratch<Real>& scratch)
       : call_(call),
         at_(call.shape),
-        to_write_(reach.to_write),
         stride_(scratch.stride()),
         channel_rows_(call.shape),
         scale_(scale),
@@ -76,7 +75,9 @@ class GradInput {
         slope_(scratch.rows(1)),
         sum_(scratch.rows(1)),
         moment_(scratch.rows(1)),
-        rows_(scratch.rows(kGroup)) {
+        rows_(scratch.rows(kGroup)),
+        x_output_(at_.x_elements() * kBytes, reach.to_write, scratch),
+        residual_output_(at_.elements() * kBytes, reach.to_write, scratch) {
     if constexpr (kConverts<S>) converted_ = scratch.rows(2 * kGroup);
     channel_rows_.add(call.mean, mean_);
     channel_rows_.add(call.offset, offset_);
@@ -100,9 +101,8 @@ class GradInput {
   Rows<Real> rows(int64_t t, int64_t first, int64_t n) {
     if constexpr (std::is_same_v<RealOf<S>, S>) {
       if (is_direct()) {
-        const Rows<Real> to{static_cast<Real*>(call_.grad_x) + at_.step(outer_, t, begin_ + first), at_.frame};
-        prefetch_rows(to, G, n, to_write_);
-        return to;
+        const auto to = x_output_.rows(x_place(t, first), G, n);
+        return {reinterpret_cast<Real*>(to.first), to.stride};
       }
     }
     return {rows_, stride_};
@@ -112,11 +112,9 @@ class GradInput {
   template <int G>
   void take(int64_t t, int64_t first, int64_t n, Rows<const Real> gx) {
     if constexpr (std::is_same_v<RealOf<S>, S>) {
-      if (is_direct()) return;
+      if (is_direct()) return x_output_.send(x_place(t, first), G, n);
     }
-    if (call_.grad_residual) {
-      store<G>(n, gx, static_cast<Raw*>(call_.grad_residual) + at_.step(outer_, t, begin_ + first));
-    }
+    if (call_.grad_residual) store<G>(n, gx, residual_place(t, first), residual_output_);
     if (!call_.shape.repeated) return pass_on<G>(t, first, n, gx);
     for (int g = G - 1; g >= 0; --g) {
       const Real* row = gx.first + g * gx.stride;
@@ -148,8 +146,19 @@ class GradInput {
   }
   Real* sum() const { return sum_; }
   Real* moment() const { return moment_; }
+  const Output<Raw>& x_output() const { return x_output_; }
+  const Output<Raw>& residual_output() const { return residual_output_; }
+  // Where dL/dx and the residual's gradient go, of a step and from an element of the tile on.
+  Rows<Raw> x_place(int64_t t, int64_t first) const {
+    return {static_cast<Raw*>(call_.grad_x) + at_.x(outer_, t, begin_ + first), at_.frame};
+  }
+  Rows<Raw> residual_place(int64_t t, int64_t first) const {
+    return {static_cast<Raw*>(call_.grad_residual) + at_.step(outer_, t, begin_ + first), at_.frame};
+  }
 
  private:
+  static constexpr int64_t kBytes = sizeof(Raw);
+
   bool is_direct() const { return !call_.affine.scale && !call_.shape.repeated; }
 
   Rows<const Raw> y_rows(int64_t t, int64_t first) const {
@@ -157,38 +166,42 @@ class GradInput {
   }
 
   template <int G>
-  void store(int64_t n, Rows<const Real> from, Raw* to) {
-    prefetch_rows(Rows<Raw>{to, at_.frame}, G, n, to_write_);
-    for (int g = 0; g < G; ++g) store_row<S>(from.first + g * from.stride, to + g * at_.frame, n);
+  void store(int64_t n, Rows<const Real> from, Rows<Raw> place, const Output<Raw>& output) {
+    const Rows<Raw> to = output.rows(place, G, n);
+    for (int g = 0; g < G; ++g) store_row<S>(from.first + g * from.stride, to.first + g * to.stride, n);
+    output.send(place, G, n);
   }
 
   template <int G>
   void pass_on(int64_t t, int64_t first, int64_t n, Rows<const Real> gx) {
-    Raw* to = static_cast<Raw*>(call_.grad_x) + (call_.sums ? 0 : at_.x(outer_, t, begin_ + first));
-    if (!call_.affine.scale) return store<G>(n, gx, to);
+    if (!call_.affine.scale) return store<G>(n, gx, x_place(t, first), x_output_);
     const auto y = loop_rows<G, S>(y_rows(t, first), n, {converted_, stride_});
     if (call_.sums) return reduce_steps<G, Loop>(n, gx, y, mean_ + first, sum_ + first, moment_ + first);
     Rows<typename Loop::Raw> gy{};
     if constexpr (kConverts<S>) {
       gy = {reinterpret_cast<typename Loop::Raw*>(converted_) + kGroup * stride_, stride_};
     } else {
-      gy = {to, at_.frame};
-      prefetch_rows(gy, G, n, to_write_);
+      gy = x_output_.rows(x_place(t, first), G, n);
     }
     if (call_.mean) {
       apply_steps<G, true, Loop>(n, gx, y, terms(first), gy);
     } else {
       apply_steps<G, false, Loop>(n, gx, y, terms(first), gy);
     }
-    if constexpr (kConverts<S>) store<G>(n, {converted_ + kGroup * stride_, stride_}, to);
+    if constexpr (kConverts<S>) {
+      store<G>(n, {converted_ + kGroup * stride_, stride_}, x_place(t, first), x_output_);
+    } else {
+      x_output_.send(x_place(t, first), G, n);
+    }
   }
 
   const LifBackward& call_;
   const Address at_;
-  const int64_t to_write_, stride_;
+  const int64_t stride_;
   ChannelRows<Real> channel_rows_;
   const Real* scale_;
   Real *mean_, *offset_, *slope_, *sum_, *moment_, *rows_, *converted_ = nullptr;
+  const Output<Raw> x_output_, residual_output_;
   int64_t outer_ = 0, begin_ = 0, n_ = 0;
 };
 

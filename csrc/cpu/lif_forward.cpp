@@ -4,7 +4,7 @@
 #include "choose.h"
 #include "ckd/cpu.h"
 #include "input.h"
-#include "stream.h"
+#include "output.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {
@@ -31,18 +31,15 @@ class ForwardTile {
         steps_(call.neuron, call.sam != nullptr),
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
         whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
-        streamed_(is_streamed(shape_.outer * shape_.steps * at_.frame * static_cast<int64_t>(sizeof(Raw)))),
-        scratch_(length, 3 + kGroup + Input<S, In>::kRows),
+        scratch_(length, 3 + Output<Raw>::kRows + Input<S, In>::kRows),
         input_(call, reach_, scratch_),
         v_(scratch_.rows(1)),
         rest_(scratch_.rows(1)),
         leak_(scratch_.rows(1)),
-        spikes_(reinterpret_cast<Raw*>(scratch_.rows(kGroup))) {
+        output_(at_.elements() * static_cast<int64_t>(sizeof(Raw)), reach_.to_write, scratch_) {
     if (!call.leak_per_channel) fill_leak(call, length, leak_);
     fill_row(k_.rest, length, rest_);
   }
-  ForwardTile(const ForwardTile&) = delete;
-  ~ForwardTile() { stream_fence(); }
 
   // `map`, where asked for: the spikes that each location has fired so far.
   void run(int64_t outer, int64_t begin, int64_t end, uint32_t* map) {
@@ -54,22 +51,17 @@ class ForwardTile {
     in_groups(0, shape_.steps, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
-      const Rows<Raw> output =
-          streamed_ ? Rows<Raw>{spikes_, scratch_.stride() * int64_t(sizeof(Real) / sizeof(Raw))} : spikes;
       in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t first, int64_t length) {
         const auto input = input_.template rows<G>(t, first, length);
-        if (!streamed_) prefetch_rows(spikes.from(first), G, length, reach_.to_write);
+        const Rows<Raw> output = output_.rows(spikes.from(first), G, length);
         if (whole_) {
-          steps_.from_rest.template get<G>()(k_, length, input, Real(call_.neuron.leak), output.from(first),
-                                             count_ + first);
+          steps_.from_rest.template get<G>()(k_, length, input, Real(call_.neuron.leak), output, count_ + first);
         } else {
-          steps_.steps.template get<G>()(k_, length, input, leak_ + first, {before + first, v_ + first},
-                                         output.from(first), count_ + first);
+          steps_.steps.template get<G>()(k_, length, input, leak_ + first, {before + first, v_ + first}, output,
+                                         count_ + first);
         }
+        output_.send(spikes.from(first), G, length);
       });
-      for (int g = 0; g < G && streamed_; ++g) {
-        stream_row(output.first + g * output.stride, spikes.first + g * spikes.stride, n);
-      }
       before = v_;
       const int64_t done = t + G;
       if (call_.checkpoints && done % kCheckpointEvery == 0 && done < shape_.steps) {
@@ -89,11 +81,11 @@ class ForwardTile {
   const Constants<Real> k_;
   const Reach reach_;
   const ForwardSteps<In, S> steps_;
-  const bool whole_, streamed_;
+  const bool whole_;
   Scratch<Real> scratch_;
   Input<S, In> input_;
   Real *v_, *rest_, *leak_;
-  Raw* spikes_;  // of a group of steps, on their way to memory
+  Output<Raw> output_;
   alignas(64) uint32_t count_[kTile];
 };
 

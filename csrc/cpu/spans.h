@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "ckd/params.h"
+#include "ckd/cpu.h"
 
 namespace ckd::cpu::CKD_ISA {
 
@@ -27,14 +27,16 @@ struct Reach {
   int64_t block, to_read, to_write;
 };
 
+// Whole tiles, with nothing asked for.
+inline constexpr Reach kNoReach{kTile * 8, 0, 0};
+
 // Rows of many steps are streams that start anew with every tile. The processor by itself looks far enough ahead of
 // those that are read; to ask for them, too, takes the place of other lines.
 inline Reach reach_for(int64_t steps, bool converted) {
+  // Its own prefetchers do better alone (seen on Zen 4).
+  if (processor().is_amd) return kNoReach;
   return steps <= 4 || converted ? Reach{steps == 1 ? 1024 : 256, 2048, 1024} : Reach{512, 0, 512};
 }
-
-// Whole tiles, with nothing asked for.
-inline constexpr Reach kNoReach{kTile * 8, 0, 0};
 
 // A run of one outer index' frame that one thread works off, and which of `parts` it belongs to.
 struct Span {

@@ -8,14 +8,18 @@
 #include <immintrin.h>
 #endif
 
+#include "ckd/cpu.h"
+
 namespace ckd::cpu::CKD_ISA {
 
-// Whether an output of so many bytes is written past the caches. Half as many are already written faster that way, but
-// whoever reads them next then waits for memory: spikes and the convolution behind them took up to a third longer at
-// 32 MiB, as long at 64, and a tenth less at 128.
+// Whether an output of so many bytes is written past the caches: where, with an input as large, it would not stay
+// there. On processors with much more cache than that (of several cores, whose other cores fill it, too), whoever reads
+// 32 MiB of spikes next took up to a third longer, 64 MiB as long, and 128 a tenth less.
 inline bool is_streamed([[maybe_unused]] int64_t bytes) {
 #if defined(__SSE2__)
-  return bytes >= int64_t(64) << 20;
+  constexpr int64_t kMost = int64_t(64) << 20;
+  const int64_t cache = processor().last_cache;
+  return bytes >= (cache > 0 ? std::min(cache / 2, kMost) : kMost);
 #else
   return false;
 #endif

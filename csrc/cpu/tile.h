@@ -9,8 +9,11 @@ namespace ckd::cpu::CKD_ISA {
 
 // Where a row of a tile lies in the tensors of a call.
 struct Address {
-  int64_t frame, steps, x_steps;
-  explicit Address(const Shape& s) : frame(s.frame()), steps(s.steps), x_steps(s.repeated ? 1 : s.steps) {}
+  int64_t outer, frame, steps, x_steps;
+  explicit Address(const Shape& s)
+      : outer(s.outer), frame(s.frame()), steps(s.steps), x_steps(s.repeated ? 1 : s.steps) {}
+  int64_t elements() const { return outer * steps * frame; }
+  int64_t x_elements() const { return outer * x_steps * frame; }
   int64_t state(int64_t outer, int64_t begin) const { return outer * frame + begin; }
   int64_t step(int64_t outer, int64_t t, int64_t begin) const { return (outer * steps + t) * frame + begin; }
   int64_t x(int64_t outer, int64_t t, int64_t begin) const {

@@ -26,4 +26,11 @@ CKD_CPU_CALLS(CKD_DECLARE)
 
 const char* level();
 
+// What the kernels want to know of the processor that they run on.
+struct Processor {
+  int64_t last_cache;  // bytes of the last-level cache, or 0
+  bool is_amd;
+};
+const Processor& processor();
+
 }  // namespace ckd::cpu
