@@ -58,19 +58,14 @@ template <class In, class Out>
 struct ForwardSteps {
   using Function = decltype(&forward_steps<1, Charge::kDecay, Reset::kHard, false, In, Out>);
   ByGroup<Function> steps;
-  ByGroup<decltype(&forward_from_rest<1, Charge::kDecay, Reset::kHard, false, In, Out>)> from_rest;
   ForwardSteps(const Neuron& neuron, bool count) {
     with_charge_and_reset(neuron, [&](auto c, auto r) {
       constexpr Charge C = decltype(c)::value;
       constexpr Reset R = decltype(r)::value;
       if (count) {
-        from_rest = {forward_from_rest<4, C, R, true, In, Out>, forward_from_rest<2, C, R, true, In, Out>,
-                     forward_from_rest<1, C, R, true, In, Out>};
         steps = {forward_steps<4, C, R, true, In, Out>, forward_steps<2, C, R, true, In, Out>,
                  forward_steps<1, C, R, true, In, Out>};
       } else {
-        from_rest = {forward_from_rest<4, C, R, false, In, Out>, forward_from_rest<2, C, R, false, In, Out>,
-                     forward_from_rest<1, C, R, false, In, Out>};
         steps = {forward_steps<4, C, R, false, In, Out>, forward_steps<2, C, R, false, In, Out>,
                  forward_steps<1, C, R, false, In, Out>};
       }

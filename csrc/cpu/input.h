@@ -67,11 +67,26 @@ class Input {
   const Real* scale() const { return scale_; }
   const Real* shift() const { return shift_; }
 
-  // Those of G steps from step t on, n elements from element `first` of the tile on, until the next call.
+  // Rows as they are stored, of G steps from step t on and n elements from element `first` of the tile on.
+  template <int G>
+  Rows<const Raw> x_rows(int64_t t, int64_t first, int64_t n) const {
+    const Rows<const Raw> rows{x_ + at_.x(outer_, t, begin_ + first), shape_.repeated ? 0 : at_.frame};
+    prefetch_rows(rows, shape_.repeated ? 1 : G, n, to_read_);
+    return rows;
+  }
+  template <int G>
+  Rows<const Raw> residual_rows(int64_t t, int64_t first, int64_t n) const {
+    if (!affine_.residual) return {};
+    const Rows<const Raw> rows{static_cast<const Raw*>(affine_.residual) + at_.step(outer_, t, begin_ + first),
+                               at_.frame};
+    prefetch_rows(rows, G, n, to_read_);
+    return rows;
+  }
+
+  // Those that charge the neurons, likewise, until the next call.
   template <int G>
   Rows<const typename In::Raw> rows(int64_t t, int64_t first, int64_t n) {
-    const Rows<const Raw> from{x_ + at_.x(outer_, t, begin_ + first), shape_.repeated ? 0 : at_.frame};
-    prefetch_rows(from, shape_.repeated ? 1 : G, n, to_read_);
+    const Rows<const Raw> from = x_rows<G>(t, first, n);
     if constexpr (!kCopies) {
       if (!affine_.scale) return from;
     }
@@ -80,9 +95,7 @@ class Input {
     if (!affine_.scale) {
       for (int g = 0; g < (once ? 1 : G); ++g) load_row<S>(from.first + g * from.stride, rows_ + g * stride_, n);
     } else if (affine_.residual) {
-      const Rows<const Raw> residual{static_cast<const Raw*>(affine_.residual) + at_.step(outer_, t, begin_ + first),
-                                     at_.frame};
-      prefetch_rows(residual, G, n, to_read_);
+      const Rows<const Raw> residual = residual_rows<G>(t, first, n);
       normalise_steps<G, true, Loop>(n, loop_rows<G, S>(from, n, {converted_, stride_}), scale_ + first, shift_ + first,
                                      loop_rows<G, S>(residual, n, {converted_ + kGroup * stride_, stride_}), to);
     } else if (once) {

@@ -5,12 +5,13 @@
 #include "ckd/cpu.h"
 #include "input.h"
 #include "output.h"
+#include "whole.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {
 
 // A span of whole locations, about a tile long where rows are short.
-int64_t whole_rows(const Shape& shape, int64_t tile) {
+int64_t whole_locations(const Shape& shape, int64_t tile) {
   const int64_t row = shape.channels * shape.inner;
   return row * std::max<int64_t>(1, tile / row);
 }
@@ -20,6 +21,7 @@ template <class S, class In>
 class ForwardTile {
   using Real = typename S::Real;
   using Raw = typename S::Raw;
+  using Loop = typename InLoop<S>::type;
 
  public:
   ForwardTile(const LifForward& call, int64_t length)
@@ -29,6 +31,7 @@ class ForwardTile {
         k_(call.neuron),
         reach_(reach_for(shape_.steps, Input<S, In>::kCopies || call.affine.scale)),
         steps_(call.neuron, call.sam != nullptr),
+        whole_steps_(call.neuron, call.sam != nullptr, source(call)),
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
         whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
         scratch_(length, 3 + Output<Raw>::kRows + Input<S, In>::kRows),
@@ -52,13 +55,12 @@ class ForwardTile {
       constexpr int G = decltype(group)::value;
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
       in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t first, int64_t length) {
-        const auto input = input_.template rows<G>(t, first, length);
         const Rows<Raw> output = output_.rows(spikes.from(first), G, length);
         if (whole_) {
-          steps_.from_rest.template get<G>()(k_, length, input, Real(call_.neuron.leak), output, count_ + first);
+          whole_steps_.steps.template get<G>()(k_, 0, length, whole_rows<G>(t, first, length, output));
         } else {
-          steps_.steps.template get<G>()(k_, length, input, leak_ + first, {before + first, v_ + first}, output,
-                                         count_ + first);
+          steps_.steps.template get<G>()(k_, length, input_.template rows<G>(t, first, length), leak_ + first,
+                                         {before + first, v_ + first}, output, count_ + first);
         }
         output_.send(spikes.from(first), G, length);
       });
@@ -75,12 +77,34 @@ class ForwardTile {
   }
 
  private:
+  static Source source(const LifForward& call) {
+    if (kConverts<S> || !call.affine.scale) return Source::kPlain;
+    return call.affine.residual ? Source::kResidual : Source::kNormalised;
+  }
+
+  template <int G>
+  WholeRows<Loop, S> whole_rows(int64_t t, int64_t first, int64_t n, Rows<Raw> output) {
+    const Real leak = Real(call_.neuron.leak);
+    if constexpr (kConverts<S>) {
+      return {input_.template rows<G>(t, first, n), {}, nullptr, nullptr, leak, output, count_ + first};
+    } else {
+      return {input_.template x_rows<G>(t, first, n),
+              input_.template residual_rows<G>(t, first, n),
+              input_.scale() + first,
+              input_.shift() + first,
+              leak,
+              output,
+              count_ + first};
+    }
+  }
+
   const LifForward& call_;
   const Shape& shape_;
   const Address at_;
   const Constants<Real> k_;
   const Reach reach_;
   const ForwardSteps<In, S> steps_;
+  const WholeSteps<Loop, S> whole_steps_;
   const bool whole_;
   Scratch<Real> scratch_;
   Input<S, In> input_;
@@ -96,7 +120,7 @@ void forward(const LifForward& call, int threads) {
                 row = shape.channels * shape.inner;
   // Counts are integers until the end, in the memory of the map itself.
   uint32_t* map = reinterpret_cast<uint32_t*>(call.sam);
-  Cut(shape, map ? whole_rows(shape, tile_size) : tile_size).run(threads, [&] {
+  Cut(shape, map ? whole_locations(shape, tile_size) : tile_size).run(threads, [&] {
     return [&, tile = std::make_unique<ForwardTile<S, In>>(call, tile_size)](const Span& span) {
       uint32_t* span_map = map ? map + span.outer * shape.rows * shape.inner : nullptr;
       const int64_t map_begin = span.begin / row * shape.inner, map_end = span.end / row * shape.inner;

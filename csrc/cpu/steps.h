@@ -50,27 +50,6 @@ void forward_steps(const Constants<typename In::Real> k, int64_t n, Rows<const t
   }
 }
 
-// A whole sequence of G steps from rest, which needs no rows of state; with Count, its spikes are counted.
-template <int G, Charge C, Reset R, bool Count, class In, class Out>
-void forward_from_rest(const Constants<typename In::Real> k, int64_t n, Rows<const typename In::Raw> x,
-                       typename In::Real leak, Rows<typename Out::Raw> spikes, uint32_t* __restrict count) {
-  const typename In::Raw* __restrict from = x.first;
-  typename Out::Raw* __restrict to = spikes.first;
-  CKD_SIMD
-  for (int64_t i = 0; i < n; ++i) {
-    typename In::Real state = k.rest;
-    uint32_t fired = 0;
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const auto h = potential<C, R>(state, In::get(from[g * x.stride + i]), leak, k);
-      to[g * spikes.stride + i] = h >= k.fire_level ? Out::kOne : typename Out::Raw(0);
-      if constexpr (Count) fired += h >= k.fire_level ? 1u : 0u;
-      state = after_reset<R>(h, k);
-    }
-    if constexpr (Count) count[i] = fired;
-  }
-}
-
 // The same as forward_steps, keeping h instead of spikes.
 template <int G, Charge C, Reset R, class In>
 void recompute_steps(const Constants<typename In::Real> k, int64_t n, Rows<const typename In::Raw> x,

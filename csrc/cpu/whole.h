@@ -1,0 +1,145 @@
+// A whole sequence of a few time steps from rest, in one loop that keeps everything in registers: normalise, add a
+// residual, charge, fire. Most calls are one; the others go through rows of state (steps.h) and give the same bits.
+#pragma once
+#include "choose.h"
+
+namespace ckd::cpu::CKD_ISA {
+
+// What charges the neurons: x, or what a normalisation makes of it, or that and a residual.
+enum class Source { kPlain, kNormalised, kResidual };
+
+// What a sequence is given; scale and shift have a value for each element.
+template <class In, class Out>
+struct WholeRows {
+  Rows<const typename In::Raw> x, residual;
+  const typename In::Real *scale, *shift;
+  typename In::Real leak;
+  Rows<typename Out::Raw> spikes;
+  uint32_t* count;  // becomes how often each element fires, where that is counted
+};
+
+template <Source X, class Real>
+CKD_FN Real charged_by(Real x, Real residual, Real scale, Real shift) {
+  if constexpr (X == Source::kPlain) return x;
+  const Real normalised = x * scale + shift;
+  return X == Source::kResidual ? normalised + residual : normalised;
+}
+
+// The potentials of one element.
+template <int G, Charge C, Reset R, class Real>
+CKD_FN void element_forward(const Constants<Real>& k, Real leak, const Real (&x)[G], Real (&h)[G]) {
+  Real v = k.rest;
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) {
+    h[g] = potential<C, R>(v, x[g], leak, k);
+    v = after_reset<R>(h[g], k);
+  }
+}
+
+template <int G, Charge C, Reset R, bool Count, Source X, class In, class Out>
+void whole_steps(const Constants<typename In::Real> k, int64_t begin, int64_t n, const WholeRows<In, Out> rows) {
+  using Real = typename In::Real;
+  const typename In::Raw* __restrict from = rows.x.first;
+  const typename In::Raw* __restrict other = rows.residual.first;
+  const Real* __restrict scale = rows.scale;
+  const Real* __restrict shift = rows.shift;
+  typename Out::Raw* __restrict to = rows.spikes.first;
+  uint32_t* __restrict count = rows.count;
+  CKD_SIMD
+  for (int64_t i = begin; i < n; ++i) {
+    Real x[G];
+    Real h[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const Real residual = X == Source::kResidual ? In::get(other[g * rows.residual.stride + i]) : Real(0);
+      const Real a = X == Source::kPlain ? Real(0) : scale[i], b = X == Source::kPlain ? Real(0) : shift[i];
+      x[g] = charged_by<X>(In::get(from[g * rows.x.stride + i]), residual, a, b);
+    }
+    element_forward<G, C, R>(k, rows.leak, x, h);
+    uint32_t fired = 0;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      to[g * rows.spikes.stride + i] = h[g] >= k.fire_level ? Out::kOne : typename Out::Raw(0);
+      fired += h[g] >= k.fire_level ? 1u : 0u;
+    }
+    if constexpr (Count) count[i] = fired;
+  }
+}
+
+// The same of rows of bfloat16, two elements at a time.
+template <int G, Charge C, Reset R, bool Count, Source X>
+void whole_pairs(const Constants<float> k, int64_t begin, int64_t n, const WholeRows<BFloat16, BFloat16> rows) {
+  using L = BFloat16;
+  const float* __restrict scale = rows.scale;
+  const float* __restrict shift = rows.shift;
+  uint32_t* __restrict count = rows.count;
+  CKD_SIMD
+  for (int64_t i = begin / 2; i < n / 2; ++i) {
+    float x[2][G];
+    float h[2][G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const uint32_t xs = L::pairs(rows.x.first + g * rows.x.stride)[i];
+      uint32_t others = 0;
+      if constexpr (X == Source::kResidual) others = L::pairs(rows.residual.first + g * rows.residual.stride)[i];
+      float a[2] = {}, b[2] = {};
+      if constexpr (X != Source::kPlain) {
+        a[0] = scale[2 * i], a[1] = scale[2 * i + 1], b[0] = shift[2 * i], b[1] = shift[2 * i + 1];
+      }
+      x[0][g] = charged_by<X>(L::first(xs), L::first(others), a[0], b[0]);
+      x[1][g] = charged_by<X>(L::second(xs), L::second(others), a[1], b[1]);
+    }
+    element_forward<G, C, R>(k, rows.leak, x[0], h[0]);
+    element_forward<G, C, R>(k, rows.leak, x[1], h[1]);
+    uint32_t fired[2] = {};
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const uint32_t first = h[0][g] >= k.fire_level ? L::kOne : 0u,
+                     second = h[1][g] >= k.fire_level ? uint32_t(L::kOne) << 16 : 0u;
+      L::pairs(rows.spikes.first + g * rows.spikes.stride)[i] = first | second;
+      fired[0] += h[0][g] >= k.fire_level ? 1u : 0u, fired[1] += h[1][g] >= k.fire_level ? 1u : 0u;
+    }
+    if constexpr (Count) count[2 * i] = fired[0], count[2 * i + 1] = fired[1];
+  }
+  if (n % 2 != 0) whole_steps<G, C, R, Count, X>(k, n - 1, n, rows);
+}
+
+// Chosen once a call.
+template <class In, class Out>
+struct WholeSteps {
+  using Function = void (*)(Constants<typename In::Real>, int64_t, int64_t, WholeRows<In, Out>);
+  ByGroup<Function> steps;
+
+  WholeSteps(const Neuron& neuron, bool count, Source source) {
+    with_charge_and_reset(neuron, [&](auto charge, auto reset) {
+      constexpr Charge C = decltype(charge)::value;
+      constexpr Reset R = decltype(reset)::value;
+      const auto choose = [&](auto x) {
+        constexpr Source X = decltype(x)::value;
+        if (count) {
+          steps = {function<4, C, R, true, X>(), function<2, C, R, true, X>(), function<1, C, R, true, X>()};
+        } else {
+          steps = {function<4, C, R, false, X>(), function<2, C, R, false, X>(), function<1, C, R, false, X>()};
+        }
+      };
+      if (source == Source::kPlain) return choose(std::integral_constant<Source, Source::kPlain>{});
+      // Rows that have to be converted are normalised on the way.
+      if constexpr (std::is_same_v<In, Out>) {
+        if (source == Source::kNormalised) return choose(std::integral_constant<Source, Source::kNormalised>{});
+        return choose(std::integral_constant<Source, Source::kResidual>{});
+      }
+    });
+  }
+
+ private:
+  template <int G, Charge C, Reset R, bool Count, Source X>
+  static Function function() {
+    if constexpr (std::is_same_v<In, BFloat16>) {
+      return whole_pairs<G, C, R, Count, X>;
+    } else {
+      return whole_steps<G, C, R, Count, X, In, Out>;
+    }
+  }
+};
+
+}  // namespace ckd::cpu::CKD_ISA
