@@ -73,14 +73,13 @@ void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, d
     for (int j = 0; j < kLine<S>; ++j) add(row + i + j * Lanes::kCount, j % kChains);
   }
   for (; i + Lanes::kCount <= n; i += Lanes::kCount) add(row + i, 0);
-  double s = (sums[0] + sums[1]).total(), q = (sums_of_squares[0] + sums_of_squares[1]).total();
+  Lanes::Two totals = Lanes::totals(sums[0] + sums[1], sums_of_squares[0] + sums_of_squares[1]);
   for (; i < n; ++i) {
     const double d = S::get(row[i]) - pivot;
-    s += d;
-    q += d * d;
+    totals += Lanes::Two{d, d * d};
   }
-  *sum += s;
-  *squares += q;
+  *sum += totals[0];
+  *squares += totals[1];
 }
 
 // The same of a few vectors out of `count` rows, each of a channel's own.

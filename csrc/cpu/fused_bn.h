@@ -7,7 +7,7 @@
 
 namespace ckd::cpu::CKD_ISA {
 
-// What a group of steps is given, as it is stored; a channel's values in rows, one for each element.
+// What a group of steps is given, as it is stored; a channel's values in rows, one for each element or block.
 template <class L>
 struct FusedBnRows {
   Rows<const typename L::Raw> y, residual, gs;
@@ -20,6 +20,8 @@ struct FusedBnRows {
   State<float> sum, moment;
   // Of the pass that applies:
   Rows<typename L::Raw> gy, grad_residual;
+  // Whether a channel's values are given for blocks of elements, all of which are whole then.
+  bool has_blocks;
   // Whether lines ahead are asked for, to be read and to be written.
   bool asks_to_read, asks_to_write;
 };
@@ -55,19 +57,35 @@ CKD_FN void bn_element(const Constants<float>& k, const Constants<float>& back, 
   }
 }
 
+// Calls f(i, channel) for the elements begin to end, whose channels' values lie in rows: one for each element, or for
+// each block of elements.
+template <class L, class F>
+CKD_FN void with_channels(const FusedBnRows<L>& rows, int64_t begin, int64_t end, const F& f) {
+  const BatchTerms<float> terms = rows.terms;
+  const float* __restrict shift = rows.shift;
+  const auto at = [&](int64_t i) __attribute__((always_inline)) {
+    return BnChannel{terms.scale[i], shift[i], terms.mean[i], terms.offset[i], terms.slope[i]};
+  };
+  if (rows.has_blocks) {
+    const BnChannel channel = at(begin / kBlock);
+    CKD_SIMD
+    for (int64_t i = begin; i < begin + kBlock; ++i) f(i, channel);
+  } else {
+    CKD_SIMD
+    for (int64_t i = begin; i < end; ++i) f(i, at(i));
+  }
+}
+
 // With Sums, the pass that sums, else the one that applies.
 template <Through T, class Surrogate, bool Sums, bool Residual, class L>
 void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64_t n, const FusedBnRows<L> rows) {
   constexpr int G = kGroup;
-  constexpr int64_t kBlock = 64;                     // elements between prefetches
-  constexpr int64_t kToRead = 1024, kToWrite = 512;  // bytes that those look ahead
+  constexpr int64_t kToRead = 1024, kToWrite = 512;  // bytes that are looked ahead from block to block
   const typename L::Raw* __restrict y_rows = rows.y.first;
   const typename L::Raw* __restrict residual_rows = rows.residual.first;
   const typename L::Raw* __restrict gs_rows = rows.gs.first;
   typename L::Raw* __restrict gy_rows = rows.gy.first;
   typename L::Raw* __restrict grad_residual_rows = rows.grad_residual.first;
-  const BatchTerms<float> terms = rows.terms;
-  const float* __restrict shift = rows.shift;
   const float* __restrict leak = rows.leak;
   const float* __restrict v = rows.v;
   const State<float> carry = rows.gv, sums = rows.sum, moments = rows.moment;
@@ -83,9 +101,7 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
         if constexpr (Residual) prefetch_to_write(grad_residual_rows + g * rows.grad_residual.stride + i, kToWrite);
       }
     }
-    const int64_t end = std::min(n, begin + kBlock);
-    CKD_SIMD
-    for (int64_t i = begin; i < end; ++i) {
+    with_channels(rows, begin, std::min(n, begin + kBlock), [&](int64_t i, const BnChannel& channel) __attribute__((always_inline)) {
       float y[G], residual[G] = {}, gs[G], gy[G], grad_residual[G], sum = 0, moment = 0, gv = carry.before[i];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
@@ -94,7 +110,6 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
         if constexpr (Residual) residual[g] = L::get(residual_rows[g * rows.residual.stride + i]);
       }
       if constexpr (Sums) sum = sums.before[i], moment = moments.before[i];
-      const BnChannel channel{terms.scale[i], shift[i], terms.mean[i], terms.offset[i], terms.slope[i]};
       bn_element<T, Surrogate, Sums, Residual>(k, back, channel, leak[i], v[i], y, residual, gs, gv, sum, moment, gy,
                                                grad_residual);
       if constexpr (Sums) {
@@ -107,7 +122,7 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
         }
       }
       carry.after[i] = gv;
-    }
+    });
   }
 }
 
@@ -122,8 +137,10 @@ void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64
   const float* __restrict shift = rows.shift;
   float* __restrict sums = rows.sum.after;
   float* __restrict moments = rows.moment.after;
-  CKD_SIMD
-  for (int64_t i = 0; i < n / 2; ++i) {
+  const auto at = [&](int64_t j) __attribute__((always_inline)) {
+    return BnChannel{terms.scale[j], shift[j], terms.mean[j], terms.offset[j], terms.slope[j]};
+  };
+  const auto pair = [&](int64_t i, const BnChannel& first, const BnChannel& second) __attribute__((always_inline)) {
     float y[2][G], residual[2][G] = {}, gs[2][G], gy[2][G], grad_residual[2][G], sum[2] = {}, moment[2] = {};
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
@@ -138,12 +155,10 @@ void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64
     }
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      const int64_t at = 2 * i + j;
-      const BnChannel channel{terms.scale[at], shift[at], terms.mean[at], terms.offset[at], terms.slope[at]};
       float gv = 0;
-      bn_element<T, Surrogate, Sums, Residual>(k, back, channel, leak, k.rest, y[j], residual[j], gs[j], gv, sum[j],
-                                               moment[j], gy[j], grad_residual[j]);
-      if constexpr (Sums) sums[at] = sum[j], moments[at] = moment[j];
+      bn_element<T, Surrogate, Sums, Residual>(k, back, j == 0 ? first : second, leak, k.rest, y[j], residual[j], gs[j],
+                                               gv, sum[j], moment[j], gy[j], grad_residual[j]);
+      if constexpr (Sums) sums[2 * i + j] = sum[j], moments[2 * i + j] = moment[j];
     }
     if constexpr (!Sums) {
 #pragma GCC unroll 4
@@ -155,6 +170,16 @@ void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64
         }
       }
     }
+  };
+  if (rows.has_blocks) {
+    for (int64_t begin = 0; begin < n / 2; begin += kBlock / 2) {
+      const BnChannel channel = at(2 * begin / kBlock);
+      CKD_SIMD
+      for (int64_t i = begin; i < begin + kBlock / 2; ++i) pair(i, channel, channel);
+    }
+  } else {
+    CKD_SIMD
+    for (int64_t i = 0; i < n / 2; ++i) pair(i, at(2 * i), at(2 * i + 1));
   }
 }
 

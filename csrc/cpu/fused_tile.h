@@ -31,10 +31,11 @@ class FusedTile {
         whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
         pairs_(std::is_same_v<S, BFloat16> && (whole_ || (direct_ && is_one_group(call.shape.steps))) && !call.v_init &&
                !call.leak && !call.grad_v && !call.grad_v_init && (!call.grad_sam || call.shape.steps == kGroup)),
+        has_blocks_(whole_ && has_channel_blocks(call.shape)),
         scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
-        input_(call, reach_, scratch_),
+        input_(call, reach_, has_blocks_, scratch_),
         upstream_(call, reach_, scratch_),
-        grad_input_(call, reach_, input_.scale(), scratch_),
+        grad_input_(call, reach_, input_.scale(), has_blocks_, scratch_),
         rest_(scratch_.rows(1)),
         zeros_(scratch_.rows(1)),
         v_(scratch_.rows(kGroups)),
@@ -150,6 +151,7 @@ class FusedTile {
             carry(grad_input_.moment()),
             x_output.rows(grad_input_.x_place(t, 0), kGroup, 0),
             residual_output.rows(grad_input_.residual_place(t, 0), kGroup, 0),
+            has_blocks_,
             reach_.to_read > 0,
             x_output.asks()};
   }
@@ -189,6 +191,8 @@ class FusedTile {
   const bool whole_;
   // Whether one call of any steps is, of bfloat16, and neither does anything come from or go to before the first one.
   const bool pairs_;
+  // Whether the steps behind a normalisation are given its values for blocks.
+  const bool has_blocks_;
   Scratch<Real> scratch_;
   Input<S, Float32> input_;
   Upstream<S> upstream_;

@@ -63,12 +63,13 @@ class GradInput {
  public:
   static constexpr int64_t kRows = 5 + (kConverts<S> ? 3 : 1) * kGroup + 2 * Output<Raw>::kRows;
 
-  // `scale`: a row that holds y's scale by the time that `start` is called.
-  GradInput(const LifBackward& call, const Reach& reach, const Real* scale, Scratch<Real>& scratch)
+  // `scale`: a row that holds y's scale by the time that `start` is called. `has_blocks`: whether rows of what channels
+  // have are those of blocks; only steps that do all themselves take them.
+  GradInput(const LifBackward& call, const Reach& reach, const Real* scale, bool has_blocks, Scratch<Real>& scratch)
       : call_(call),
         at_(call.shape),
         stride_(scratch.stride()),
-        channel_rows_(call.shape),
+        channel_rows_(call.shape, has_blocks),
         scale_(scale),
         mean_(scratch.rows(1)),
         offset_(scratch.rows(1)),
@@ -136,8 +137,7 @@ class GradInput {
       }
     }
     if (!call_.sums) return;
-    gather_channels(call_.shape, begin_, begin_ + n_, sum_, sums);
-    gather_channels(call_.shape, begin_, begin_ + n_, moment_, sums + call_.shape.channels);
+    gather_channels(call_.shape, begin_, begin_ + n_, sum_, sums, moment_, sums + call_.shape.channels);
   }
 
   // For steps that do themselves what `rows` and `take` are for: what they apply, and what they add to.

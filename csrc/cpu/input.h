@@ -39,15 +39,16 @@ class Input {
   // How many rows of scratch memory it takes.
   static constexpr int64_t kRows = 2 + (kConverts<S> ? 3 : 1) * kGroup;
 
+  // `has_blocks`: whether scale() and shift() are those of blocks; rows() is not to be asked for then.
   template <class Call>
-  Input(const Call& call, const Reach& reach, Scratch<Real>& scratch)
+  Input(const Call& call, const Reach& reach, bool has_blocks, Scratch<Real>& scratch)
       : shape_(call.shape),
         at_(call.shape),
         x_(static_cast<const Raw*>(call.x)),
         affine_(call.affine),
         to_read_(reach.to_read),
         stride_(scratch.stride()),
-        channel_rows_(call.shape),
+        channel_rows_(call.shape, has_blocks),
         scale_(scratch.rows(1)),
         shift_(scratch.rows(1)),
         rows_(scratch.rows(kGroup)) {

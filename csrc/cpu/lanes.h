@@ -56,19 +56,18 @@ class Lanes {
     return a.with(b, [](Part x, Part y) { return x * y; });
   }
 
+  typedef double Two __attribute__((vector_size(16)));
+
   // Halves are added up until one is left.
   CKD_FN double total() const {
-    typedef double Two __attribute__((vector_size(16)));
-#if defined(__AVX512F__)
-    const Part four = parts_[0] + __builtin_shufflevector(parts_[0], parts_[0], 4, 5, 6, 7, 4, 5, 6, 7);
-    const Two two = __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
-#elif defined(__AVX2__) && defined(__F16C__)
-    const Part four = parts_[0] + parts_[1];
-    const Two two = __builtin_shufflevector(four, four, 0, 1) + __builtin_shufflevector(four, four, 2, 3);
-#else
-    const Two two = (parts_[0] + parts_[2]) + (parts_[1] + parts_[3]);
-#endif
+    const Two two = halves();
     return two[0] + two[1];
+  }
+
+  // The totals of both.
+  CKD_FN static Two totals(const Lanes& a, const Lanes& b) {
+    const Two x = a.halves(), y = b.halves();
+    return Two{x[0], y[0]} + Two{x[1], y[1]};
   }
 
  private:
@@ -105,6 +104,23 @@ class Lanes {
     return part;
   }
 
+  // Halves added up until two are left.
+  CKD_FN Two halves() const {
+#if defined(__AVX512F__)
+    const __m512d eight = reinterpret_cast<__m512d>(parts_[0]);
+    return halves(_mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_maskz_extractf64x4_pd(0xF, eight, 1)));
+#elif defined(__AVX2__) && defined(__F16C__)
+    return halves(reinterpret_cast<__m256d>(parts_[0] + parts_[1]));
+#else
+    return (parts_[0] + parts_[2]) + (parts_[1] + parts_[3]);
+#endif
+  }
+#if defined(__AVX2__)
+  CKD_FN static Two halves(__m256d four) {
+    return reinterpret_cast<Two>(_mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1)));
+  }
+#endif
+
   template <class F>
   CKD_FN Lanes with(const Lanes& other, const F& f) const {
     Lanes result;
@@ -116,21 +132,31 @@ class Lanes {
   Part parts_[kParts];
 };
 
-// Of a row of the arithmetic's type.
+// Of two rows of the arithmetic's type.
 template <class Real>
-inline double sum_row(const Real* row, int64_t n) {
+inline Lanes::Two sum_rows(const Real* a, const Real* b, int64_t n) {
   using S = std::conditional_t<std::is_same_v<Real, double>, Float64, Float32>;
   constexpr int kChains = 4;  // additions that do not wait for each other
-  const auto* from = reinterpret_cast<const typename S::Raw*>(row);
-  Lanes lanes[kChains];
+  const auto* as = reinterpret_cast<const typename S::Raw*>(a);
+  const auto* bs = reinterpret_cast<const typename S::Raw*>(b);
+  Lanes x[kChains], y[kChains];
   int64_t i = 0;
   for (; i + kChains * Lanes::kCount <= n; i += kChains * Lanes::kCount) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kChains; ++j) lanes[j] = lanes[j] + Lanes::load<S>(from + i + j * Lanes::kCount);
+    for (int j = 0; j < kChains; ++j) {
+      x[j] = x[j] + Lanes::load<S>(as + i + j * Lanes::kCount);
+      y[j] = y[j] + Lanes::load<S>(bs + i + j * Lanes::kCount);
+    }
   }
-  double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])).total();
-  for (; i < n; ++i) sum += row[i];
-  return sum;
+  Lanes::Two sums = Lanes::totals((x[0] + x[1]) + (x[2] + x[3]), (y[0] + y[1]) + (y[2] + y[3]));
+  for (; i < n; ++i) sums += Lanes::Two{a[i], b[i]};
+  return sums;
+}
+
+// Of one.
+template <class Real>
+inline double sum_row(const Real* row, int64_t n) {
+  return sum_rows(row, row, n)[0];
 }
 
 }  // namespace ckd::cpu::CKD_ISA

@@ -35,7 +35,7 @@ class ForwardTile {
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
         whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
         scratch_(length, 3 + Output<Raw>::kRows + Input<S, In>::kRows),
-        input_(call, reach_, scratch_),
+        input_(call, reach_, false, scratch_),
         v_(scratch_.rows(1)),
         rest_(scratch_.rows(1)),
         leak_(scratch_.rows(1)),
