@@ -12,6 +12,23 @@ namespace ckd {
 CKD_FN float magnitude(float x) { return ::fabsf(x); }
 CKD_FN double magnitude(double x) { return ::fabs(x); }
 
+// x, or 0 where it is negative; NaN stays NaN.
+CKD_FN double positive_part(double x) { return 0.0 > x ? 0.0 : x; }
+CKD_FN float positive_part(float x) {
+#ifdef __CUDA_ARCH__
+  return 0.0f > x ? 0.0f : x;
+#else
+  // The order of floats that are not negative is that of their bits, and what is negative is so as an integer, too: one
+  // instruction instead of a comparison and a choice. (A NaN of negative sign would be lost; a difference from a
+  // magnitude has none.)
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = bits > 0 ? bits : 0;
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+#endif
+}
+
 CKD_FN double exponential(double x) { return ::exp(x); }
 
 // exp(x) for x <= 0. The CPU version (Cephes' polynomial, 2 ulp) is plain arithmetic, so that it vectorises.
@@ -84,7 +101,7 @@ struct Triangle {
   static constexpr const char* name = "triangle";
   CKD_DERIVATIVE(Real u, Real c0, Real c1) {
     const Real d = c0 - magnitude(u) * c1;
-    return Real(0) > d ? Real(0) : d;  // NaN stays NaN
+    return positive_part(d);
   }
 };
 
