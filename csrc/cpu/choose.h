@@ -93,6 +93,18 @@ struct RecomputeSteps {
   }
 };
 
+template <class In>
+struct AdvanceSteps {
+  ByGroup<decltype(&advance_steps<1, Charge::kDecay, Reset::kHard, In>)> steps;
+  explicit AdvanceSteps(const Neuron& neuron) {
+    with_charge_and_reset(neuron, [&](auto c, auto r) {
+      constexpr Charge C = decltype(c)::value;
+      constexpr Reset R = decltype(r)::value;
+      steps = {advance_steps<4, C, R, In>, advance_steps<2, C, R, In>, advance_steps<1, C, R, In>};
+    });
+  }
+};
+
 template <class Real>
 struct BackwardSteps {
   using Function = decltype(&backward_steps<1, Through::kHard, false, Real>);

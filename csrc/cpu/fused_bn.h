@@ -101,28 +101,31 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
         if constexpr (Residual) prefetch_to_write(grad_residual_rows + g * rows.grad_residual.stride + i, kToWrite);
       }
     }
-    with_channels(rows, begin, std::min(n, begin + kBlock), [&](int64_t i, const BnChannel& channel) __attribute__((always_inline)) {
-      float y[G], residual[G] = {}, gs[G], gy[G], grad_residual[G], sum = 0, moment = 0, gv = carry.before[i];
+    with_channels(rows, begin, std::min(n, begin + kBlock),
+                  [&](int64_t i, const BnChannel& channel) __attribute__((always_inline)) {
+                    float y[G], residual[G] = {}, gs[G], gy[G], grad_residual[G], sum = 0, moment = 0,
+                                gv = carry.before[i];
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        y[g] = L::get(y_rows[g * rows.y.stride + i]);
-        gs[g] = L::get(gs_rows[g * rows.gs.stride + i]);
-        if constexpr (Residual) residual[g] = L::get(residual_rows[g * rows.residual.stride + i]);
-      }
-      if constexpr (Sums) sum = sums.before[i], moment = moments.before[i];
-      bn_element<T, Surrogate, Sums, Residual>(k, back, channel, leak[i], v[i], y, residual, gs, gv, sum, moment, gy,
-                                               grad_residual);
-      if constexpr (Sums) {
-        sums.after[i] = sum, moments.after[i] = moment;
-      } else {
+                    for (int g = 0; g < G; ++g) {
+                      y[g] = L::get(y_rows[g * rows.y.stride + i]);
+                      gs[g] = L::get(gs_rows[g * rows.gs.stride + i]);
+                      if constexpr (Residual) residual[g] = L::get(residual_rows[g * rows.residual.stride + i]);
+                    }
+                    if constexpr (Sums) sum = sums.before[i], moment = moments.before[i];
+                    bn_element<T, Surrogate, Sums, Residual>(k, back, channel, leak[i], v[i], y, residual, gs, gv, sum,
+                                                             moment, gy, grad_residual);
+                    if constexpr (Sums) {
+                      sums.after[i] = sum, moments.after[i] = moment;
+                    } else {
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) {
-          gy_rows[g * rows.gy.stride + i] = L::put(gy[g]);
-          if constexpr (Residual) grad_residual_rows[g * rows.grad_residual.stride + i] = L::put(grad_residual[g]);
-        }
-      }
-      carry.after[i] = gv;
-    });
+                      for (int g = 0; g < G; ++g) {
+                        gy_rows[g * rows.gy.stride + i] = L::put(gy[g]);
+                        if constexpr (Residual)
+                          grad_residual_rows[g * rows.grad_residual.stride + i] = L::put(grad_residual[g]);
+                      }
+                    }
+                    carry.after[i] = gv;
+                  });
   }
 }
 

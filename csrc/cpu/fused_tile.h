@@ -26,7 +26,8 @@ class FusedTile {
         fused_(call.neuron),
         fused_direct_(call.neuron),
         fused_bn_(call),
-        recompute_(call.neuron),
+        advance_(call.neuron),
+        advance_direct_(call.neuron),
         direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.affine.scale && !call.shape.repeated),
         whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
         pairs_(std::is_same_v<S, BFloat16> && (whole_ || (direct_ && is_one_group(call.shape.steps))) && !call.v_init &&
@@ -40,8 +41,7 @@ class FusedTile {
         zeros_(scratch_.rows(1)),
         v_(scratch_.rows(kGroups)),
         gv_(scratch_.rows(1)),
-        leak_(scratch_.rows(1)),
-        unused_(scratch_.rows(kGroup)) {
+        leak_(scratch_.rows(1)) {
     if (!call.leak_per_channel) fill_leak(call, length, leak_);
     fill_row(fused_.k.rest, length, rest_);
     fill_row(Real(0), length, zeros_);
@@ -124,7 +124,7 @@ class FusedTile {
  private:
   // Room for v before every group of a chunk but the first: 3 of 4 steps, or 2 and one of 2 and one of 1.
   static constexpr int64_t kGroups = kCheckpointEvery / kGroup;
-  static constexpr int64_t kRows = 2 + kGroups + 2 + kGroup;
+  static constexpr int64_t kRows = 2 + kGroups + 2;
 
   static Rows<const Float32::Raw> bits(Rows<const float> rows) {
     return {reinterpret_cast<const Float32::Raw*>(rows.first), rows.stride};
@@ -171,8 +171,13 @@ class FusedTile {
     in_groups(first, last, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
       if (t + G == last) return;
-      recompute_.steps.template get<G>()(fused_.k, n, input_.template rows<G>(t, 0, n), leak_, {before, after},
-                                         {unused_, scratch_.stride()});
+      if (std::is_same_v<S, BFloat16> && direct_) {
+        const auto x = input_.template x_rows<G>(t, 0, n);
+        advance_direct_.steps.template get<G>()(fused_.k, n, {reinterpret_cast<const uint16_t*>(x.first), x.stride},
+                                                leak_, {before, after});
+      } else {
+        advance_.steps.template get<G>()(fused_.k, n, input_.template rows<G>(t, 0, n), leak_, {before, after});
+      }
       before = after;
       after += scratch_.stride();
     });
@@ -185,7 +190,8 @@ class FusedTile {
   // Rows of bfloat16 are read and written in place where nothing but the steps touches them.
   const FusedSteps<BFloat16> fused_direct_;
   const FusedBnSteps<typename InLoop<S>::type> fused_bn_;
-  const RecomputeSteps<Float32> recompute_;
+  const AdvanceSteps<Float32> advance_;
+  const AdvanceSteps<BFloat16> advance_direct_;
   const bool direct_;
   // Whether one call of the steps behind a normalisation is the whole way back: nothing comes from later steps.
   const bool whole_;
@@ -197,7 +203,7 @@ class FusedTile {
   Input<S, Float32> input_;
   Upstream<S> upstream_;
   GradInput<S> grad_input_;
-  Real *rest_, *zeros_, *v_, *gv_, *leak_, *unused_;
+  Real *rest_, *zeros_, *v_, *gv_, *leak_;
 };
 
 }  // namespace ckd::cpu::CKD_ISA

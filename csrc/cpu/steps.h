@@ -71,6 +71,22 @@ void recompute_steps(const Constants<typename In::Real> k, int64_t n, Rows<const
   }
 }
 
+// The same, keeping the state alone.
+template <int G, Charge C, Reset R, class In>
+void advance_steps(const Constants<typename In::Real> k, int64_t n, Rows<const typename In::Raw> x,
+                   const typename In::Real* __restrict leak, State<typename In::Real> v) {
+  const typename In::Raw* __restrict from = x.first;
+  CKD_SIMD
+  for (int64_t i = 0; i < n; ++i) {
+    typename In::Real state = v.before[i];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      state = after_reset<R>(potential<C, R>(state, In::get(from[g * x.stride + i]), leak[i], k), k);
+    }
+    v.after[i] = state;
+  }
+}
+
 // sg(h - threshold).
 template <class S, class Real>
 void surrogate_row(const Constants<Real> k, int64_t n, const Real* __restrict h, Real* __restrict sg) {
