@@ -1,17 +1,21 @@
 // What the system tells of the processor.
-#include <fstream>
+#include <cstdio>
 
 #include "ckd/cpu.h"
 
 namespace ckd::cpu {
 namespace {
 
-// 0 where the system does not tell.
+// 0 where the system does not tell. Read without streams: a library that carries its own copy of their code, next to
+// PyTorch's, may not get as far as the first number.
 int64_t last_cache() {
-  std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
-  int64_t size = 0;
+  std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r");
+  if (!file) return 0;
+  long long size = 0;
   char unit = 0;
-  if (!(file >> size >> unit)) return 0;
+  const bool is_there = std::fscanf(file, "%lld%c", &size, &unit) == 2;
+  std::fclose(file);
+  if (!is_there) return 0;
   return unit == 'K' ? size << 10 : unit == 'M' ? size << 20 : 0;
 }
 
