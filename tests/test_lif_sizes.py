@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ckd_kernels import Neuron, lif, use_backend
+from ckd_kernels import Neuron, bn_lif, lif, use_backend
 from lif_checks import check_gradients
 from reference_cases import Case, make_neuron
+from tolerances import assert_close
 
 NEURONS = {
     "paper": Neuron.paper(),
@@ -89,3 +90,32 @@ def test_whole_sequences_with_a_map(target, shape, dtype, threads):
         results.append((out.spikes, out.sam, *gradient))
     for actual, expected in zip(*results, strict=True):
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("image", "training"), [((64, 64), True), ((61, 67), False)], ids=str)
+def test_outputs_of_a_normalisation_larger_than_caches(target, image, dtype, training):
+    """Channels that are a number of whole blocks, and such that are not; a residual, whose gradient is as large."""
+    if target.backend == "reference":
+        pytest.skip("it is what the others are compared with")
+    if training and target.backend != "cpu":
+        pytest.skip("GPU kernels add up statistics in another order")
+    channels = 3
+    batch = 69_000_000 // (4 * channels * image[0] * image[1] * dtype.itemsize) + 1
+    shape = (4, batch, channels, *image)
+    generator = torch.Generator().manual_seed(0)
+    y, residual, upstream = (torch.randn(shape, generator=generator, dtype=dtype).to(target.device) for _ in range(3))
+    weight, bias = (torch.tensor(v, device=target.device) for v in ([0.8, -1.2, 0.5], [0.4, 0.1, 0.7]))
+    leaves = [t.requires_grad_() for t in (y, residual, weight, bias)]
+    results = []
+    for backend in (target.backend, "reference"):
+        running = torch.full((channels,), 0.1, device=target.device), torch.full((channels,), 1.5, device=target.device)
+        with use_backend(backend):
+            spikes = bn_lif(y, weight, bias, *running, NEURONS["paper"], residual=residual, training=training)
+        results.append((spikes, *torch.autograd.grad(spikes, leaves, upstream)))
+    names = ("spikes", "grad_y", "grad_residual", "grad_weight", "grad_bias")
+    for name, actual, expected in zip(names, *results, strict=True):
+        if name == "spikes" or (not training and name in ("grad_y", "grad_residual")):
+            assert torch.equal(actual, expected), name
+        else:
+            assert_close(name, actual, expected, scale=expected.abs().max().item())

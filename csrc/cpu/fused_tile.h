@@ -70,7 +70,8 @@ class FusedTile {
             const int64_t at = at_.step(outer, t, begin);
             const Rows<const Raw> x{static_cast<const Raw*>(call_.x) + at, at_.frame};
             const Rows<const Raw> gs{static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame};
-            const Rows<Raw> place = grad_input_.x_place(t, 0), gx = grad_input_.x_output().rows(place, G, n);
+            // Bound by arithmetic: nothing is asked for, hence rows of no elements.
+            const Rows<Raw> gx = grad_input_.x_output().rows(grad_input_.x_place(t), 0, G, 0);
             if (pairs_) {
               const auto pairs = fused_direct_.pairs.template get<G>();
               const auto function = call_.grad_sam ? fused_direct_.four_with_map : pairs;
@@ -78,7 +79,7 @@ class FusedTile {
             } else {
               fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n, {x, gs, gx, leak_, v, gv_});
             }
-            return grad_input_.x_output().send(place, G, n);
+            return grad_input_.template send<G>(t);
           }
         }
         if constexpr (G == kGroup && !kConverts<S>) {
@@ -91,10 +92,7 @@ class FusedTile {
             } else {
               fused_bn_.four(fused_.k, fused_.back, n, rows);
             }
-            if (call_.sums) return;
-            grad_input_.x_output().send(grad_input_.x_place(t, 0), G, n);
-            if (call_.grad_residual) grad_input_.residual_output().send(grad_input_.residual_place(t, 0), G, n);
-            return;
+            return grad_input_.template send<G>(t);
           }
         }
         in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t at, int64_t length) {
@@ -108,6 +106,7 @@ class FusedTile {
                                           gv_ + at});
           grad_input_.template take<G>(t, at, length, {gx.first, gx.stride});
         });
+        grad_input_.template send<G>(t);
       });
     }
     if (call_.grad_v_init) std::memcpy(static_cast<Real*>(call_.grad_v_init) + state, gv_, n * sizeof(Real));
@@ -149,8 +148,8 @@ class FusedTile {
             carry(gv_),
             carry(grad_input_.sum()),
             carry(grad_input_.moment()),
-            x_output.rows(grad_input_.x_place(t, 0), kGroup, 0),
-            residual_output.rows(grad_input_.residual_place(t, 0), kGroup, 0),
+            x_output.rows(grad_input_.x_place(t), 0, kGroup, 0),
+            residual_output.rows(grad_input_.residual_place(t), 0, kGroup, 0),
             has_blocks_,
             reach_.to_read > 0,
             x_output.asks()};

@@ -102,7 +102,7 @@ class GradInput {
   Rows<Real> rows(int64_t t, int64_t first, int64_t n) {
     if constexpr (std::is_same_v<RealOf<S>, S>) {
       if (is_direct()) {
-        const auto to = x_output_.rows(x_place(t, first), G, n);
+        const auto to = x_output_.rows(x_place(t), first, G, n);
         return {reinterpret_cast<Real*>(to.first), to.stride};
       }
     }
@@ -113,9 +113,9 @@ class GradInput {
   template <int G>
   void take(int64_t t, int64_t first, int64_t n, Rows<const Real> gx) {
     if constexpr (std::is_same_v<RealOf<S>, S>) {
-      if (is_direct()) return x_output_.send(x_place(t, first), G, n);
+      if (is_direct()) return;
     }
-    if (call_.grad_residual) store<G>(n, gx, residual_place(t, first), residual_output_);
+    if (call_.grad_residual) store<G>(first, n, gx, residual_place(t), residual_output_);
     if (!call_.shape.repeated) return pass_on<G>(t, first, n, gx);
     for (int g = G - 1; g >= 0; --g) {
       const Real* row = gx.first + g * gx.stride;
@@ -123,6 +123,13 @@ class GradInput {
       CKD_SIMD
       for (int64_t i = 0; i < n; ++i) sum[i] += row[i];
     }
+  }
+
+  // To be called when all elements of the tile are taken, of G steps from step t on.
+  template <int G>
+  void send(int64_t t) const {
+    if (!call_.sums && !call_.shape.repeated) x_output_.send(x_place(t), G, n_);
+    if (call_.grad_residual) residual_output_.send(residual_place(t), G, n_);
   }
 
   // `sums`, where asked for: [2, channels].
@@ -134,6 +141,7 @@ class GradInput {
         for (int64_t i = 0; i < n_; ++i) moment_[i] = sum_[i] * (rows_[i] - mean_[i]);
       } else {
         pass_on<1>(0, 0, n_, {sum_, 0});
+        x_output_.send(x_place(0), 1, n_);
       }
     }
     if (!call_.sums) return;
@@ -148,12 +156,10 @@ class GradInput {
   Real* moment() const { return moment_; }
   const Output<Raw>& x_output() const { return x_output_; }
   const Output<Raw>& residual_output() const { return residual_output_; }
-  // Where dL/dx and the residual's gradient go, of a step and from an element of the tile on.
-  Rows<Raw> x_place(int64_t t, int64_t first) const {
-    return {static_cast<Raw*>(call_.grad_x) + at_.x(outer_, t, begin_ + first), at_.frame};
-  }
-  Rows<Raw> residual_place(int64_t t, int64_t first) const {
-    return {static_cast<Raw*>(call_.grad_residual) + at_.step(outer_, t, begin_ + first), at_.frame};
+  // Where dL/dx and the residual's gradient go, from a step on.
+  Rows<Raw> x_place(int64_t t) const { return {static_cast<Raw*>(call_.grad_x) + at_.x(outer_, t, begin_), at_.frame}; }
+  Rows<Raw> residual_place(int64_t t) const {
+    return {static_cast<Raw*>(call_.grad_residual) + at_.step(outer_, t, begin_), at_.frame};
   }
 
  private:
@@ -166,22 +172,21 @@ class GradInput {
   }
 
   template <int G>
-  void store(int64_t n, Rows<const Real> from, Rows<Raw> place, const Output<Raw>& output) {
-    const Rows<Raw> to = output.rows(place, G, n);
+  void store(int64_t first, int64_t n, Rows<const Real> from, Rows<Raw> place, const Output<Raw>& output) {
+    const Rows<Raw> to = output.rows(place, first, G, n);
     for (int g = 0; g < G; ++g) store_row<S>(from.first + g * from.stride, to.first + g * to.stride, n);
-    output.send(place, G, n);
   }
 
   template <int G>
   void pass_on(int64_t t, int64_t first, int64_t n, Rows<const Real> gx) {
-    if (!call_.affine.scale) return store<G>(n, gx, x_place(t, first), x_output_);
+    if (!call_.affine.scale) return store<G>(first, n, gx, x_place(t), x_output_);
     const auto y = loop_rows<G, S>(y_rows(t, first), n, {converted_, stride_});
     if (call_.sums) return reduce_steps<G, Loop>(n, gx, y, mean_ + first, sum_ + first, moment_ + first);
     Rows<typename Loop::Raw> gy{};
     if constexpr (kConverts<S>) {
       gy = {reinterpret_cast<typename Loop::Raw*>(converted_) + kGroup * stride_, stride_};
     } else {
-      gy = x_output_.rows(x_place(t, first), G, n);
+      gy = x_output_.rows(x_place(t), first, G, n);
     }
     if (call_.mean) {
       apply_steps<G, true, Loop>(n, gx, y, terms(first), gy);
@@ -189,9 +194,7 @@ class GradInput {
       apply_steps<G, false, Loop>(n, gx, y, terms(first), gy);
     }
     if constexpr (kConverts<S>) {
-      store<G>(n, {converted_ + kGroup * stride_, stride_}, x_place(t, first), x_output_);
-    } else {
-      x_output_.send(x_place(t, first), G, n);
+      store<G>(first, n, {converted_ + kGroup * stride_, stride_}, x_place(t), x_output_);
     }
   }
 

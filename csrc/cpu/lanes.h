@@ -108,7 +108,8 @@ class Lanes {
   CKD_FN Two halves() const {
 #if defined(__AVX512F__)
     const __m512d eight = reinterpret_cast<__m512d>(parts_[0]);
-    return halves(_mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_maskz_extractf64x4_pd(0xF, eight, 1)));
+    return halves(
+        _mm256_add_pd(_mm512_maskz_extractf64x4_pd(0xF, eight, 0), _mm512_maskz_extractf64x4_pd(0xF, eight, 1)));
 #elif defined(__AVX2__) && defined(__F16C__)
     return halves(reinterpret_cast<__m256d>(parts_[0] + parts_[1]));
 #else

@@ -55,15 +55,15 @@ class ForwardTile {
       constexpr int G = decltype(group)::value;
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
       in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t first, int64_t length) {
-        const Rows<Raw> output = output_.rows(spikes.from(first), G, length);
+        const Rows<Raw> output = output_.rows(spikes, first, G, length);
         if (whole_) {
           whole_steps_.steps.template get<G>()(k_, 0, length, whole_rows<G>(t, first, length, output));
         } else {
           steps_.steps.template get<G>()(k_, length, input_.template rows<G>(t, first, length), leak_ + first,
                                          {before + first, v_ + first}, output, count_ + first);
         }
-        output_.send(spikes.from(first), G, length);
       });
+      output_.send(spikes, G, n);
       before = v_;
       const int64_t done = t + G;
       if (call_.checkpoints && done % kCheckpointEvery == 0 && done < shape_.steps) {

@@ -27,14 +27,14 @@ class Output {
   // Whether lines ahead are to be asked for.
   bool asks() const { return ahead_ > 0; }
 
-  // Where to write n elements of each of `count` rows that lie at `place`.
-  Rows<Raw> rows(Rows<Raw> place, int64_t count, int64_t n) const {
-    if (streamed_) return {rows_, stride_};
-    prefetch_rows(place, count, n, ahead_);
-    return place;
+  // Where to write n elements, from element `first` on, of each of `count` rows that lie at `place`.
+  Rows<Raw> rows(Rows<Raw> place, int64_t first, int64_t count, int64_t n) const {
+    if (streamed_) return Rows<Raw>{rows_, stride_}.from(first);
+    prefetch_rows(place.from(first), count, n, ahead_);
+    return place.from(first);
   }
 
-  // To be called when they are written.
+  // To be called when the rows are written, all n elements: in longer pieces they go faster.
   void send(Rows<Raw> place, int64_t count, int64_t n) const {
     if (!streamed_) return;
     for (int64_t row = 0; row < count; ++row) stream_row(rows_ + row * stride_, place.first + row * place.stride, n);

@@ -126,6 +126,7 @@ class WideTile {
       }
     }
     grad_input_.template take<G>(t, 0, n_, {gx.first, gx.stride});
+    grad_input_.template send<G>(t);
   }
 
   void add_leak_gradient(int64_t t, int64_t first, const Real* gh) {
