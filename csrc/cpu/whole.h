@@ -37,7 +37,8 @@ CKD_FN void element_forward(const Constants<Real>& k, Real leak, const Real (&x)
 }
 
 template <int G, Charge C, Reset R, bool Count, Source X, class In, class Out>
-void whole_steps(const Constants<typename In::Real> k, int64_t begin, int64_t n, const WholeRows<In, Out> rows) {
+void whole_steps(const Constants<typename In::Real> k, int64_t begin, int64_t n, const WholeRows<In, Out>& given) {
+  const WholeRows<In, Out> rows = given;  // which no store can change
   using Real = typename In::Real;
   const typename In::Raw* __restrict from = rows.x.first;
   const typename In::Raw* __restrict other = rows.residual.first;
@@ -68,7 +69,8 @@ void whole_steps(const Constants<typename In::Real> k, int64_t begin, int64_t n,
 
 // The same of rows of bfloat16, two elements at a time.
 template <int G, Charge C, Reset R, bool Count, Source X>
-void whole_pairs(const Constants<float> k, int64_t begin, int64_t n, const WholeRows<BFloat16, BFloat16> rows) {
+void whole_pairs(const Constants<float> k, int64_t begin, int64_t n, const WholeRows<BFloat16, BFloat16>& given) {
+  const WholeRows<BFloat16, BFloat16> rows = given;
   using L = BFloat16;
   const float* __restrict scale = rows.scale;
   const float* __restrict shift = rows.shift;
@@ -107,7 +109,7 @@ void whole_pairs(const Constants<float> k, int64_t begin, int64_t n, const Whole
 // Chosen once a call.
 template <class In, class Out>
 struct WholeSteps {
-  using Function = void (*)(Constants<typename In::Real>, int64_t, int64_t, WholeRows<In, Out>);
+  using Function = void (*)(Constants<typename In::Real>, int64_t, int64_t, const WholeRows<In, Out>&);
   ByGroup<Function> steps;
 
   WholeSteps(const Neuron& neuron, bool count, Source source) {
