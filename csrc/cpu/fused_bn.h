@@ -31,6 +31,10 @@ struct BnChannel {
   float scale, shift, mean, offset, slope;
 };
 
+CKD_FN BnChannel channel_at(const BatchTerms<float>& terms, const float* shift, int64_t i) {
+  return {terms.scale[i], shift[i], terms.mean[i], terms.offset[i], terms.slope[i]};
+}
+
 // The way back through the steps of one element, as element_back goes. With Sums it adds to sum and moment, else it
 // gives gradients of y and the residual.
 template <Through T, class Surrogate, bool Sums, bool Residual>
@@ -63,16 +67,13 @@ template <class L, class F>
 CKD_FN void with_channels(const FusedBnRows<L>& rows, int64_t begin, int64_t end, const F& f) {
   const BatchTerms<float> terms = rows.terms;
   const float* __restrict shift = rows.shift;
-  const auto at = [&](int64_t i) __attribute__((always_inline)) {
-    return BnChannel{terms.scale[i], shift[i], terms.mean[i], terms.offset[i], terms.slope[i]};
-  };
   if (rows.has_blocks) {
-    const BnChannel channel = at(begin / kBlock);
+    const BnChannel channel = channel_at(terms, shift, begin / kBlock);
     CKD_SIMD
     for (int64_t i = begin; i < begin + kBlock; ++i) f(i, channel);
   } else {
     CKD_SIMD
-    for (int64_t i = begin; i < end; ++i) f(i, at(i));
+    for (int64_t i = begin; i < end; ++i) f(i, channel_at(terms, shift, i));
   }
 }
 
@@ -140,9 +141,6 @@ void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64
   const float* __restrict shift = rows.shift;
   float* __restrict sums = rows.sum.after;
   float* __restrict moments = rows.moment.after;
-  const auto at = [&](int64_t j) __attribute__((always_inline)) {
-    return BnChannel{terms.scale[j], shift[j], terms.mean[j], terms.offset[j], terms.slope[j]};
-  };
   const auto pair = [&](int64_t i, const BnChannel& first, const BnChannel& second) __attribute__((always_inline)) {
     float y[2][G], residual[2][G] = {}, gs[2][G], gy[2][G], grad_residual[2][G], sum[2] = {}, moment[2] = {};
 #pragma GCC unroll 4
@@ -176,13 +174,13 @@ void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64
   };
   if (rows.has_blocks) {
     for (int64_t begin = 0; begin < n / 2; begin += kBlock / 2) {
-      const BnChannel channel = at(2 * begin / kBlock);
+      const BnChannel channel = channel_at(terms, shift, 2 * begin / kBlock);
       CKD_SIMD
       for (int64_t i = begin; i < begin + kBlock / 2; ++i) pair(i, channel, channel);
     }
   } else {
     CKD_SIMD
-    for (int64_t i = 0; i < n / 2; ++i) pair(i, at(2 * i), at(2 * i + 1));
+    for (int64_t i = 0; i < n / 2; ++i) pair(i, channel_at(terms, shift, 2 * i), channel_at(terms, shift, 2 * i + 1));
   }
 }
 

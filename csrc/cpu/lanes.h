@@ -58,13 +58,7 @@ class Lanes {
 
   typedef double Two __attribute__((vector_size(16)));
 
-  // Halves are added up until one is left.
-  CKD_FN double total() const {
-    const Two two = halves();
-    return two[0] + two[1];
-  }
-
-  // The totals of both.
+  // The totals of both: halves are added up until one is left.
   CKD_FN static Two totals(const Lanes& a, const Lanes& b) {
     const Two x = a.halves(), y = b.halves();
     return Two{x[0], y[0]} + Two{x[1], y[1]};
@@ -135,7 +129,7 @@ class Lanes {
 
 // Of two rows of the arithmetic's type.
 template <class Real>
-inline Lanes::Two sum_rows(const Real* a, const Real* b, int64_t n) {
+CKD_FN Lanes::Two sum_rows(const Real* a, const Real* b, int64_t n) {
   using S = std::conditional_t<std::is_same_v<Real, double>, Float64, Float32>;
   constexpr int kChains = 4;  // additions that do not wait for each other
   const auto* as = reinterpret_cast<const typename S::Raw*>(a);

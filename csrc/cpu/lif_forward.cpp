@@ -57,7 +57,7 @@ class ForwardTile {
       in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t first, int64_t length) {
         const Rows<Raw> output = output_.rows(spikes, first, G, length);
         if (whole_) {
-          whole_steps_.steps.template get<G>()(k_, 0, length, whole_rows<G>(t, first, length, output));
+          whole_steps_.steps.template get<G>()(k_, length, whole_rows<G>(t, first, length, output));
         } else {
           steps_.steps.template get<G>()(k_, length, input_.template rows<G>(t, first, length), leak_ + first,
                                          {before + first, v_ + first}, output, count_ + first);

@@ -16,6 +16,12 @@ struct WholeRows {
   typename In::Real leak;
   Rows<typename Out::Raw> spikes;
   uint32_t* count;  // becomes how often each element fires, where that is counted
+
+  // From element i on, where all of it is given.
+  WholeRows from(int64_t i) const {
+    return {x.from(i), residual.first ? residual.from(i) : residual, scale + i, shift + i, leak, spikes.from(i),
+            count + i};
+  }
 };
 
 template <Source X, class Real>
@@ -37,7 +43,7 @@ CKD_FN void element_forward(const Constants<Real>& k, Real leak, const Real (&x)
 }
 
 template <int G, Charge C, Reset R, bool Count, Source X, class In, class Out>
-void whole_steps(const Constants<typename In::Real> k, int64_t begin, int64_t n, const WholeRows<In, Out>& given) {
+void whole_steps(const Constants<typename In::Real> k, int64_t n, const WholeRows<In, Out>& given) {
   const WholeRows<In, Out> rows = given;  // which no store can change
   using Real = typename In::Real;
   const typename In::Raw* __restrict from = rows.x.first;
@@ -47,7 +53,7 @@ void whole_steps(const Constants<typename In::Real> k, int64_t begin, int64_t n,
   typename Out::Raw* __restrict to = rows.spikes.first;
   uint32_t* __restrict count = rows.count;
   CKD_SIMD
-  for (int64_t i = begin; i < n; ++i) {
+  for (int64_t i = 0; i < n; ++i) {
     Real x[G];
     Real h[G];
 #pragma GCC unroll 4
@@ -69,14 +75,14 @@ void whole_steps(const Constants<typename In::Real> k, int64_t begin, int64_t n,
 
 // The same of rows of bfloat16, two elements at a time.
 template <int G, Charge C, Reset R, bool Count, Source X>
-void whole_pairs(const Constants<float> k, int64_t begin, int64_t n, const WholeRows<BFloat16, BFloat16>& given) {
+void whole_pairs(const Constants<float> k, int64_t n, const WholeRows<BFloat16, BFloat16>& given) {
   const WholeRows<BFloat16, BFloat16> rows = given;
   using L = BFloat16;
   const float* __restrict scale = rows.scale;
   const float* __restrict shift = rows.shift;
   uint32_t* __restrict count = rows.count;
   CKD_SIMD
-  for (int64_t i = begin / 2; i < n / 2; ++i) {
+  for (int64_t i = 0; i < n / 2; ++i) {
     float x[2][G];
     float h[2][G];
 #pragma GCC unroll 4
@@ -103,13 +109,13 @@ void whole_pairs(const Constants<float> k, int64_t begin, int64_t n, const Whole
     }
     if constexpr (Count) count[2 * i] = fired[0], count[2 * i + 1] = fired[1];
   }
-  if (n % 2 != 0) whole_steps<G, C, R, Count, X>(k, n - 1, n, rows);
+  if (n % 2 != 0) whole_steps<G, C, R, Count, X>(k, 1, rows.from(n - 1));
 }
 
 // Chosen once a call.
 template <class In, class Out>
 struct WholeSteps {
-  using Function = void (*)(Constants<typename In::Real>, int64_t, int64_t, const WholeRows<In, Out>&);
+  using Function = void (*)(Constants<typename In::Real>, int64_t, const WholeRows<In, Out>&);
   ByGroup<Function> steps;
 
   WholeSteps(const Neuron& neuron, bool count, Source source) {
