@@ -141,15 +141,20 @@ def test_neurons(target, charge, reset, detach, dtype):
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("image", [(19, 9), (8, 8), (12, 16)], ids=str)
 @pytest.mark.parametrize(("reset", "detach"), RESETS_AND_DETACH)
-def test_gradients_of_spikes_alone(target, reset, detach, residual, dtype, memory):
-    """Kernels have shorter ways for calls that return spikes alone; a map whose gradient is zero takes the long one."""
+def test_gradients_of_spikes_alone(target, reset, detach, image, residual, dtype, memory):
+    """Kernels have shorter ways for calls that return spikes alone; a map whose gradient is zero takes the long one.
+
+    Images of whole blocks of 64 elements take a way of their own again.
+    """
     turn = RESETS_AND_DETACH.index((reset, detach))
     for steps, surrogate in ((4, SURROGATES[turn]), (7, SURROGATES[turn + 1]), (20, "triangle")):
         neuron = make_neuron("decay", reset, surrogate_=surrogate, detach_reset=detach)
         torch.manual_seed(turn)
-        y, r, upstream = (arrange(torch.randn(steps, 2, 5, 19, 9), memory).to(target.device, dtype) for _ in range(3))
-        leaves = [y.requires_grad_(), *(torch.full((5,), 1.3, device=target.device).requires_grad_() for _ in range(2))]
+        y, r, upstream = (arrange(torch.randn(steps, 2, 5, *image), memory).to(target.device, dtype) for _ in range(3))
+        affine = [torch.linspace(*ends, 5).to(target.device).requires_grad_() for ends in ((0.8, 1.9), (1.6, 0.9))]
+        leaves = [y.requires_grad_(), *affine]
         if residual:
             leaves.append(r.requires_grad_())
         options = {"residual": r} if residual else {}
