@@ -205,6 +205,18 @@ def test_not_a_number_stays_in_its_channel(target):
     assert spikes[:, :, 0].sum() > 0
 
 
+@pytest.mark.parametrize("image", [(8, 8), (3, 3)], ids=str)
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+def test_nan_of_any_payload_stays_nan(target, image, memory):
+    """Uninitialised memory may hold any; rounding one to a short type must not make a number of it."""
+    y = arrange(samples("normal", (4, 2, 3, *image)).bfloat16(), memory).to(target.device).requires_grad_()
+    weight = torch.tensor([0, -1, 2**31 - 1], dtype=torch.int32).view(torch.float32).to(target.device)
+    with use_backend(target.backend):
+        bn_lif(y, weight, None, None, None, Neuron.paper()).sum().backward()
+    assert not y.grad[:, :, 0].isnan().any()
+    assert y.grad[:, :, 1:].isnan().all()
+
+
 def test_empty(target):
     for shape in ((0, 2, 3, 4, 4), (4, 0, 3, 4, 4), (4, 2, 3, 0, 4)):
         y = torch.zeros(shape, device=target.device, requires_grad=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ckd_kernels import Neuron, lif, sam, use_backend
-from lif_checks import check_forward, check_gradients
+from lif_checks import Target, check_forward, check_gradients
 from reference_cases import MEMORY, Case, arrange, currents, make_neuron, plain_loop
 from tolerances import assert_same
 
@@ -153,6 +153,30 @@ def test_nan_reaches_the_gradient_of_its_own_element_only(target, surrogate, res
     assert_same("gradient of the other elements", dirty[:, ~touched], clean[:, ~touched])
     if surrogate != "rectangle":  # whose derivative is 0 wherever |u| < 0.5/a does not hold
         assert dirty[1, 0, 3].isnan()
+
+
+@pytest.mark.parametrize("where", ["v_init", "decay", "v", "sam"])
+@pytest.mark.parametrize("steps", [4, 5, 20])
+def test_nan_of_any_payload_stays_nan(target, steps, where):
+    """Uninitialised memory may hold any; rounding one to a short type must not make a number of it."""
+    shape, frame = (steps, 3, 11), {"v_init": (3, 11), "decay": (11,), "v": (3, 11), "sam": (3,)}[where]
+    options = {"channel_dim": 2} if where in ("decay", "sam") else {}
+    values = torch.full(frame, 0.5)
+    values.view(-1)[:2] = torch.tensor([-1, 2**31 - 1], dtype=torch.int32).view(torch.float32)
+
+    def lost(target):
+        given, ones = values.to(target.device), torch.ones(shape, dtype=torch.bfloat16, device=target.device)
+        x = currents(shape, torch.bfloat16, 0).to(target.device).requires_grad_()
+        with use_backend(target.backend):
+            if where in ("v", "sam"):
+                out = lif(x, Neuron(), return_v=where == "v", return_sam=where == "sam", **options)
+                return torch.autograd.grad([out.spikes, getattr(out, where)], x, [ones, given])[0].isnan().cpu()
+            return torch.autograd.grad(lif(x, Neuron(), **options, **{where: given}), x, ones)[0].isnan().cpu()
+
+    expected = lost(Target("reference", "cpu"))
+    assert expected.any()
+    assert not expected.all()
+    assert torch.equal(lost(target), expected)
 
 
 @pytest.mark.parametrize(

@@ -38,16 +38,16 @@ CKD_FN BnChannel channel_at(const BatchTerms<float>& terms, const float* shift, 
 // The way back through the steps of one element, as element_back goes. With Sums it adds to sum and moment, else it
 // gives gradients of y and the residual.
 template <Through T, class Surrogate, bool Sums, bool Residual>
-CKD_FN void bn_element(const Constants<float>& k, const Constants<float>& back, const BnChannel& channel, float leak,
-                       float v, const float (&y)[kGroup], const float (&residual)[kGroup], const float (&gs)[kGroup],
-                       float& gv, float& sum, float& moment, float (&gy)[kGroup], float (&grad_residual)[kGroup]) {
+CKD_FN void bn_element(const Constants<float>& k, float drop_back, const BnChannel& channel, float leak, float v,
+                       const float (&y)[kGroup], const float (&residual)[kGroup], const float (&gs)[kGroup], float& gv,
+                       float& sum, float& moment, float (&gy)[kGroup], float (&grad_residual)[kGroup]) {
   float x[kGroup], gx[kGroup];
 #pragma GCC unroll 4
   for (int g = 0; g < kGroup; ++g) {
     x[g] = y[g] * channel.scale + channel.shift;
     if constexpr (Residual) x[g] = x[g] + residual[g];
   }
-  element_back<kGroup, Charge::kDecay, T, Surrogate>(k, back, leak, v, x, gs, gv, gx);
+  element_back<kGroup, Charge::kDecay, T, Surrogate>(k, drop_back, leak, v, x, gs, gv, gx);
 #pragma GCC unroll 4
   for (int g = kGroup - 1; g >= 0; --g) {
     const float centred = y[g] - channel.mean;
@@ -79,7 +79,7 @@ CKD_FN void with_channels(const FusedBnRows<L>& rows, int64_t begin, int64_t end
 
 // With Sums, the pass that sums, else the one that applies.
 template <Through T, class Surrogate, bool Sums, bool Residual, class L>
-void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64_t n, const FusedBnRows<L> rows) {
+void fused_bn_steps(const Constants<float> k, float drop_back, int64_t n, const FusedBnRows<L> rows) {
   constexpr int G = kGroup;
   constexpr int64_t kToRead = 1024, kToWrite = 512;  // bytes that are looked ahead from block to block
   const typename L::Raw* __restrict y_rows = rows.y.first;
@@ -113,8 +113,8 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
                       if constexpr (Residual) residual[g] = L::get(residual_rows[g * rows.residual.stride + i]);
                     }
                     if constexpr (Sums) sum = sums.before[i], moment = moments.before[i];
-                    bn_element<T, Surrogate, Sums, Residual>(k, back, channel, leak[i], v[i], y, residual, gs, gv, sum,
-                                                             moment, gy, grad_residual);
+                    bn_element<T, Surrogate, Sums, Residual>(k, drop_back, channel, leak[i], v[i], y, residual, gs, gv,
+                                                             sum, moment, gy, grad_residual);
                     if constexpr (Sums) {
                       sums.after[i] = sum, moments.after[i] = moment;
                     } else {
@@ -133,7 +133,7 @@ void fused_bn_steps(const Constants<float> k, const Constants<float> back, int64
 // The same of rows of bfloat16, two elements at a time, where these steps are the whole sequence, from rest, and
 // nothing comes back to it. An odd element at the end is left to the caller.
 template <Through T, class Surrogate, bool Sums, bool Residual>
-void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64_t n, float leak,
+void fused_bn_pairs(const Constants<float> k, float drop_back, int64_t n, float leak,
                     const FusedBnRows<BFloat16> rows) {
   using L = BFloat16;
   constexpr int G = kGroup;
@@ -157,8 +157,8 @@ void fused_bn_pairs(const Constants<float> k, const Constants<float> back, int64
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       float gv = 0;
-      bn_element<T, Surrogate, Sums, Residual>(k, back, j == 0 ? first : second, leak, k.rest, y[j], residual[j], gs[j],
-                                               gv, sum[j], moment[j], gy[j], grad_residual[j]);
+      bn_element<T, Surrogate, Sums, Residual>(k, drop_back, j == 0 ? first : second, leak, k.rest, y[j], residual[j],
+                                               gs[j], gv, sum[j], moment[j], gy[j], grad_residual[j]);
       if constexpr (Sums) sums[2 * i + j] = sum[j], moments[2 * i + j] = moment[j];
     }
     if constexpr (!Sums) {

@@ -24,14 +24,10 @@ class FusedTile {
         reach_(call.shape.steps > kGroup && !kConverts<S> && !call.affine.scale ? kNoReach
                                                                                 : reach_for(call.shape.steps, true)),
         fused_(call.neuron),
-        fused_direct_(call.neuron),
         fused_bn_(call),
         advance_(call.neuron),
-        advance_direct_(call.neuron),
-        direct_(std::is_same_v<S, BFloat16> && call.grad_spikes && !call.affine.scale && !call.shape.repeated),
         whole_(fused_bn_.four && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
-        pairs_(std::is_same_v<S, BFloat16> && (whole_ || (direct_ && is_one_group(call.shape.steps))) && !call.v_init &&
-               !call.leak && !call.grad_v && !call.grad_v_init && (!call.grad_sam || call.shape.steps == kGroup)),
+        pairs_(std::is_same_v<S, BFloat16> && whole_ && !call.v_init && !call.leak && !call.grad_v_init),
         has_blocks_(whole_ && has_channel_blocks(call.shape)),
         scratch_(length, kRows + Input<S, Float32>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
         input_(call, reach_, has_blocks_, scratch_),
@@ -55,7 +51,7 @@ class FusedTile {
     if (call_.leak_per_channel) {
       spread_channels(call_.shape, begin, end, static_cast<const Real*>(call_.leak), leak_);
     }
-    if (!whole_ && !pairs_) load_state(call_.grad_v, state, Real(0), n, gv_);
+    if (!whole_) load_state(call_.grad_v, state, Real(0), n, gv_);
     for (int64_t chunk = checkpoint_count(call_.shape.steps); chunk >= 0; --chunk) {
       const int64_t first = chunk * kCheckpointEvery;
       const int64_t last = std::min<int64_t>(call_.shape.steps, first + kCheckpointEvery);
@@ -65,45 +61,24 @@ class FusedTile {
         constexpr int G = decltype(group)::value;
         const int64_t place = (t - first) / kGroup + (G == 1 && (t - first) % kGroup == 2 ? 1 : 0);
         const Real* v = place == 0 ? start : v_ + (place - 1) * scratch_.stride();
-        if constexpr (std::is_same_v<S, BFloat16>) {
-          if (direct_ && (pairs_ || !call_.grad_sam)) {
-            const int64_t at = at_.step(outer, t, begin);
-            const Rows<const Raw> x{static_cast<const Raw*>(call_.x) + at, at_.frame};
-            const Rows<const Raw> gs{static_cast<const Raw*>(call_.grad_spikes) + at, at_.frame};
-            // Bound by arithmetic: nothing is asked for, hence rows of no elements.
-            const Rows<Raw> gx = grad_input_.x_output().rows(grad_input_.x_place(t), 0, G, 0);
-            if (pairs_) {
-              const auto pairs = fused_direct_.pairs.template get<G>();
-              const auto function = call_.grad_sam ? fused_direct_.four_with_map : pairs;
-              function(fused_.k, fused_.back, n, float(call_.neuron.leak), x, gs, upstream_.from_sam(), gx);
-            } else {
-              fused_direct_.steps.template get<G>()(fused_.k, fused_.back, n, {x, gs, gx, leak_, v, gv_});
-            }
-            return grad_input_.template send<G>(t);
-          }
-        }
         if constexpr (G == kGroup && !kConverts<S>) {
           if (fused_bn_.four) {
             const FusedBnRows<S> rows = bn_rows(outer, t, begin, v);
             if (std::is_same_v<S, BFloat16> && pairs_ && n % 2 == 0) {
               if constexpr (std::is_same_v<S, BFloat16>) {
-                fused_bn_.pairs(fused_.k, fused_.back, n, float(call_.neuron.leak), rows);
+                fused_bn_.pairs(fused_.k, fused_.drop_back, n, float(call_.neuron.leak), rows);
               }
             } else {
-              fused_bn_.four(fused_.k, fused_.back, n, rows);
+              fused_bn_.four(fused_.k, fused_.drop_back, n, rows);
             }
             return grad_input_.template send<G>(t);
           }
         }
         in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t at, int64_t length) {
           const auto gx = grad_input_.template rows<G>(t, at, length);
-          fused_.steps.template get<G>()(fused_.k, fused_.back, length,
-                                         {input_.template rows<G>(t, at, length),
-                                          bits(upstream_.template rows<G>(t, at, length)),
-                                          {reinterpret_cast<Float32::Raw*>(gx.first), gx.stride},
-                                          leak_ + at,
-                                          v + at,
-                                          gv_ + at});
+          fused_.steps.template get<G>()(fused_.k, fused_.drop_back, length,
+                                         {floats(input_.template rows<G>(t, at, length)),
+                                          upstream_.template rows<G>(t, at, length), gx, leak_ + at, v + at, gv_ + at});
           grad_input_.template take<G>(t, at, length, {gx.first, gx.stride});
         });
         grad_input_.template send<G>(t);
@@ -114,8 +89,6 @@ class FusedTile {
   }
 
   static int64_t length(const LifBackward& call) {
-    // Bound by arithmetic, which a longer row lets run on.
-    if (std::is_same_v<S, BFloat16> && !call.affine.scale) return 1024;
     if (!kConverts<S> && call.affine.scale && call.shape.steps == kGroup) return 512;
     return tile_for(call.shape.steps, kConverts<S> || call.affine.scale);
   }
@@ -125,8 +98,8 @@ class FusedTile {
   static constexpr int64_t kGroups = kCheckpointEvery / kGroup;
   static constexpr int64_t kRows = 2 + kGroups + 2;
 
-  static Rows<const Float32::Raw> bits(Rows<const float> rows) {
-    return {reinterpret_cast<const Float32::Raw*>(rows.first), rows.stride};
+  static Rows<const float> floats(Rows<const Float32::Raw> rows) {
+    return {reinterpret_cast<const float*>(rows.first), rows.stride};
   }
 
   FusedBnRows<S> bn_rows(int64_t outer, int64_t t, int64_t begin, const Real* v) const {
@@ -170,13 +143,7 @@ class FusedTile {
     in_groups(first, last, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
       if (t + G == last) return;
-      if (std::is_same_v<S, BFloat16> && direct_) {
-        const auto x = input_.template x_rows<G>(t, 0, n);
-        advance_direct_.steps.template get<G>()(fused_.k, n, {reinterpret_cast<const uint16_t*>(x.first), x.stride},
-                                                leak_, {before, after});
-      } else {
-        advance_.steps.template get<G>()(fused_.k, n, input_.template rows<G>(t, 0, n), leak_, {before, after});
-      }
+      advance_.steps.template get<G>()(fused_.k, n, input_.template rows<G>(t, 0, n), leak_, {before, after});
       before = after;
       after += scratch_.stride();
     });
@@ -185,16 +152,12 @@ class FusedTile {
   const LifBackward& call_;
   const Address at_;
   const Reach reach_;
-  const FusedSteps<Float32> fused_;
-  // Rows of bfloat16 are read and written in place where nothing but the steps touches them.
-  const FusedSteps<BFloat16> fused_direct_;
+  const FusedSteps fused_;
   const FusedBnSteps<typename InLoop<S>::type> fused_bn_;
   const AdvanceSteps<Float32> advance_;
-  const AdvanceSteps<BFloat16> advance_direct_;
-  const bool direct_;
   // Whether one call of the steps behind a normalisation is the whole way back: nothing comes from later steps.
   const bool whole_;
-  // Whether one call of any steps is, of bfloat16, and neither does anything come from or go to before the first one.
+  // Whether it may go in pairs: neither does anything come from or go to before the first step.
   const bool pairs_;
   // Whether the steps behind a normalisation are given its values for blocks.
   const bool has_blocks_;

@@ -5,6 +5,7 @@
 
 #include "ckd/cpu.h"
 #include "fused_tile.h"
+#include "pair_tile.h"
 #include "wide.h"
 
 namespace ckd::cpu::CKD_ISA {
@@ -38,7 +39,12 @@ template <class S>
 void backward(const LifBackward& call, int threads) {
 #ifdef CKD_FUSED
   if constexpr (!std::is_same_v<S, Float64>) {
-    if (is_fused(call)) return tile_by_tile<FusedTile<S>>(call, threads);
+    if (is_fused(call)) {
+      if constexpr (std::is_same_v<S, BFloat16>) {
+        if (PairTile::serves(call)) return tile_by_tile<PairTile>(call, threads);
+      }
+      return tile_by_tile<FusedTile<S>>(call, threads);
+    }
   }
 #endif
   tile_by_tile<WideTile<S>>(call, threads);

@@ -5,6 +5,7 @@
 #include "ckd/cpu.h"
 #include "input.h"
 #include "output.h"
+#include "pairs.h"
 #include "whole.h"
 
 namespace ckd::cpu::CKD_ISA {
@@ -22,6 +23,8 @@ class ForwardTile {
   using Real = typename S::Real;
   using Raw = typename S::Raw;
   using Loop = typename InLoop<S>::type;
+  // Whether the steps go in pairs, and rows of state lie in halves.
+  static constexpr bool kPairs = std::is_same_v<S, BFloat16> && std::is_same_v<In, BFloat16>;
 
  public:
   ForwardTile(const LifForward& call, int64_t length)
@@ -34,23 +37,27 @@ class ForwardTile {
         whole_steps_(call.neuron, call.sam != nullptr, source(call)),
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
         whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
-        scratch_(length, 3 + Output<Raw>::kRows + Input<S, In>::kRows),
+        scratch_(length, 4 + Output<Raw>::kRows + Input<S, In>::kRows),
         input_(call, reach_, false, scratch_),
         v_(scratch_.rows(1)),
         rest_(scratch_.rows(1)),
         leak_(scratch_.rows(1)),
+        row_(scratch_.rows(1)),
         output_(at_.elements() * static_cast<int64_t>(sizeof(Raw)), reach_.to_write, scratch_) {
-    if (!call.leak_per_channel) fill_leak(call, length, leak_);
-    fill_row(k_.rest, length, rest_);
+    if (!call.leak_per_channel) fill_leak(call, scratch_.stride(), leak_);
+    fill_row(k_.rest, scratch_.stride(), rest_);
   }
 
   // `map`, where asked for: the spikes that each location has fired so far.
   void run(int64_t outer, int64_t begin, int64_t end, uint32_t* map) {
     const int64_t n = end - begin, state = at_.state(outer, begin);
     input_.start(outer, begin, end);
-    if (call_.leak_per_channel) spread_channels(shape_, begin, end, static_cast<const Real*>(call_.leak), leak_);
+    if (call_.leak_per_channel) {
+      spread_channels(shape_, begin, end, static_cast<const Real*>(call_.leak), kPairs ? row_ : leak_);
+      if constexpr (kPairs) split_row(row_, n, halves(leak_));
+    }
     if (map && !whole_) std::fill(count_, count_ + n, 0u);
-    const Real* before = call_.v_init ? static_cast<const Real*>(call_.v_init) + state : rest_;
+    const Real* before = call_.v_init ? given_state(state, n) : rest_;
     in_groups(0, shape_.steps, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
@@ -58,6 +65,11 @@ class ForwardTile {
         const Rows<Raw> output = output_.rows(spikes, first, G, length);
         if (whole_) {
           whole_steps_.steps.template get<G>()(k_, length, whole_rows<G>(t, first, length, output));
+        } else if constexpr (kPairs) {
+          steps_.steps.template get<G>()(
+              k_, length, input_.template x_rows<G>(t, first, length),
+              {halves(leak_).from(first / 2), halves(before).from(first / 2), halves(v_).from(first / 2)}, output,
+              count_ + first);
         } else {
           steps_.steps.template get<G>()(k_, length, input_.template rows<G>(t, first, length), leak_ + first,
                                          {before + first, v_ + first}, output, count_ + first);
@@ -69,14 +81,34 @@ class ForwardTile {
       if (call_.checkpoints && done % kCheckpointEvery == 0 && done < shape_.steps) {
         const int64_t chunk = done / kCheckpointEvery - 1;
         Real* to = static_cast<Real*>(call_.checkpoints) + chunk * shape_.outer * at_.frame;
-        std::memcpy(to + state, v_, n * sizeof(Real));
+        save_state(n, to + state);
       }
     });
-    if (call_.v_last) std::memcpy(static_cast<Real*>(call_.v_last) + state, v_, n * sizeof(Real));
+    if (call_.v_last) save_state(n, static_cast<Real*>(call_.v_last) + state);
     if (map) gather_locations(shape_, begin, end, count_, map);
   }
 
  private:
+  template <class T>
+  Halves<T> halves(T* row) const {
+    return {row, scratch_.stride() / 2};
+  }
+
+  const Real* given_state(int64_t state, int64_t n) {
+    const Real* given = static_cast<const Real*>(call_.v_init) + state;
+    if constexpr (!kPairs) return given;
+    if constexpr (kPairs) split_row(given, n, halves(v_));
+    return v_;
+  }
+
+  void save_state(int64_t n, Real* to) const {
+    if constexpr (kPairs) {
+      join_row(halves(static_cast<const float*>(v_)), n, to);
+    } else {
+      std::memcpy(to, v_, n * sizeof(Real));
+    }
+  }
+
   static Source source(const LifForward& call) {
     if (kConverts<S> || !call.affine.scale) return Source::kPlain;
     return call.affine.residual ? Source::kResidual : Source::kNormalised;
@@ -103,12 +135,12 @@ class ForwardTile {
   const Address at_;
   const Constants<Real> k_;
   const Reach reach_;
-  const ForwardSteps<In, S> steps_;
+  const std::conditional_t<kPairs, ForwardPairs, ForwardSteps<In, S>> steps_;
   const WholeSteps<Loop, S> whole_steps_;
   const bool whole_;
   Scratch<Real> scratch_;
   Input<S, In> input_;
-  Real *v_, *rest_, *leak_;
+  Real *v_, *rest_, *leak_, *row_;
   Output<Raw> output_;
   alignas(64) uint32_t count_[kTile];
 };

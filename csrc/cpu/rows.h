@@ -12,16 +12,19 @@ inline void fill_row(Real value, int64_t n, Real* __restrict row) {
   for (int64_t i = 0; i < n; ++i) row[i] = value;
 }
 
+// What a channel or a location has is spread as `plain_nan`s.
+
 // row[i] = value of the element's channel, for the elements [begin, end) of a frame.
 template <class Real>
 inline void spread_channels(const Shape& shape, int64_t begin, int64_t end, const Real* values, Real* row) {
   if (shape.inner == 1) {
     return for_each_channel_run(shape, begin, end, [&](int64_t channel, int64_t b, int64_t e) {
-      std::memcpy(row + b, values + channel, (e - b) * sizeof(Real));
+      CKD_SIMD
+      for (int64_t i = 0; i < e - b; ++i) row[b + i] = plain_nan(values[channel + i]);
     });
   }
   for_each_run(shape, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
-    fill_row(values[channel], e - b, row + b);
+    fill_row(plain_nan(values[channel]), e - b, row + b);
   });
 }
 
@@ -51,7 +54,7 @@ class ChannelRows {
       for (const auto& [values, row] : rows_) spread_channels(shape_, begin, end, values, row);
     } else {
       for_each_run(shape_, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
-        for (const auto& [values, row] : rows_) fill_row(values[channel], e - b, row + b);
+        for (const auto& [values, row] : rows_) fill_row(plain_nan(values[channel]), e - b, row + b);
       });
     }
     begin_ = begin;
@@ -70,7 +73,7 @@ class ChannelRows {
     const int64_t plane = begin / shape_.inner;
     int64_t location = begin - plane * shape_.inner, channel = plane % shape_.channels;
     for (int64_t block = 0; block < (end - begin) / kBlock; ++block) {
-      for (const auto& [values, row] : rows_) row[block] = values[channel];
+      for (const auto& [values, row] : rows_) row[block] = plain_nan(values[channel]);
       location += kBlock;
       if (location < shape_.inner) continue;
       location = 0;
@@ -121,7 +124,7 @@ inline void spread_locations(const Shape& shape, int64_t begin, int64_t end, con
   if (shape.inner == 1) {
     for (int64_t at = begin; at < end;) {
       const int64_t map_row = at / shape.channels, stop = std::min(end, (map_row + 1) * shape.channels);
-      fill_row(Real(values[map_row]) * factor, stop - at, row + (at - begin));
+      fill_row(plain_nan(Real(values[map_row])) * factor, stop - at, row + (at - begin));
       at = stop;
     }
     return;
@@ -129,7 +132,7 @@ inline void spread_locations(const Shape& shape, int64_t begin, int64_t end, con
   for_each_run(shape, begin, end, [&](int64_t, int64_t map_row, int64_t location, int64_t b, int64_t e) {
     const float* from = values + map_row * shape.inner + location;
     CKD_SIMD
-    for (int64_t i = 0; i < e - b; ++i) row[b + i] = Real(from[i]) * factor;
+    for (int64_t i = 0; i < e - b; ++i) row[b + i] = plain_nan(Real(from[i])) * factor;
   });
 }
 

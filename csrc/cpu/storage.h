@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -20,6 +21,12 @@ inline To bit_cast(From from) {
   To to;
   std::memcpy(&to, &from, sizeof to);
   return to;
+}
+
+// A value of no storage type, whose NaN may have any payload, with the payload of those that processors make.
+template <class Real>
+inline Real plain_nan(Real value) {
+  return value == value ? value : std::numeric_limits<Real>::quiet_NaN();
 }
 
 // Ask for what lies ahead of a place in a stream. The processor's own prefetchers stop at the end of a page, and a loop
@@ -60,7 +67,10 @@ struct BFloat16 {
   using Real = float;
   static constexpr Raw kOne = 0x3F80u;
   static Real get(Raw raw) { return bit_cast<Real>(static_cast<uint32_t>(raw) << 16); }
-  static Raw put(Real value) { return static_cast<Raw>(rounded(value) >> 16); }
+  static Raw put(Real value) {
+    // A NaN's payload may be all ones, which would round to -0. Chosen in 32 bits, as everything else here is.
+    return static_cast<Raw>((value != value ? 0x7FC00000u : rounded(value)) >> 16);
+  }
 
   // Two neighbours in a word: no lane of a vector has to become wider or narrower.
   typedef uint32_t __attribute__((aligned(2), may_alias)) Pair;
@@ -68,13 +78,13 @@ struct BFloat16 {
   static Pair* pairs(Raw* row) { return reinterpret_cast<Pair*>(row); }
   static Real first(uint32_t pair) { return bit_cast<Real>(pair << 16); }
   static Real second(uint32_t pair) { return bit_cast<Real>(pair & 0xFFFF0000u); }
+  // For what was computed of bfloat16 and `plain_nan`s: no NaN's payload is long enough to be rounded up.
   static uint32_t put(Real first, Real second) { return (rounded(first) >> 16) | (rounded(second) & 0xFFFF0000u); }
 
  private:
   static uint32_t rounded(Real value) {
-    const uint32_t bits = bit_cast<uint32_t>(value), up = bits + 0x7FFFu + ((bits >> 16) & 1u);
-    // A NaN's payload may be all ones, which would round to -0. Chosen in 32 bits, as everything else here is.
-    return value != value ? 0x7FC00000u : up;
+    const uint32_t bits = bit_cast<uint32_t>(value);
+    return (bits & 0x10000u) != 0 ? bits + 0x8000u : bits + 0x7FFFu;
   }
 };
 

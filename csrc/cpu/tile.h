@@ -47,7 +47,7 @@ inline void in_blocks(int64_t n, int64_t block, const F& f) {
 template <class Call, class Real>
 inline void fill_leak(const Call& call, int64_t n, Real* row) {
   const Real* value = static_cast<const Real*>(call.leak);
-  fill_row(value ? *value : Real(call.neuron.leak), n, row);
+  fill_row(value ? plain_nan(*value) : Real(call.neuron.leak), n, row);
 }
 
 template <class Real>
