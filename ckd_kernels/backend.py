@@ -58,10 +58,13 @@ def requested() -> str:
 
 def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The backend module that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does."""
-    if name == "auto":
-        name = _environment
-        if name not in BACKENDS:
-            raise ValueError(f"CKD_BACKEND must be one of {', '.join(BACKENDS)}; got {name!r}")
+    return _serving(_environment if name == "auto" else name, op, device, dtype)
+
+
+@functools.cache
+def _serving(name: str, op: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    if name not in BACKENDS:
+        raise ValueError(f"CKD_BACKEND must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "auto":
         name = _choose(device.type)
     module = _load(name)

@@ -31,12 +31,17 @@ def served(monkeypatch):
     return names
 
 
+def forget_choices():
+    backend._choose.cache_clear()
+    backend._serving.cache_clear()
+
+
 @pytest.fixture
 def fresh_choice(monkeypatch):
     monkeypatch.setattr(backend, "_environment", "auto")
-    backend._choose.cache_clear()
+    forget_choices()
     yield
-    backend._choose.cache_clear()
+    forget_choices()
 
 
 def has_cpu_kernels():
@@ -138,7 +143,7 @@ def test_choice_for_cuda_tensors(fresh_choice, monkeypatch):
     from ckd_kernels.backends import triton
 
     def with_missing(*missing):
-        backend._choose.cache_clear()
+        forget_choices()
         for module in (native, triton):
             monkeypatch.setattr(module, "unavailable", lambda name, *a: "not here" if name in missing else None)
         return backend.resolve("auto", "lif", torch.device("cuda", 0), torch.float32)

@@ -203,7 +203,7 @@ def _allocate_backward(
     y: Tensor, leak: Tensor | None, layout: Layout, need_residual: bool, need_v_init: bool, need_leak: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     grad_y, grad_v_init, grad_leak = allocate_gradients(y, leak, layout, need_v_init, need_leak)
-    return grad_y, layout.empty(y) if need_residual else None, grad_v_init, grad_leak
+    return grad_y, layout.output(y) if need_residual else None, grad_v_init, grad_leak
 
 
 def _bn_lif_backward(

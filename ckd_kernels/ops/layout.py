@@ -41,6 +41,10 @@ class Layout(NamedTuple):
         sizes, strides = self._shape(without)
         return torch.empty_strided(sizes, strides, dtype=dtype or like.dtype, device=like.device)
 
+    def output(self, x: Tensor) -> Tensor:
+        """An uninitialised tensor for all time steps of x, whose layout this is, in its dtype and memory format."""
+        return self.empty(x) if self.repeated else torch.empty_like(x)  # which is the shorter way
+
     def aligned(self, t: Tensor, *, dtype: torch.dtype | None = None, without: tuple[int, ...] = ()) -> Tensor:
         """``t`` itself where it has this order and dtype, else a copy that has."""
         sizes, strides = self._shape(without)

@@ -59,7 +59,7 @@ def allocate(
     x: Tensor, layout: Layout, return_v: bool, return_sam: bool, save_checkpoints: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     state, time_dim = state_dtype(x.dtype), layout.time_dim
-    spikes = layout.empty(x)
+    spikes = layout.output(x)
     v = layout.empty(x, dtype=state, without=(time_dim,)) if return_v else None
     sam = layout.empty(x, dtype=torch.float32, without=(time_dim, layout.channel_dim)) if return_sam else None
     checkpoints = None
@@ -133,11 +133,10 @@ def _lif_forward_fake(
 def allocate_gradients(
     x: Tensor, leak: Tensor | None, layout: Layout, need_v_init: bool, need_leak: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    grad_x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
     grad_v_init = None
     if need_v_init:
         grad_v_init = layout.empty(x, dtype=state_dtype(x.dtype), without=(layout.time_dim,))
-    return grad_x, grad_v_init, torch.empty_like(leak) if need_leak and leak is not None else None
+    return torch.empty_like(x), grad_v_init, torch.empty_like(leak) if need_leak and leak is not None else None
 
 
 def _lif_backward(

@@ -1,6 +1,6 @@
 // What the forward and the backward pass of a tile share: where its rows lie, and how they are filled.
 #pragma once
-#include <vector>
+#include <memory>
 
 #include "rows.h"
 #include "steps.h"
@@ -65,7 +65,9 @@ template <class Real>
 class Scratch {
  public:
   Scratch(int64_t length, int64_t rows)
-      : stride_((length + 15) / 16 * 16 + 16), memory_(stride_ * rows + 16), next_(memory_.data()) {
+      : stride_((length + 15) / 16 * 16 + 16),
+        memory_(std::make_unique_for_overwrite<Real[]>(stride_ * rows + 16)),
+        next_(memory_.get()) {
     const auto past = reinterpret_cast<uintptr_t>(next_) % 64;
     if (past != 0) next_ += (64 - past) / sizeof(Real);
   }
@@ -80,7 +82,7 @@ class Scratch {
 
  private:
   int64_t stride_;
-  std::vector<Real> memory_;
+  std::unique_ptr<Real[]> memory_;
   Real* next_;
 };
 
