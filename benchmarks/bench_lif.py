@@ -1,4 +1,7 @@
-"""LIF over all time steps: ours, a copy of the same bytes, PyTorch loops, and what the libraries have."""
+"""LIF over all time steps: ours, a copy of the same bytes, PyTorch loops, and what the libraries have.
+
+``relu`` is no neuron: it shows what PyTorch's own operation needs for as many bytes, call and backward pass included.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ WITH_LIBRARIES = (4, 64, 512, 8, 8)
 
 
 def contestants(device: str, shape: tuple[int, ...], work: str) -> list[str]:
-    found = ["floor", *OURS[device]]
+    found = ["floor", *OURS[device], "relu"]
     if shape == WITH_LIBRARIES:
         # Compiling takes longer than everything else.
         found += LOOPS + [name for name in LIBRARIES if work == "training" or name != "compiled-loop"]
@@ -56,6 +59,7 @@ def test_lif(device, shape, dtype, work, contestant, enter):
 def neuron(name, device):
     if not name.startswith("ours-"):
         return {
+            "relu": lambda: torch.relu,
             "published-loop": lambda: peers.published_loop,
             "fair-loop": lambda: peers.fair_loop,
             "compiled-loop": peers.compiled_loop,
@@ -76,7 +80,7 @@ def neuron(name, device):
 
 def check_spikes(name, spikes_of, shape, device):
     """Contestants that compute something else are no contestants."""
-    if name in ("compiled-loop", "norse"):
-        return  # the first may fuse multiplications and additions, the second is another neuron
+    if name in ("relu", "compiled-loop", "norse"):
+        return  # the loop may fuse multiplications and additions, the others are no such neuron
     x = torch.randn(shape[0], 2, 300, device=device) + 0.3
     assert torch.equal(spikes_of(x), peers.fair_loop(x))

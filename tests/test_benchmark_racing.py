@@ -46,6 +46,16 @@ def test_a_slow_contestant_runs_in_fewer_rounds_that_are_spread_over_the_race(mo
     assert min(gaps) > racing.ROUNDS // 4
 
 
+def test_everyone_follows_everyone(monkeypatch):
+    order = []
+    monkeypatch.setattr(racing, "_seconds", lambda call, device: call() or 1e-3)
+    calls = {name: lambda name=name: order.append(name) for name in "abcd"}
+    racing.race(calls, "cpu")
+    race = order[2 * len(calls) :]  # two calls of each come before it
+    assert all(sorted(race[i : i + 4]) == list("abcd") for i in range(0, len(race), 4))
+    assert set(itertools.pairwise(race)) >= set(itertools.permutations("abcd", 2))
+
+
 def test_peak_is_of_what_is_held_at_once():
     def one_after_the_other():
         for _ in range(5):
