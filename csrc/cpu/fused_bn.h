@@ -143,17 +143,9 @@ void fused_bn_pairs(const Constants<float> k, float drop_back, int64_t n, float 
   float* __restrict moments = rows.moment.after;
   const auto pair = [&](int64_t i, const BnChannel& first, const BnChannel& second) __attribute__((always_inline)) {
     float y[2][G], residual[2][G] = {}, gs[2][G], gy[2][G], grad_residual[2][G], sum[2] = {}, moment[2] = {};
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const uint32_t ys = L::pairs(rows.y.first + g * rows.y.stride)[i];
-      const uint32_t gss = L::pairs(rows.gs.first + g * rows.gs.stride)[i];
-      y[0][g] = L::first(ys), y[1][g] = L::second(ys);
-      gs[0][g] = L::first(gss), gs[1][g] = L::second(gss);
-      if constexpr (Residual) {
-        const uint32_t rs = L::pairs(rows.residual.first + g * rows.residual.stride)[i];
-        residual[0][g] = L::first(rs), residual[1][g] = L::second(rs);
-      }
-    }
+    get_pairs(rows.y, i, y);
+    get_pairs(rows.gs, i, gs);
+    if constexpr (Residual) get_pairs(rows.residual, i, residual);
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       float gv = 0;
@@ -162,14 +154,8 @@ void fused_bn_pairs(const Constants<float> k, float drop_back, int64_t n, float 
       if constexpr (Sums) sums[2 * i + j] = sum[j], moments[2 * i + j] = moment[j];
     }
     if constexpr (!Sums) {
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        L::pairs(rows.gy.first + g * rows.gy.stride)[i] = L::put(gy[0][g], gy[1][g]);
-        if constexpr (Residual) {
-          L::pairs(rows.grad_residual.first + g * rows.grad_residual.stride)[i] =
-              L::put(grad_residual[0][g], grad_residual[1][g]);
-        }
-      }
+      put_pairs(gy, rows.gy, i);
+      if constexpr (Residual) put_pairs(grad_residual, rows.grad_residual, i);
     }
   };
   if (rows.has_blocks) {

@@ -39,19 +39,11 @@ void fused_pairs(const Constants<float> k, float drop_back, int64_t n, const Pai
   CKD_SIMD
   for (int64_t i = 0; i < n / 2; ++i) {
     float x[2][G], gs[2][G], gx[2][G];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const uint32_t xs = L::pairs(rows.x.first + g * rows.x.stride)[i];
-      const uint32_t gss = L::pairs(rows.gs.first + g * rows.gs.stride)[i];
-      x[0][g] = L::first(xs), x[1][g] = L::second(xs);
-      gs[0][g] = L::first(gss), gs[1][g] = L::second(gss);
-    }
+    get_pairs(rows.x, i, x);
+    get_pairs(rows.gs, i, gs);
     element(i, 0, x[0], gs[0], gx[0]);
     element(i, 1, x[1], gs[1], gx[1]);
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      L::pairs(rows.gx.first + g * rows.gx.stride)[i] = L::put(gx[0][g], gx[1][g]);
-    }
+    put_pairs(gx, rows.gx, i);
   }
   if (n % 2 == 0) return;
   float x[G], gs[G], gx[G];

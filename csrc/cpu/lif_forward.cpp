@@ -96,9 +96,12 @@ class ForwardTile {
 
   const Real* given_state(int64_t state, int64_t n) {
     const Real* given = static_cast<const Real*>(call_.v_init) + state;
-    if constexpr (!kPairs) return given;
-    if constexpr (kPairs) split_row(given, n, halves(v_));
-    return v_;
+    if constexpr (kPairs) {
+      split_row(given, n, halves(v_));
+      return v_;
+    } else {
+      return given;
+    }
   }
 
   void save_state(int64_t n, Real* to) const {

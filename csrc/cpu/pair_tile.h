@@ -94,13 +94,10 @@ class PairTile {
 
   // v before the first step of a chunk.
   Halves<const float> chunk_start(int64_t chunk, int64_t state, int64_t n) {
-    const float* from = static_cast<const float*>(call_.v_init) + state;
-    if (chunk > 0) {
-      from = static_cast<const float*>(call_.checkpoints) + (chunk - 1) * call_.shape.outer * at_.frame + state;
-    } else if (!call_.v_init) {
-      return rest_;
-    }
-    split_row(from, n, start_);
+    if (chunk == 0 && !call_.v_init) return rest_;
+    const auto* from = static_cast<const float*>(chunk == 0 ? call_.v_init : call_.checkpoints);
+    if (chunk > 0) from += (chunk - 1) * call_.shape.outer * at_.frame;
+    split_row(from + state, n, start_);
     return start_;
   }
 

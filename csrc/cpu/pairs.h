@@ -66,11 +66,7 @@ void step_pairs(const Constants<float> k, int64_t n, Rows<const uint16_t> x, Pai
   for (int64_t i = 0; i < n / 2; ++i) {
     float xs[2][G];
     uint32_t fired[2][G];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const uint32_t pair = L::pairs(x.first + g * x.stride)[i];
-      xs[0][g] = L::first(pair), xs[1][g] = L::second(pair);
-    }
+    get_pairs(x, i, xs);
     element(i, 0, xs[0], fired[0]);
     element(i, 1, xs[1], fired[1]);
     uint32_t counts[2] = {};

@@ -19,6 +19,22 @@ struct Rows {
   Rows from(int64_t i) const { return {first + i, stride}; }
 };
 
+// A pair of elements in each of G rows of bfloat16.
+template <int G>
+CKD_FN void get_pairs(Rows<const uint16_t> rows, int64_t i, float (&x)[2][G]) {
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) {
+    const uint32_t pair = BFloat16::pairs(rows.first + g * rows.stride)[i];
+    x[0][g] = BFloat16::first(pair), x[1][g] = BFloat16::second(pair);
+  }
+}
+
+template <int G>
+CKD_FN void put_pairs(const float (&x)[2][G], Rows<uint16_t> rows, int64_t i) {
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) BFloat16::pairs(rows.first + g * rows.stride)[i] = BFloat16::put(x[0][g], x[1][g]);
+}
+
 // The state before and after a group of steps; the two may be one row.
 template <class Real>
 struct State {

@@ -83,19 +83,15 @@ void whole_pairs(const Constants<float> k, int64_t n, const WholeRows<BFloat16, 
   uint32_t* __restrict count = rows.count;
   CKD_SIMD
   for (int64_t i = 0; i < n / 2; ++i) {
-    float x[2][G];
-    float h[2][G];
+    float x[2][G], residual[2][G] = {}, h[2][G];
+    get_pairs(rows.x, i, x);
+    if constexpr (X == Source::kResidual) get_pairs(rows.residual, i, residual);
+    if constexpr (X != Source::kPlain) {
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const uint32_t xs = L::pairs(rows.x.first + g * rows.x.stride)[i];
-      uint32_t others = 0;
-      if constexpr (X == Source::kResidual) others = L::pairs(rows.residual.first + g * rows.residual.stride)[i];
-      float a[2] = {}, b[2] = {};
-      if constexpr (X != Source::kPlain) {
-        a[0] = scale[2 * i], a[1] = scale[2 * i + 1], b[0] = shift[2 * i], b[1] = shift[2 * i + 1];
+      for (int g = 0; g < G; ++g) {
+        x[0][g] = charged_by<X>(x[0][g], residual[0][g], scale[2 * i], shift[2 * i]);
+        x[1][g] = charged_by<X>(x[1][g], residual[1][g], scale[2 * i + 1], shift[2 * i + 1]);
       }
-      x[0][g] = charged_by<X>(L::first(xs), L::first(others), a[0], b[0]);
-      x[1][g] = charged_by<X>(L::second(xs), L::second(others), a[1], b[1]);
     }
     element_forward<G, C, R>(k, rows.leak, x[0], h[0]);
     element_forward<G, C, R>(k, rows.leak, x[1], h[1]);
