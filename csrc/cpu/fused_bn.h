@@ -135,7 +135,6 @@ void fused_bn_steps(const Constants<float> k, float drop_back, int64_t n, const 
 template <Through T, class Surrogate, bool Sums, bool Residual>
 void fused_bn_pairs(const Constants<float> k, float drop_back, int64_t n, float leak,
                     const FusedBnRows<BFloat16> rows) {
-  using L = BFloat16;
   constexpr int G = kGroup;
   const BatchTerms<float> terms = rows.terms;
   const float* __restrict shift = rows.shift;
