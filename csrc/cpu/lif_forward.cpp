@@ -22,7 +22,6 @@ template <class S, class In>
 class ForwardTile {
   using Real = typename S::Real;
   using Raw = typename S::Raw;
-  using Loop = typename InLoop<S>::type;
   // Whether the steps go in pairs, and rows of state lie in halves.
   static constexpr bool kPairs = std::is_same_v<S, BFloat16> && std::is_same_v<In, BFloat16>;
 
@@ -36,7 +35,7 @@ class ForwardTile {
         steps_(call.neuron, call.sam != nullptr),
         whole_steps_(call.neuron, call.sam != nullptr, source(call)),
         // Whether one group of steps is the whole sequence, and nobody asks for its state.
-        whole_(is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
+        whole_(kHasWholeSteps<S> && is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
         scratch_(length, 4 + Output<Raw>::kRows + Input<S, In>::kRows),
         input_(call, reach_, false, scratch_),
         v_(scratch_.rows(1)),
@@ -63,9 +62,12 @@ class ForwardTile {
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
       in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t first, int64_t length) {
         const Rows<Raw> output = output_.rows(spikes, first, G, length);
-        if (whole_) {
-          whole_steps_.steps.template get<G>()(k_, length, whole_rows<G>(t, first, length, output));
-        } else if constexpr (kPairs) {
+        if constexpr (kHasWholeSteps<S>) {
+          if (whole_) {
+            return whole_steps_.steps.template get<G>()(k_, length, whole_rows<G>(t, first, length, output));
+          }
+        }
+        if constexpr (kPairs) {
           steps_.steps.template get<G>()(
               k_, length, input_.template x_rows<G>(t, first, length),
               {halves(leak_).from(first / 2), halves(before).from(first / 2), halves(v_).from(first / 2)}, output,
@@ -113,24 +115,19 @@ class ForwardTile {
   }
 
   static Source source(const LifForward& call) {
-    if (kConverts<S> || !call.affine.scale) return Source::kPlain;
+    if (!call.affine.scale) return Source::kPlain;
     return call.affine.residual ? Source::kResidual : Source::kNormalised;
   }
 
   template <int G>
-  WholeRows<Loop, S> whole_rows(int64_t t, int64_t first, int64_t n, Rows<Raw> output) {
-    const Real leak = Real(call_.neuron.leak);
-    if constexpr (kConverts<S>) {
-      return {input_.template rows<G>(t, first, n), {}, nullptr, nullptr, leak, output, count_ + first};
-    } else {
-      return {input_.template x_rows<G>(t, first, n),
-              input_.template residual_rows<G>(t, first, n),
-              input_.scale() + first,
-              input_.shift() + first,
-              leak,
-              output,
-              count_ + first};
-    }
+  WholeRows<S> whole_rows(int64_t t, int64_t first, int64_t n, Rows<Raw> output) {
+    return {input_.template x_rows<G>(t, first, n),
+            input_.template residual_rows<G>(t, first, n),
+            input_.scale() + first,
+            input_.shift() + first,
+            Real(call_.neuron.leak),
+            output,
+            count_ + first};
   }
 
   const LifForward& call_;
@@ -139,7 +136,10 @@ class ForwardTile {
   const Constants<Real> k_;
   const Reach reach_;
   const std::conditional_t<kPairs, ForwardPairs, ForwardSteps<In, S>> steps_;
-  const WholeSteps<Loop, S> whole_steps_;
+  struct NoWholeSteps {
+    NoWholeSteps(const Neuron&, bool, Source) {}
+  };
+  const std::conditional_t<kHasWholeSteps<S>, WholeSteps<S>, NoWholeSteps> whole_steps_;
   const bool whole_;
   Scratch<Real> scratch_;
   Input<S, In> input_;
