@@ -272,6 +272,7 @@ void bind_cuda(py::module_& m) {
   auto cuda = m.def_submodule("cuda");
   cuda.def("device_count", &ckd::cuda::device_count);
   cuda.def("error_string", &ckd::cuda::error_string);
+  cuda.def("is_compiled_in", &ckd::cuda::is_compiled_in);
   bind<ckd::LifForward>(cuda);
   bind<ckd::LifBackward>(cuda);
   bind<ckd::BatchStatistics>(cuda);
