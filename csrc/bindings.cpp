@@ -213,6 +213,7 @@ void bind_calls(py::module_& m) {
 void bind_cpu(py::module_& m) {
   auto cpu = m.def_submodule("cpu");
   cpu.def("level", &ckd::cpu::level, "Instruction-set level in use.");
+  cpu.def("widest_level", &ckd::cpu::widest_level, "The widest that this processor could run.");
   using ckd::cpu::run;
   const py::call_guard<py::gil_scoped_release> no_gil;
   cpu.def("run", py::overload_cast<const ckd::LifForward&, int>(&run), no_gil);

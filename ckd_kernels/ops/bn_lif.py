@@ -21,7 +21,7 @@ from ..neuron import Neuron
 from .bn_fold import bn_coefficients, bn_fold
 from .layout import Layout, layout_of
 from .library import LIBRARY, register
-from .lif import allocate, allocate_gradients, nothing_fired, present, state_dtype
+from .lif import allocate, allocate_gradients, constant_neuron, nothing_fired, present, state_dtype
 
 _PLACE = "str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim"
 _STATE = "Tensor? residual, Tensor? v_init, Tensor? leak"
@@ -99,7 +99,7 @@ def _bn_lif_forward(
     out = allocate(y, layout, return_v, return_sam, save_checkpoints)
     if out[0].numel() > 0:
         residual, v_init = _aligned(layout, residual), _aligned(layout, v_init, time_dim)
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_forward(
+        resolve(backend, "bn_lif", y.device, y.dtype, constant_neuron(neuron, leak)).bn_lif_forward(
             Neuron.from_spec(neuron), layout, y, folded, residual, v_init, leak, *out
         )
     else:
@@ -190,8 +190,9 @@ def _sums(
 ) -> Tensor:
     """The first backward pass: gradients of the current, and their products with y - mean, summed a channel."""
     sums = _channel_pairs(y, layout)
+    _, _, leak, _ = state
     if y.numel() > 0:
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_reduce(
+        resolve(backend, "bn_lif", y.device, y.dtype, constant_neuron(neuron, leak)).bn_lif_reduce(
             Neuron.from_spec(neuron), layout, y, folded, *state, *upstream, sums
         )
     else:
@@ -245,7 +246,7 @@ def _bn_lif_backward(
     out = _allocate_backward(y, leak, layout, need_residual, need_v_init, need_leak)
     if y.numel() > 0:
         through = coefficients if by_batch else None
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_backward(
+        resolve(backend, "bn_lif", y.device, y.dtype, constant_neuron(neuron, leak)).bn_lif_backward(
             Neuron.from_spec(neuron), layout, y, folded, *state, *upstream, through, *out
         )
     else:

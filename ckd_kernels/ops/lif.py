@@ -41,6 +41,11 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def constant_neuron(neuron: str, leak: Tensor | None) -> str | None:
+    """What the choice of a backend may depend on: no kernel is compiled for a decay or tau that is a tensor."""
+    return neuron if leak is None else None
+
+
 def checkpoint_count(time_steps: int) -> int:
     """Membrane potentials that a sequence keeps for its backward pass: after step 16, 32, ..."""
     return (time_steps - 1) // CHECKPOINT_EVERY if time_steps > 0 else 0
@@ -100,7 +105,7 @@ def _lif_forward(
     if out[0].numel() > 0:
         if v_init is not None:
             v_init = layout.aligned(v_init, without=(time_dim,))
-        resolve(backend, "lif", x.device, x.dtype).lif_forward(
+        resolve(backend, "lif", x.device, x.dtype, constant_neuron(neuron, leak)).lif_forward(
             Neuron.from_spec(neuron),
             layout,
             x,
@@ -167,7 +172,7 @@ def _lif_backward(
             grad_v = layout.aligned(grad_v, without=(time_dim,))
         if grad_sam is not None:
             grad_sam = layout.aligned(grad_sam, without=(time_dim, channel_dim))
-        resolve(backend, "lif", x.device, x.dtype).lif_backward(
+        resolve(backend, "lif", x.device, x.dtype, constant_neuron(neuron, leak)).lif_backward(
             Neuron.from_spec(neuron),
             layout,
             x,
