@@ -151,6 +151,7 @@ void normalised(bool float32_only) {
     c.through_statistics = coin();
     if (i % 3 == 1) {  // the neuron, the steps and the calls that have kernels of their own
       c.neuron = draw_compiled_neuron();
+      if (i % 2) c.leak = Case::Leak::kConstant, c.v_init = c.v_last = c.grad_v = c.grad_v_init = false;
       c.shape.steps = one_of({1, 4});
       c.grad_spikes = true;
       c.shape.repeated = c.grad_leak = c.misaligned = false;
