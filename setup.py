@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "build_support"))
 import build_tools  # noqa: E402
 
 # Before setuptools, which may be the one that is too old.
-build_tools.check_requirements(ROOT / "pyproject.toml")
+PROGRAMS = build_tools.check_requirements(ROOT / "pyproject.toml")
 
 import build_cmake  # noqa: E402
 from setuptools import Extension, find_packages, setup  # noqa: E402
@@ -24,12 +24,16 @@ from setuptools.command.build_py import build_py  # noqa: E402
 DIRECTORY = ROOT / "build" / sysconfig.get_config_var("SOABI")
 
 
+def configure(version: str) -> None:
+    build_cmake.configure(ROOT, DIRECTORY, version, PROGRAMS["cmake"], PROGRAMS["ninja"])
+
+
 class BuildPackages(build_py):
     """build_py into an empty directory: a module deleted since the last build must not reach the wheel."""
 
     def run(self) -> None:
         # First, so that nothing stands between an error and the command that met it.
-        build_cmake.configure(ROOT, DIRECTORY, self.distribution.get_version())
+        configure(self.distribution.get_version())
         if not self.editable_mode:
             shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
@@ -37,8 +41,8 @@ class BuildPackages(build_py):
 
 class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        cmake = build_cmake.configure(ROOT, DIRECTORY, self.distribution.get_version())
-        build_cmake.compile_and_link(cmake, DIRECTORY)
+        configure(self.distribution.get_version())
+        build_cmake.compile_and_link(PROGRAMS["cmake"], DIRECTORY)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place: overwriting a library that a running process has mapped would crash that process.

@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 import pybind11
-from build_tools import check_compiler, program, stop
+from build_tools import check_compiler, stop
 
 # What a CMake cache is valid for, beside the tree and the programs.
 VARIABLES = ("CC", "CXX", "CXXFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS", "CUDA_HOME", "CUDA_PATH", "LDFLAGS")
@@ -23,18 +23,16 @@ CGROUP = Path("/sys/fs/cgroup")  # of a container, which sees its own limits the
 
 
 @functools.cache  # once a build, whichever command of setuptools comes first
-def configure(source: Path, directory: Path, version: str) -> str:
-    """Chooses what is compiled, and refuses what cannot be. Returns the path of CMake.
+def configure(source: Path, directory: Path, version: str, cmake: str, ninja: str) -> None:
+    """Chooses what is compiled, and refuses what cannot be.
 
     Args:
         source: the tree, with CMakeLists.txt.
         directory: where is built. It is kept, so that a second build compiles only what changed.
         version: of the packages.
+        cmake, ninja: paths of the programs.
     """
     check_compiler()
-    cmake, ninja = program("cmake"), program("ninja")
-    assert cmake is not None  # both are build requirements, which are there
-    assert ninja is not None
     # Written when CMake has ended: a first run that is interrupted leaves half a cache, and nothing says so.
     stamp, identity = directory / "configured.json", _identity(source, cmake)
     if directory.exists() and not (stamp.exists() and stamp.read_text() == identity):
@@ -52,7 +50,6 @@ def configure(source: Path, directory: Path, version: str) -> str:
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     _run_cmake([cmake, "-S", str(source), "-B", str(directory), "-G", "Ninja", *definitions])
     stamp.write_text(identity)
-    return cmake
 
 
 def _identity(source: Path, cmake: str) -> str:
@@ -93,9 +90,13 @@ def _run_cmake(command: list[str]) -> None:
 
 
 def first_error(said: str) -> str:
-    """The message of the first `CMake Error`, which CMake breaks into indented lines."""
-    found = re.search(r"^CMake Error[^\n:]*(?::\d+ \(\w+\))?:(.*?)(?=\n\S|\n\n\n|\Z)", said, re.MULTILINE | re.DOTALL)
-    return " ".join(found[1].split()) if found else "CMake stopped; what it said is above"
+    """The message of the first `CMake Error`, which CMake breaks into indented lines; of a long one how it begins."""
+    found = re.search(r"^CMake Error[^\n:]*(?::\d+ \(\w+\))?:(.*?)(?=\n\S|\Z)", said, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return "CMake stopped; what it said is above"
+    first, *more = [" ".join(paragraph.split()) for paragraph in found[1].strip().split("\n\n")]
+    whole = " ".join([first, *filter(None, more)])
+    return whole if len(whole) <= 500 else f"{first} CMake says above why."
 
 
 def compile_and_link(cmake: str, directory: Path) -> None:

@@ -42,41 +42,45 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(f"error: {message}")
 
 
-def program(name: str) -> str | None:
-    """The path of a program in PATH, or beside the interpreter: a virtual environment need not be activated."""
-    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+def check_requirements(pyproject: Path) -> dict[str, str]:
+    """The programs that a build requires, by name. Stops where a package or program is missing or too old.
 
-
-def check_requirements(pyproject: Path) -> None:
-    """Stops where a build requirement is missing or too old, which only a build without isolation can meet.
-
-    An old setuptools would reject pyproject.toml in two screens that never name setuptools.
+    Only a build without isolation can meet that. An old setuptools would reject pyproject.toml in two screens that do
+    not name setuptools.
     """
     listed = re.search(r"^requires = \[(.*?)\]", pyproject.read_text(), re.MULTILINE | re.DOTALL)
     assert listed is not None
-    wrong = {}
+    programs, wrong = {}, {}
     for requirement in re.findall(r'"(.*?)"', listed[1]):
         name, _, least = requirement.partition(">=")
-        found = _program_version(name) if name in ("cmake", "ninja") else _package_version(name)
-        if found is None or _numbers(found) < _numbers(least):
-            wrong[requirement] = f"{requirement} (here: {found or 'none'})"
+        found = _program_versions(name) if name in ("cmake", "ninja") else _package_versions(name)
+        fitting = [path for path, version in found.items() if _numbers(version) >= _numbers(least)]
+        if fitting:
+            programs[name] = fitting[0]
+        else:
+            wrong[requirement] = f"{requirement} (here: {', '.join(found.values()) or 'none'})"
     if wrong:
         install = " ".join(f"'{requirement}'" for requirement in wrong)
         stop(f"the build needs {', '.join(wrong.values())}: {sys.executable} -m pip install {install}")
+    return programs
 
 
-def _package_version(name: str) -> str | None:
+def _package_versions(name: str) -> dict[str, str]:
     try:
-        return metadata.version(name)
+        return {name: metadata.version(name)}
     except metadata.PackageNotFoundError:
-        return None
+        return {}
 
 
-def _program_version(name: str) -> str | None:
-    path = program(name)
-    status, text = _run([path, "--version"]) if path else (127, "")
-    found = re.search(r"\d+(\.\d+)+", text)
-    return found[0] if status == 0 and found else None
+def _program_versions(name: str) -> dict[str, str]:
+    """By path: of the first in PATH, and of that beside Python, because no virtual environment need be activated."""
+    versions = {}
+    for path in filter(None, (shutil.which(name), shutil.which(name, path=sysconfig.get_path("scripts")))):
+        status, text = _run([path, "--version"])
+        found = re.search(r"\d+(\.\d+)+", text)
+        if status == 0 and found:
+            versions[path] = found[0]
+    return versions
 
 
 def _numbers(version: str) -> tuple[int, ...]:

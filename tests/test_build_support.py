@@ -28,7 +28,17 @@ def script(path: Path, text: str) -> Path:
 
 
 def test_the_requirements_of_this_tree_are_there():
-    build_tools.check_requirements(ROOT / "pyproject.toml")
+    programs = build_tools.check_requirements(ROOT / "pyproject.toml")
+    assert {"cmake", "ninja"} <= set(programs)
+
+
+def test_a_program_in_path_that_is_too_old_gives_way_to_that_beside_python(monkeypatch, tmp_path):
+    old = script(tmp_path / "cmake", "echo cmake version 3.25.1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    programs = build_tools.check_requirements(ROOT / "pyproject.toml")
+    assert Path(programs["cmake"]).parent == Path(sys.executable).parent
+    old.write_text(old.read_text().replace("3.25.1", "4.4.0"))
+    assert build_tools.check_requirements(ROOT / "pyproject.toml")["cmake"] == str(old)
 
 
 def test_makefile_and_build_read_the_same_requirements():
@@ -194,7 +204,7 @@ def test_wrong_options_and_toolkits_are_refused_in_one_line(nvcc, options, messa
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project of two files, which a build knows nothing about that it would not of the real one."""
+    """Tree, build folder, version and programs of a project of two files, which is built as the real one is."""
     for name in ("CXX", "CMAKE_BUILD_PARALLEL_LEVEL", "CKD_CPU_LEVELS", "CKD_CUDA_ARCHS"):
         monkeypatch.delenv(name, raising=False)
     source = tmp_path / "source"
@@ -208,18 +218,20 @@ def project(tmp_path, monkeypatch):
     (source / "a.cpp").write_text("int a() { return 1; }\n")
     (source / "b.cpp").write_text("int b() { return 1; }\n")
     build_cmake.configure.cache_clear()
-    return source, tmp_path / "build"
+    programs = build_tools.check_requirements(ROOT / "pyproject.toml")
+    return source, tmp_path / "build", "1.0", programs["cmake"], programs["ninja"]
 
 
 def build(project, capfd):
     """Everything that a build prints."""
     build_cmake.configure.cache_clear()
-    build_cmake.compile_and_link(build_cmake.configure(*project, "1.0"), project[1])
+    build_cmake.configure(*project)
+    build_cmake.compile_and_link(project[3], project[1])
     return capfd.readouterr().out
 
 
 def test_a_build_shows_its_progress_and_the_next_one_compiles_what_changed(project, capfd):
-    source, directory = project
+    source, directory, *_ = project
     said = build(project, capfd)
     assert "-- levels: native" in said
     assert "[1/2] Building CXX object" in said
@@ -247,7 +259,7 @@ def test_an_interrupted_first_run_of_cmake_is_thrown_away(project, capfd):
 def test_a_mistake_that_cmake_finds_ends_in_one_line(project, monkeypatch):
     monkeypatch.setenv("CKD_CPU_LEVELS", "v9")
     with pytest.raises(SystemExit) as stopped:
-        build_cmake.configure(*project, "1.0")
+        build_cmake.configure(*project)
     assert str(stopped.value) == (
         "error: CKD_CPU_LEVELS has 'v9', a name that is far too long to stand in one line of CMake, so that it breaks "
         "it. Write all."

@@ -252,5 +252,5 @@ def test_it_runs_in_a_fresh_environment(requirement, given_away, tmp_path):
     if requirement == SAME:
         # The suite has run on what an install compiles, which is the widest level and the baseline.
         run(*pip, "pytest")
-        tests = run(venv / "bin" / "python", "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", LEVELS)
+        tests = run(venv / "bin" / "pytest", "-q", "-p", "no:cacheprovider", LEVELS)
         assert re.search(r"\d+ passed", tests)
