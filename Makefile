@@ -41,6 +41,8 @@ demo:  ## train a teacher and distil spiking students on scikit-learn's digits
 	@echo "== 2 of 2: training on scikit-learn's digits"
 	@$(BIN)/ckdsnn demo
 
+# Threads that wait do not spin: there are as many of each process as processors.
+test: export OMP_WAIT_POLICY ?= passive
 test: $(VENV)/installed-dev  ## the test suite, without the packaging tests
 	$(PYTEST) --ignore=tests/triton_interpreter
 # A process of its own: Triton reads TRITON_INTERPRET when it is imported.

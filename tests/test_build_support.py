@@ -79,6 +79,21 @@ def test_setup_refuses_an_old_setuptools_before_using_it(tmp_path):
     assert re.fullmatch(r"error: the build needs setuptools>=77 \(here: 65.5.0\): \S+ -m pip install .*\n", done.stderr)
 
 
+def test_the_release_workflow_runs_what_there_is():
+    """Its make targets, the Pythons that the packages support, and the tests that it selects."""
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    jobs = workflow["jobs"]
+    commands = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"sdist", "wheel"} <= set(re.findall(r"\bmake ([a-z-]+)", commands)) <= targets
+    assert jobs["wheel"]["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13", "3.14"]
+    assert 'requires-python = ">=3.10"' in (ROOT / "pyproject.toml").read_text()
+    (selected,) = re.findall(r'-k "(.*?)"', commands)
+    tests = (ROOT / "tests" / "test_packaging.py").read_text()
+    assert all(name in tests for name in selected.split(" or "))
+
+
 # --- the C++ compiler
 
 
