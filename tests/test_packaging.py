@@ -213,13 +213,15 @@ x = torch.randn(5, 3, 7, 9, 11)
 for dtype in (torch.float32, torch.bfloat16):
     results = []
     for backend in ("reference", "cpu"):
-        leaf = x.to(dtype).requires_grad_()
+        leaf = x.to(dtype, copy=True).requires_grad_()
         with ck.use_backend(backend):
             spikes = ck.lif(leaf, ck.Neuron.paper())
             spikes.backward(torch.ones_like(spikes))
         results.append((spikes.detach(), leaf.grad))
-    assert 0 < results[0][0].sum() and torch.equal(results[0][0], results[1][0])
-    torch.testing.assert_close(results[0][1], results[1][1])
+    (spikes, grad), (ours, our_grad) = results
+    assert 0 < spikes.sum() < spikes.numel() and torch.equal(spikes, ours)
+    assert grad.abs().sum() > 0
+    torch.testing.assert_close(our_grad, grad)
 facts = ck.build_info()
 assert facts["backends"]["cpu"] == "available", facts
 print(json.dumps([torch.__version__, ck.__file__]))
@@ -243,7 +245,7 @@ def test_it_runs_in_a_fresh_environment(requirement, given_away, tmp_path):
             raise
         pytest.skip(f"{requirement} cannot be had here; CKD_TEST_TORCH names another")
     run(*pip, "--only-binary", ":all:", given_away)
-    version, path = json.loads(run(venv / "bin" / "python", "-c", CHECK).splitlines()[-1])
+    version, path = json.loads(run(venv / "bin" / "python", "-W", "error", "-c", CHECK))
     assert version.partition("+")[0] == requirement.removeprefix("torch==").partition("+")[0]
     assert Path(path).is_relative_to(venv)
     said = run(venv / "bin" / "ckdsnn", "demo", status=1)
