@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +20,11 @@ from torch import nn
 
 from ckdsnn import cli
 from ckdsnn.checkpoint import load_checkpoint, save_atomically
+from ckdsnn.cli import training
+from ckdsnn.cli.recipes import RECIPES as RECIPE_FOLDER
 from ckdsnn.models import external
 
-RECIPES = sorted((Path(cli.__file__).parent / "recipes").glob("*.yaml"))
+RECIPES = sorted(RECIPE_FOLDER.glob("*.yaml"))
 
 
 SMALL = ["--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}', "--data.train_samples", 60]
@@ -94,10 +95,10 @@ def test_impossible_values_are_named(failing, tmp_path, arguments, message):
 
 
 def test_an_error_from_elsewhere_keeps_its_traceback(monkeypatch):
-    def broken(arguments):
+    def broken(*arguments, **options):
         raise ValueError("not of a check of this package")
 
-    monkeypatch.setattr(cli, "CLI", broken)
+    monkeypatch.setattr(training, "CLI", broken)
     with pytest.raises(ValueError, match="not of a check"):
         run("fit")
 
@@ -176,7 +177,7 @@ def data_root(tmp_path):
 def test_recipes_build_what_their_names_say(recipe, data_root, tmp_path, monkeypatch, capsys):
     """Everything but the training, with fewer channels where a model has that option."""
     built = []
-    monkeypatch.setattr(cli.CLI, "_run_subcommand", lambda self, _: built.append(self))
+    monkeypatch.setattr(training.CLI, "_run_subcommand", lambda self, _: built.append(self))
     get_model = types.SimpleNamespace(get_model=lambda name, num_classes, weights: FromTorchvision(num_classes))
     monkeypatch.setattr(external, "_library", lambda name: types.SimpleNamespace(models=get_model))
     name, content = recipe.name.removesuffix(".yaml"), yaml.safe_load(recipe.read_text())
@@ -200,7 +201,7 @@ def test_recipes_build_what_their_names_say(recipe, data_root, tmp_path, monkeyp
         assert teacher.network.num_stages == (4 if "dvs" in name else 3)
         assert built[-1].trainer.max_epochs == model["teacher"]["epochs"]
         save_atomically(
-            {"ckdsnn": {"network": teacher._network_config}, "state_dict": teacher.state_dict()},
+            {"ckdsnn": {"network": teacher._network_config, "finished": True}, "state_dict": teacher.state_dict()},
             tmp_path / "out" / "teacher" / "last.ckpt",
         )
     assert run("fit", *options) == 0, capsys.readouterr().err

@@ -44,6 +44,10 @@ class ProgressBar(TQDMProgressBar):
             shown = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in means.items())
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  images/s {rate}", flush=True)
 
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        self._seen = [(time.perf_counter(), 0)]  # a run that goes on within an epoch has no start of it
+
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self._seen = [(time.perf_counter(), 0)]

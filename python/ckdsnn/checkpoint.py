@@ -7,7 +7,6 @@ import platform
 import random
 import subprocess
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-PACKAGES = ("ckd-kernels", "torch", "lightning", "torchmetrics", "numpy")
+from ckdsnn.versions import versions
 
 
 class RunError(RuntimeError):
@@ -157,13 +156,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 def provenance() -> dict[str, Any]:
     """Versions, machine and, where the working folder is in a git repository, its commit and whether it is dirty."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a source tree that was not installed
-            versions[package] = "not installed"
-    return {"versions": versions, "platform": platform.platform(), "git": _git_state()}
+    return {"versions": versions(), "platform": platform.platform(), "git": _git_state()}
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -9,10 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model by name (a key of `ckdsnn.models.MODELS`) and its options."""
+    """A model by name (a key of `ckdsnn.models.MODELS`), its options, and where its weights come from.
+
+    Attributes:
+        name: of the model.
+        options: of that model.
+        weights: a file that it starts from, a checkpoint of this package or of a state_dict; None: random weights.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class TeacherConfig:
             command line, the teacher of the same run.
         epochs: how long `ckdsnn teacher` trains it.
         cache: keep its answer to every training sample in memory after the first time; for data that is not augmented.
+        unfinished: take a checkpoint of a training that has not come to its end.
     """
 
     name: str | None = None
@@ -41,6 +49,7 @@ class TeacherConfig:
     checkpoint: str | None = None
     epochs: int = 300
     cache: bool = False
+    unfinished: bool = False
 
     @property
     def comes_trained(self) -> bool:

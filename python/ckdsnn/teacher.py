@@ -12,6 +12,7 @@ from ckdsnn.configuration import TeacherConfig, as_plain
 from ckdsnn.data import Batch
 from ckdsnn.losses import FrozenTeacher
 from ckdsnn.models import ANN, ANNOutput, build_model
+from ckdsnn.run_folder import check_finished
 
 
 def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> ANN:
@@ -28,6 +29,8 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
             "teacher.checkpoint is missing: train one with `ckdsnn teacher` (or both with `ckdsnn distill`)"
         )
     checkpoint = load_run(config.checkpoint)
+    if not config.unfinished:
+        check_finished(checkpoint, config.checkpoint)
     made = checkpoint["ckdsnn"]["network"]
     if config.name is not None and (config.name, as_plain(config.options)) != (made["name"], made["options"]):
         raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -24,6 +23,7 @@ from ckdsnn.losses import METHODS, FrozenTeacher, Method, NoiseSource, build_met
 from ckdsnn.models import MODELS, ANNOutput, SNNOutput, build_model
 from ckdsnn.optimisation import OptimizerConfig
 from ckdsnn.teacher import TeacherCache, load_teacher
+from ckdsnn.weights import fingerprint, start_from
 
 
 class Distillation(L.LightningModule):
@@ -81,11 +81,13 @@ class Distillation(L.LightningModule):
             "num_classes": num_classes,
             "in_channels": in_channels,
         }
-        # What the weights depend on: going on with a run under another configuration is refused.
+        # What the weights depend on: going on with a run under another configuration is refused. Weights that come from
+        # files are known by what they are, not where they lie.
         self.run_config: dict[str, Any] = {
             "network": self._network_config,
+            "weights": network.weights and start_from(self.network, network.weights),
             "method": as_plain(method),
-            "teacher": as_plain(teacher and replace(teacher, epochs=1)),  # its own training is another run
+            "teacher": None,
             "optimizer": as_plain(optimizer),
         }
         # In a list, so that it is not registered: see the class docstring.
@@ -94,6 +96,12 @@ class Distillation(L.LightningModule):
         self._cache: TeacherCache | None = None
         if teacher is not None:
             model = load_teacher(teacher, num_classes, in_channels)
+            self.run_config["teacher"] = {
+                "name": teacher.name,
+                "options": as_plain(teacher.options),
+                "cache": teacher.cache,
+                "weights": fingerprint(model.state_dict()),
+            }
             self.method.bind(self.network, model)
             if channels_last:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -227,7 +235,7 @@ class Distillation(L.LightningModule):
         checkpoint["ckdsnn"] = {
             "network": self._network_config,
             "config": self.run_config,
-            "finished": 0 < (self.trainer.max_epochs or 0) <= self.current_epoch + 1 and self.trainer.is_last_batch,
+            "finished": self._finished(),
             **provenance(),
         }
         noise = [source.get_extra_state() for source in noise_sources(self.method)]
@@ -239,6 +247,14 @@ class Distillation(L.LightningModule):
         if self.teacher is not None and self.teacher.mode == "train":
             # Its running statistics move with training, so the file that it came from does not tell them.
             checkpoint["teacher_buffers"] = dict(self.teacher.named_buffers())
+
+    def _finished(self) -> bool:
+        """Whether training has come to its end: of the epochs, of the steps, or because a callback says so."""
+        trainer = self.trainer
+        if 0 <= trainer.max_steps <= trainer.global_step:
+            return True
+        epochs = 0 < (trainer.max_epochs or 0) <= self.current_epoch + 1
+        return (epochs or trainer.should_stop) and trainer.is_last_batch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)

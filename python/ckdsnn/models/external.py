@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -209,19 +208,19 @@ def external(
         layers, image_size, in_channels, layout, prefix_tokens, classifier: see :class:`HookedANN`.
         model_options: keyword arguments of the model.  Nothing is downloaded unless they ask for it
             (``{"pretrained": true}`` in timm).
-        weights: file of a state_dict, loaded with ``weights_only=True``.
+        weights: file of a state_dict, loaded with ``weights_only=True``, whose tensors the model all has.
 
     Raises:
         ValueError: a source that cannot be found, or what :class:`HookedANN` refuses.
         ImportError: timm or torchvision is not installed.
         FileNotFoundError: no such file of weights.
+        RunError: weights that cannot be read or do not fit.
     """
     model = _make(source, num_classes, in_channels, dict(model_options or {}))
     if weights is not None:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights: there is no file {weights}")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
+        from ckdsnn.weights import start_from  # imports Lightning
+
+        start_from(model, weights)
     return HookedANN(model, layers, num_classes, in_channels, image_size, layout, prefix_tokens, classifier)
 
 
