@@ -1,7 +1,8 @@
 """Modules that are imported but not used: their code runs when it is asked for something.
 
-Lightning imports torch._dynamo (and with it SymPy) for the sake of one class, and TorchMetrics, which imports SciPy and
-Matplotlib for signals and plots that nobody here asks for: together half of the time that a command takes to start.
+Lightning imports torch._dynamo (and with it SymPy) for the sake of one class, PyTorch's counter of operations (and with
+it Triton) for a table that nobody here prints, and TorchMetrics, which imports SciPy and Matplotlib for signals and
+plots: together more than half of the time that a command takes to start.
 """
 
 from __future__ import annotations
@@ -128,10 +129,13 @@ def _graph_break(*message: Any) -> None:
     """Where the compiler has not run, there is no graph."""
 
 
+FLOPS = "torch.utils.flop_counter"
 PLOT = "torchmetrics.utilities.plot"
 MODULES: Mapping[str, Mapping[str, Any]] = {
     # Lightning asks for the class, PyTorch's optimisers for the functions.
     "torch._dynamo": {"OptimizedModule": _OptimizedModule, "disable": _disable, "graph_break": _graph_break},
+    # Lightning's table of a model asks for it, which nobody prints here.
+    FLOPS: {"FlopCounterMode": _later(FLOPS, "FlopCounterMode")},
     # TorchMetrics gives scipy.signal the name `hamming`, where it has none, for the sake of an old library.
     "scipy": {},
     "scipy.signal": {"hamming": _later("scipy.signal.windows", "hamming")},
