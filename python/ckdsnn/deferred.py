@@ -42,7 +42,7 @@ class _Path(list[str]):
 def run(module: ModuleType) -> ModuleType:
     """The module itself, after its code has run."""
     if type(module) is _Deferred:
-        module.__class__ = ModuleType
+        module.__class__ = ModuleType  # type: ignore[assignment]
         own = module.__dict__
         loader = own.pop("__deferred_loader__")
         del own["__stand_ins__"]
