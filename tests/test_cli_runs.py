@@ -55,6 +55,8 @@ def test_one_training_a_folder(tmp_path, failing):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     with alone_in(tmp_path, "training"):
         assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
+        with pytest.raises(RunError, match="another training is running"), alone_in(tmp_path, "training"):
+            pass
     with alone_in(tmp_path, "training"):  # which was given back
         pass
 
@@ -198,7 +200,9 @@ def test_nothing_is_fetched(tmp_path, capsys):
         except SystemExit as stopped:
             status = stopped.code
         assert status in (1, 2), arguments
-        assert "Traceback" not in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert "Traceback" not in shown
+        assert "--config" not in arguments[0] or "digits" in arguments or "a file of this machine" in shown
     server.shutdown()
     assert asked == []
 

@@ -203,7 +203,7 @@ class CLI(LightningCLI):
         self._say(f"test metrics: {path}")
 
     def _say(self, text: str) -> None:
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             print(text, flush=True)
 
 
@@ -300,6 +300,6 @@ def run(verb: str, rest: list[str]) -> int:
 
 
 def _stopped(what_happened: str, run: Run, status: int) -> int:
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         say_how_to_go_on(what_happened, run.out / "last.ckpt" if run.out is not None and run.trains else None)
     return status
