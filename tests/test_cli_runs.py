@@ -139,6 +139,7 @@ def raised(code, name):
         ("raise FileNotFoundError(2, 'No such file', b'/a/b')", "/a/b: No such file or directory: check the path"),
         # PyTorch's writer dies of what the file did.
         ("try:\n raise OSError(28, '')\nfinally:\n raise RuntimeError('unexpected pos 64')", "No space left on device"),
+        ("raise BrokenPipeError(32, '')", "standard output: Broken pipe: whoever read the output has ended"),
         ("raise ValueError('words of another library')", None),
         ("raise OSError('words of another library')", None),
     ],

@@ -45,6 +45,8 @@ def words_for(error: BaseException, out: Path | None = None) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in REMEDIES:
             path = cause.filename if cause.filename is not None else f"a file of the run in {out}" if out else "a file"
+            if cause.errno == errno.EPIPE:
+                path = "standard output"
             return f"{os.fsdecode(path)}: {os.strerror(cause.errno)}: {REMEDIES[cause.errno]}"
     return None
 
