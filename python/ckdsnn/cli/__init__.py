@@ -29,8 +29,8 @@ from ckdsnn.versions import versions
 VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "demo")
 
 # What the commands import besides the dependencies of the kernels.
-TRAINING = ("lightning", "jsonargparse", "docstring_parser", "tensorboard", "tqdm", "yaml")
-DEMO = ("lightning", "matplotlib", "sklearn", "tqdm")
+TRAINING = ("lightning", "jsonargparse", "docstring_parser", "tensorboard", "torchmetrics", "PIL", "tqdm", "yaml")
+DEMO = ("lightning", "matplotlib", "sklearn", "torchmetrics", "PIL", "tqdm")
 
 
 def main(arguments: list[str] | None = None) -> int:
