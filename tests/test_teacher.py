@@ -131,5 +131,5 @@ def test_weights_that_are_not_finite_are_refused(path):
     made = checkpoint()
     made["state_dict"]["network.classifier.bias"][3] = float("nan")
     save_atomically(made, path)
-    with pytest.raises(RunError, match=r"holds classifier\.bias with NaN or infinite values"):
+    with pytest.raises(RunError, match=r"teacher's classifier\.bias has NaN or infinite values"):
         load(path)

@@ -81,6 +81,10 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     return checkpoint
 
 
+# The number of the form in which a run is written; version 0.1.0 wrote none, which is 0. It rises when older versions
+# would misread the file; a new key with a default is no reason.
+SCHEMA = 1
+
 # What every run writes beside its weights, and of which type.
 RUN_KEYS = {"network": dict, "config": dict, "finished": bool}
 NETWORK_KEYS = {"name": str, "options": dict, "num_classes": int, "in_channels": int}
@@ -96,6 +100,12 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     if "ckdsnn" not in checkpoint:
         raise RunError(f"the checkpoint {path} was not written by ckdsnn: its model and configuration are not known")
     made = checkpoint["ckdsnn"]
+    schema = made.get("schema", 0) if isinstance(made, dict) else 0
+    if type(schema) is not int or not 0 <= schema <= SCHEMA:
+        raise RunError(
+            f"the checkpoint {path} has schema {schema!r:.100}, this version of ckdsnn knows up to {SCHEMA}: use the "
+            "version that wrote it, or a later one"
+        )
     wrong = _wrong_keys(checkpoint, {"state_dict": dict, "ckdsnn": dict}, "")
     wrong = wrong or _wrong_keys(made, RUN_KEYS, "ckdsnn.")
     wrong = wrong or _wrong_keys(made["network"], NETWORK_KEYS, "ckdsnn.network.")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ckdsnn.checkpoint import RunError, load_run
 from ckdsnn.configuration import TeacherConfig, as_plain
 from ckdsnn.data import Batch
 from ckdsnn.losses import FrozenTeacher
 from ckdsnn.models import ANN, MODELS, SNN, ANNOutput, build_model
-from ckdsnn.models.external import external
+from ckdsnn.models.external import external, untrained_parameters
+from ckdsnn.resume import changed_network
 
 
 def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> ANN:
@@ -22,21 +24,66 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
     What is imported and built is up to `config`. A checkpoint that it names without a model may say which of this
     package's own conventional networks it holds; one that needs code from elsewhere has to be named in `config` too.
 
+    Args:
+        config: names the checkpoint or the external model.
+        num_classes: of the data.
+        in_channels: of the data.
+
     Raises:
-        ValueError: no checkpoint, or it holds another model, a spiking one, or one for other classes or channels.
-        RunError: the checkpoint cannot be read, or its weights do not fit its model.
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: no checkpoint, or it holds another model, a spiking one, or one for other classes or channels; an
+            external model that does not bring trained weights for all of its parameters.
+        RunError: the checkpoint cannot be read, is unfinished though `config.unfinished` is false, or its weights do
+            not fit its model or are not finite.
     """
-    if config.checkpoint is None and config.comes_trained:
-        assert config.name is not None
-        return cast(ANN, build_model(config.name, num_classes, in_channels=in_channels, **config.options))
-    if config.checkpoint is None:
+    if config.checkpoint is not None:
+        model = _from_checkpoint(config, f"teacher.checkpoint {config.checkpoint}", num_classes, in_channels)
+    elif config.comes_trained:
+        model = _from_elsewhere(config, num_classes, in_channels)
+    else:
         raise ValueError(
             "teacher.checkpoint is missing: train one with `ckdsnn teacher` (or both with `ckdsnn distill`)"
         )
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise RunError(f"the teacher's {name} has NaN or infinite values, which cannot teach: train it again")
+    return model
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Tells a teacher by its parameters and buffers, wherever their file lies: 32 hexadecimal digits of SHA-256."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _from_elsewhere(config: TeacherConfig, num_classes: int, in_channels: int) -> ANN:
+    """An external model that brings its weights."""
+    assert config.name is not None
+    name, options = config.name, config.options
+    model = cast(ANN, build_model(name, num_classes, in_channels=in_channels, **options))
+    if options.get("weights") is not None:
+        return model  # all of them are in that file
+    again = cast(ANN, build_model(name, num_classes, in_channels=in_channels, **options))
+    if random := untrained_parameters(model, again):
+        raise ValueError(
+            f"the teacher {options.get('source')} brings no trained {', '.join(random[:6])}: its pretraining was for "
+            f"another head than that of the data's {num_classes} classes, and what is random cannot teach. Train it on "
+            "the data first, with `ckdsnn teacher` (teacher.options.trainable names the layers, e.g. the head alone), "
+            "or set teacher.options.weights to a file with all of its weights"
+        )
+    return model
+
+
+def _from_checkpoint(config: TeacherConfig, where: str, num_classes: int, in_channels: int) -> ANN:
+    assert config.checkpoint is not None
     checkpoint = load_run(config.checkpoint)
     made = checkpoint["ckdsnn"]["network"]
-    where = f"teacher.checkpoint {config.checkpoint}"
-    if config.name is not None and (config.name, as_plain(config.options)) != (made["name"], made["options"]):
+    asked = {**made, "name": config.name, "options": as_plain(config.options)}
+    if config.name is not None and changed_network(made, asked):
         raise ValueError(
             f"{where} holds {made['name']} with options {made['options']}, the configuration asks for {config.name} "
             f"with {config.options}: name the right file or the right model"
@@ -51,7 +98,14 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
             f"{where} takes images of {made['in_channels']} channel(s), the data has {in_channels}: use a teacher that "
             "was trained on this data set"
         )
-    weights = _network_weights(checkpoint["state_dict"], where)
+    if not (checkpoint["ckdsnn"]["finished"] or config.unfinished):
+        raise RunError(
+            f"{where} is from the middle of a training (after {checkpoint.get('global_step')} steps): go on with "
+            "`ckdsnn teacher` until it is finished, or set teacher.unfinished to true to take it as it is"
+        )
+    prefix = "network."
+    state = checkpoint["state_dict"]
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if config.name is None:
         model = _own_network(made, weights, where)
     else:
@@ -65,16 +119,6 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
     except RuntimeError as error:
         raise RunError(f"the weights in {where} do not fit {made['name']}: {error}") from error
     return model
-
-
-def _network_weights(state: dict[str, Any], where: str) -> dict[str, Tensor]:
-    """What a run's state_dict holds of its network."""
-    prefix = "network."
-    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    for name, value in weights.items():
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            raise RunError(f"{where} holds {name} with NaN or infinite values, which cannot teach: train it again")
-    return weights
 
 
 def _own_network(made: dict[str, Any], weights: dict[str, Tensor], where: str) -> ANN | SNN:

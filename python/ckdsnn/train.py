@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -17,13 +16,14 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import ckd_kernels
 from ckdsnn.analysis import FiringRate
-from ckdsnn.checkpoint import RunError, provenance, random_state, restore_random_state
-from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
+from ckdsnn.checkpoint import SCHEMA, RunError, provenance, random_state, restore_random_state
+from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain
 from ckdsnn.data import ArrayDataModule, Batch
 from ckdsnn.losses import METHODS, FrozenTeacher, Method, NoiseSource, build_method
 from ckdsnn.models import MODELS, ANNOutput, SNNOutput, build_model
 from ckdsnn.optimisation import OptimizerConfig
-from ckdsnn.teacher import TeacherCache, load_teacher
+from ckdsnn.resume import changed_network, changed_run
+from ckdsnn.teacher import TeacherCache, load_teacher, weights_digest
 
 
 class Distillation(L.LightningModule):
@@ -85,7 +85,7 @@ class Distillation(L.LightningModule):
         self.run_config: dict[str, Any] = {
             "network": self._network_config,
             "method": as_plain(method),
-            "teacher": as_plain(teacher and replace(teacher, epochs=1)),  # its own training is another run
+            "teacher": as_plain(teacher),
             "optimizer": as_plain(optimizer),
         }
         # In a list, so that it is not registered: see the class docstring.
@@ -94,6 +94,7 @@ class Distillation(L.LightningModule):
         self._cache: TeacherCache | None = None
         if teacher is not None:
             model = load_teacher(teacher, num_classes, in_channels)
+            self.run_config["teacher"]["weights"] = weights_digest(model)
             self.method.bind(self.network, model)
             if channels_last:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -225,6 +226,7 @@ class Distillation(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ckdsnn"] = {
+            "schema": SCHEMA,
             "network": self._network_config,
             "config": self.run_config,
             "finished": 0 < (self.trainer.max_epochs or 0) <= self.current_epoch + 1 and self.trainer.is_last_batch,
@@ -252,7 +254,7 @@ class Distillation(L.LightningModule):
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises RunError unless `checkpoint` holds this network."""
         written = checkpoint["ckdsnn"]["network"]
-        if written != self._network_config:
+        if changed_network(written, self._network_config):
             raise RunError(
                 f"the checkpoint holds {written}, the configuration asks for {self._network_config}: use "
                 "the configuration that it was trained with"
@@ -261,7 +263,7 @@ class Distillation(L.LightningModule):
     def check_resumable(self, checkpoint: dict[str, Any], processes: int) -> None:
         """Raises RunError unless `processes` can go on from `checkpoint` as if training had never stopped."""
         self.check_checkpoint(checkpoint)
-        if changed := differing_keys(checkpoint["ckdsnn"]["config"], self.run_config):
+        if changed := changed_run(checkpoint["ckdsnn"]["config"], self.run_config, type(self)):
             raise RunError(
                 "this run was started with another configuration; resuming would mix the two. Different: "
                 + "; ".join(changed)
