@@ -1,13 +1,15 @@
 """Where a teacher comes from: what its checkpoint may decide, and what the configuration must."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ckdsnn.checkpoint import RunError, load_checkpoint, save_atomically
 from ckdsnn.configuration import TeacherConfig
-from ckdsnn.models import MODELS, build_model, register_model
+from ckdsnn.models import MODELS, build_model, external, register_model
 from ckdsnn.teacher import load_teacher
 
 SMALL = {"widths": [2, 3, 4]}
@@ -133,3 +135,95 @@ def test_weights_that_are_not_finite_are_refused(path):
     save_atomically(made, path)
     with pytest.raises(RunError, match=r"teacher's classifier\.bias has NaN or infinite values"):
         load(path)
+
+
+def test_a_teacher_from_the_middle_of_a_training_has_to_be_asked_for(path):
+    save_atomically(checkpoint(finished=False) | {"global_step": 4}, path)
+    with pytest.raises(RunError, match=r"from the middle of a training \(after 4 steps\).*teacher\.unfinished to true"):
+        load(path)
+    wanted = load_checkpoint(path)["state_dict"]
+    taken = load(path, unfinished=True).state_dict()
+    assert all(torch.equal(value, wanted[f"network.{key}"]) for key, value in taken.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": 3}, r"teacher\.name must be str, got int 3"),
+        ({"checkpoint": Path("x")}, r"teacher\.checkpoint must be str, got PosixPath"),
+        ({"epochs": True}, r"teacher\.epochs must be int, got bool True"),
+        ({"epochs": 2.5}, r"teacher\.epochs must be int, got float 2\.5"),
+        ({"cache": "no"}, r"teacher\.cache must be bool, got str 'no'"),
+        ({"unfinished": 1}, r"teacher\.unfinished must be bool, got int 1"),
+        ({"options": ["widths"]}, r"teacher\.options must be a mapping"),
+        ({"options": {"model_options": "x"}}, r"teacher\.options\.model_options must be a mapping"),
+    ],
+)
+def test_wrong_types_in_the_configuration_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        TeacherConfig(**options)
+
+
+class Hub:
+    """A library of networks like timm: it drops the head of its pretraining where another number of classes is asked
+    for, and `zero` leaves the new one at 0, as some of its networks do."""
+
+    def create_model(self, name, num_classes, in_chans, pretrained=False, zero=False):
+        model = nn.Sequential(
+            nn.Conv2d(in_chans, 4, 3),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, num_classes),
+        )
+        if pretrained:
+            trained = {
+                key: torch.linspace(-1, 1, value.numel()).view_as(value) for key, value in model.state_dict().items()
+            }
+            if num_classes != 7:
+                trained = {key: value for key, value in trained.items() if not key.startswith("4.")}
+            model.load_state_dict(trained, strict=False)
+        if zero:
+            nn.init.zeros_(model[4].weight)
+            nn.init.zeros_(model[4].bias)
+        return model
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(external, "_library", lambda name: Hub())
+
+    def teacher(classes, weights=None, **options):
+        given = {
+            "source": "timm:tiny",
+            "layers": ["1"],
+            "image_size": 8,
+            "model_options": {"pretrained": True, **options},
+        }
+        if weights is not None:
+            given["weights"] = str(weights)
+        return load_teacher(TeacherConfig("external", given), classes, 1)
+
+    return teacher
+
+
+def test_a_pretrained_teacher_with_a_random_head_is_refused(hub, tmp_path):
+    assert torch.equal(hub(7).model[4].bias, torch.linspace(-1, 1, 7))
+    with pytest.raises(
+        ValueError, match=r"timm:tiny brings no trained 4\.weight, 4\.bias: .*10 classes.*`ckdsnn teacher`"
+    ):
+        hub(10)
+    with pytest.raises(ValueError, match=r"brings no trained 4\.weight"):
+        hub(10, zero=True)
+    torch.save(Hub().create_model("tiny", 10, 1).state_dict(), tmp_path / "tuned.pt")
+    hub(10, weights=tmp_path / "tuned.pt")
+
+
+def test_making_an_external_teacher_twice_draws_from_the_generator_as_making_it_once(hub):
+    """Whether there is something to compare must not change what is drawn next."""
+    torch.manual_seed(0)
+    hub(7)
+    once = torch.rand(1)
+    torch.manual_seed(0)
+    build_model("external", 7, source="timm:tiny", layers=["1"], image_size=8, in_channels=1)
+    assert torch.equal(torch.rand(1), once)

@@ -42,19 +42,18 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any
     """What `torch.save` wrote: tensors and plain values, without running code from the file.
 
     `torch.load` does not look at the checksums that the file carries; here, a file of which a bit has changed is
-    refused.
+    refused. (Files of PyTorch before 1.6 have none.)
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no file of `torch.save` (of PyTorch 1.6 or later), is corrupted, cut short, or holds objects.
+        ValueError: it is no file of `torch.save`, is corrupted, cut short, or holds objects.
     """
     with open(path, "rb") as file:
         try:
-            _verify(file)
+            if file.read(2) == b"PK":
+                _verify(file)
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{error}; it is corrupted, cut short or no file of torch.save") from error
         except Exception as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             if "weights_only" in first_line:  # PyTorch goes on with advice on how to run the code in the file
@@ -63,13 +62,13 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any
 
 
 def _verify(file: BinaryIO) -> None:
-    """Raises BadZipFile unless all checksums fit, and ValueError where reading would take more than the file's size."""
+    """Raises an exception unless all checksums of a zip file fit, or where it would take more memory than its size."""
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed, as torch.save writes no file")
+            raise ValueError("it is compressed, as no file of torch.save is")
         if sum(entry.file_size for entry in entries) > size:
-            raise ValueError("its parts overlap, as torch.save writes no file")
+            raise ValueError("its parts overlap, as in no file of torch.save")
         if (broken := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the checksum of {broken} does not fit")
+            raise ValueError(f"the checksum of {broken} does not fit")

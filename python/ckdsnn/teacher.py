@@ -14,7 +14,7 @@ from ckdsnn.configuration import TeacherConfig, as_plain
 from ckdsnn.data import Batch
 from ckdsnn.losses import FrozenTeacher
 from ckdsnn.models import ANN, MODELS, SNN, ANNOutput, build_model
-from ckdsnn.models.external import external, untrained_parameters
+from ckdsnn.models.external import HookedANN, external, untrained_parameters
 from ckdsnn.resume import changed_network
 
 
@@ -62,13 +62,13 @@ def weights_digest(model: nn.Module) -> str:
 
 def _from_elsewhere(config: TeacherConfig, num_classes: int, in_channels: int) -> ANN:
     """An external model that brings its weights."""
-    assert config.name is not None
-    name, options = config.name, config.options
-    model = cast(ANN, build_model(name, num_classes, in_channels=in_channels, **options))
+    options = config.options
+    model = cast(HookedANN, build_model("external", num_classes, in_channels=in_channels, **options))
     if options.get("weights") is not None:
         return model  # all of them are in that file
-    again = cast(ANN, build_model(name, num_classes, in_channels=in_channels, **options))
-    if random := untrained_parameters(model, again):
+    with torch.random.fork_rng(devices=[]):  # the generator stands elsewhere now, and goes on from here afterwards
+        again = cast(HookedANN, build_model("external", num_classes, in_channels=in_channels, **options))
+    if random := untrained_parameters(model.model, again.model):
         raise ValueError(
             f"the teacher {options.get('source')} brings no trained {', '.join(random[:6])}: its pretraining was for "
             f"another head than that of the data's {num_classes} classes, and what is random cannot teach. Train it on "

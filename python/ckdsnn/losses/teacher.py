@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ckdsnn.models.base import ANN
+from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, pick_stage, resolve_stage
 
 from .methods.base import Method
@@ -29,8 +29,11 @@ class FrozenTeacher(nn.Module):
         (image, target) alone, so that they may be cached.
 
     Raises:
+        TypeError: a model that is no ANN (a spiking network, a plain module: wrap it in
+            :class:`~ckdsnn.models.external.HookedANN`), a method that is no Method; images and target that are no
+            tensors of floats and of int64.
         ValueError: a stage that the model does not have; a class activation map where the head is not linear; Grad-CAM
-            of features that the logits do not depend on.
+            of features that the logits do not depend on; a target that is no class.
 
     Example:
         >>> import torch
@@ -48,6 +51,14 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, model: ANN, method: Method) -> None:
         super().__init__()
+        if isinstance(model, SNN):
+            raise TypeError(f"FrozenTeacher takes a conventional network, got {type(model).__name__}, a spiking one")
+        if not isinstance(model, ANN):
+            raise TypeError(
+                f"FrozenTeacher takes an ANN, got {type(model).__name__}: wrap it in ckdsnn.models.external.HookedANN"
+            )
+        if not isinstance(method, Method):
+            raise TypeError(f"FrozenTeacher takes a Method, see build_method, got {type(method).__name__}")
         self.model = model.requires_grad_(False)
         self.map_kind = method.teacher_map
         self.map_stages = method.teacher_map_stages
@@ -76,6 +87,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, target: Tensor) -> ANNOutput:
+        self._check_batch(images, target)
         differentiated = [stage for stage in self.map_stages if self._needs_autograd(stage)]
         if differentiated:
             # Gradients are needed from the first such stage on; parameters are frozen, so the graph begins there.
@@ -88,6 +100,24 @@ class FrozenTeacher(nn.Module):
         features = {stage: pick_stage(out.features, stage, "features").detach() for stage in self.feature_stages}
         weight = None if out.classifier_weight is None else out.classifier_weight.detach()
         return ANNOutput(out.logits.detach(), features, weight, cams)
+
+    def _check_batch(self, images: Tensor, target: Tensor) -> None:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            raise TypeError(f"images must be a tensor of floats, got {getattr(images, 'dtype', type(images).__name__)}")
+        if not isinstance(target, Tensor) or target.dtype != torch.int64:
+            raise TypeError(f"target must be a tensor of int64, got {getattr(target, 'dtype', type(target).__name__)}")
+        if images.dim() > 3 and target.shape != (images.shape[-4],):
+            raise ValueError(f"target must be [{images.shape[-4]}], one class a sample, got {list(target.shape)}")
+        # Elsewhere it would be waited for, and an index outside stops the kernel that uses it.
+        if (
+            target.device.type == "cpu"
+            and len(target)
+            and not 0 <= target.min() <= target.max() < self.model.num_classes
+        ):
+            raise ValueError(
+                f"target must be classes from 0 to {self.model.num_classes - 1}, got {int(target.min())} to "
+                f"{int(target.max())}"
+            )
 
     def _needs_autograd(self, stage: int) -> bool:
         is_last = resolve_stage(stage, self.num_stages) == self.num_stages

@@ -97,6 +97,8 @@ class HookedANN(ANN):
         own = getattr(model, "num_prefix_tokens", 1)
         self.prefix_tokens = int(own) if prefix_tokens is None else prefix_tokens
         self.classifier_name = classifier
+        if classifier is not None and getattr(known[classifier], "weight", torch.empty(0)).dim() != 2:
+            raise ValueError(f"classifier {classifier!r} is no linear layer, but {type(known[classifier]).__name__}")
         self.trainable = None if trainable is None else tuple(trainable)
         if self.trainable is not None:
             model.requires_grad_(False)
@@ -256,8 +258,9 @@ def external(
         ImportError: timm or torchvision is not installed.
         FileNotFoundError: no such file of weights.
     """
-    for name, value, kind in (("source", source, str), ("weights", weights, str), ("options", model_options, Mapping)):
-        if value is not None and not isinstance(value, kind):
+    wanted = (("source", source, str), ("weights", weights, str), ("model_options", model_options, Mapping))
+    for name, value, kind in wanted:
+        if (value is not None or name == "source") and not isinstance(value, kind):
             raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__} {value!r:.100}")
     model = _make(source, num_classes, in_channels, dict(model_options or {}))
     if weights is not None:
@@ -271,16 +274,12 @@ def untrained_parameters(model: nn.Module, again: nn.Module) -> list[str]:
     """Names of the parameters that no training has made: those that differ between two models made in the same way, and
     the weights of linear layers that are one constant, as some libraries initialise a head."""
     others = dict(again.named_parameters())
-    constant = {
-        f"{name}.weight"
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and _is_constant(layer)
-    }
-    return [name for name, p in model.named_parameters() if name in constant or not torch.equal(p, others[name])]
-
-
-def _is_constant(layer: nn.Linear) -> bool:
-    return layer.weight.numel() > 1 and bool((layer.weight == layer.weight.flatten()[0]).all())
+    linear = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    return [
+        name
+        for name, value in model.named_parameters()
+        if not torch.equal(value, others[name]) or (name in linear and value.numel() > 1 and value.min() == value.max())
+    ]
 
 
 def _load_weights(model: nn.Module, path: str, source: str) -> None:
@@ -299,11 +298,11 @@ def _make(source: str, num_classes: int, in_channels: int, options: dict[str, An
     if not (package and name):
         raise ValueError(f"source must be 'timm:NAME', 'torchvision:NAME' or 'package.module:name', got {source!r}")
     if package == "timm":
-        return _from_library(
-            _library("timm").create_model, name, num_classes=num_classes, in_chans=in_channels, **options
-        )
+        options = {"num_classes": num_classes, "in_chans": in_channels, **options}
+        return _from_library(_library("timm").create_model, source, options)
     if package == "torchvision":
-        return _from_library(_library("torchvision").models.get_model, name, num_classes=num_classes, **options)
+        options = {"num_classes": num_classes, **options}
+        return _from_library(_library("torchvision").models.get_model, source, options)
     try:
         build = getattr(importlib.import_module(package), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
