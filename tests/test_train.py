@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from ckd_kernels import layers, memory
 from ckdsnn.analysis import FiringRate
 from ckdsnn.checkpoint import AtomicCheckpointIO, RunError, load_checkpoint, save_atomically
-from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, differing_keys
+from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig
 from ckdsnn.data import Augmentation, DigitsCanvas
 from ckdsnn.losses import FrozenTeacher
 from ckdsnn.optimisation import OptimizerConfig
@@ -285,11 +285,6 @@ def test_cosine_with_warm_up():
     assert rates[49] == pytest.approx(0.1 * (1 + math.cos(math.pi * 39 / 40)))
     with pytest.raises(ValueError, match="is 10 steps, the whole training is 8"):
         config.build_schedule(optimizer, total_steps=8, steps_per_epoch=5)
-
-
-def test_differing_keys():
-    old, new = {"a": 1, "b": {"c": [1, 2], "d": 0}}, {"a": 1, "b": {"c": [1, 3], "e": 5}}
-    assert differing_keys(old, new) == ["b.c: [1, 2] -> [1, 3]", "b.d: 0 -> None", "b.e: None -> 5"]
 
 
 def test_frozen_teacher_is_what_the_method_asked_for(teacher_file):

@@ -34,8 +34,12 @@ def save_atomically(state: Any, path: str | os.PathLike[str]) -> None:
     try:
         with replacing(path) as file:
             torch.save(state, file)
-    except OSError as error:
-        raise _not_written(path, error) from error
+    except (OSError, RuntimeError) as error:
+        # After a write that failed, PyTorch fails to close its archive, and raises that.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise _not_written(path, cause) from cause
 
 
 def write_text_atomically(text: str, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import secrets
 import zipfile
 from collections.abc import Iterator
@@ -54,11 +56,15 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any
                 _verify(file)
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:  # whose text is advice on how to run the code in the file
+            named = re.search(r"GLOBAL (\S{1,100})", str(error))
+            raise ValueError(
+                f"it holds {named[1]!r}, and only tensors and plain values are read"
+                if named
+                else "it is no pickled data"
+            ) from error
         except Exception as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if "weights_only" in first_line:  # PyTorch goes on with advice on how to run the code in the file
-                first_line = "it holds other objects than tensors and plain values, which could run code"
-            raise ValueError(first_line) from error
+            raise ValueError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
 
 
 def _verify(file: BinaryIO) -> None:
