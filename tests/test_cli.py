@@ -145,6 +145,7 @@ class FromTorchvision(nn.Module):
 
     def __init__(self, num_classes):
         super().__init__()
+        torch.manual_seed(0)  # what was trained is the same every time
         self.layer1, self.layer2, self.layer3 = (nn.Conv2d(3, 3, 1, stride=8 // 2**i) for i in range(3))
         self.layer4 = nn.Conv2d(3, 512, 1, stride=2)
         self.fc = nn.Linear(512, num_classes)

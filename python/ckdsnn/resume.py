@@ -44,7 +44,7 @@ def changed_run(old: dict[str, Any], new: dict[str, Any], task: Callable[..., An
 
 def _named(registry: dict[str, Any], config: Any) -> dict[str, Any]:
     """The defaults of the options of what a configuration names."""
-    build = registry.get(config.get("name")) if isinstance(config, dict) else None
+    build = registry.get(str(config.get("name"))) if isinstance(config, dict) else None
     return {"options": {} if build is None else parameter_defaults(build)}
 
 
