@@ -34,7 +34,8 @@ def student(teacher):
 def run_of(task):
     """What a run's checkpoint says of it."""
     made = {"schema": SCHEMA, "network": task.run_config["network"], "config": task.run_config, "finished": False}
-    return copy.deepcopy({"ckdsnn": made, "random_state": [{"global": random_state(), "noise": []}]})
+    state = {"epoch": 0, "global_step": 3, "loops": {}, "optimizer_states": [], "lr_schedulers": [], "train_loader": {}}
+    return copy.deepcopy({"ckdsnn": made, "random_state": [{"global": random_state(), "noise": []}], **state})
 
 
 def test_another_teacher_is_refused_and_the_same_one_may_have_moved(tmp_path):
@@ -49,6 +50,15 @@ def test_another_teacher_is_refused_and_the_same_one_may_have_moved(tmp_path):
     another = write_teacher(tmp_path / "a.ckpt", seed=2)  # of the same name as the first
     with pytest.raises(RunError, match=r"started with another configuration.*Different: teacher\.weights: '\w{32}' ->"):
         student(another).check_resumable(written, processes=1)
+
+
+@pytest.mark.parametrize("key", ["random_state", "train_loader", "optimizer_states", "loops", "global_step"])
+def test_a_checkpoint_of_weights_alone_cannot_go_on(tmp_path, key):
+    task = student(write_teacher(tmp_path / "a.ckpt", seed=1))
+    written = run_of(task)
+    del written[key]
+    with pytest.raises(RunError, match=rf"has no usable {key}, so training cannot go on from it"):
+        task.check_resumable(written, processes=1)
 
 
 def test_another_use_of_the_same_teacher_is_refused(tmp_path):

@@ -3,14 +3,18 @@
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from ckdsnn.checkpoint import RunError, load_checkpoint, save_atomically
-from ckdsnn.configuration import TeacherConfig
+from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig
+from ckdsnn.data import DigitsCanvas
+from ckdsnn.losses import FrozenTeacher, build_method
 from ckdsnn.models import MODELS, build_model, external, register_model
 from ckdsnn.teacher import load_teacher
+from ckdsnn.train import Distillation
 
 SMALL = {"widths": [2, 3, 4]}
 
@@ -227,3 +231,68 @@ def test_making_an_external_teacher_twice_draws_from_the_generator_as_making_it_
     torch.manual_seed(0)
     build_model("external", 7, source="timm:tiny", layers=["1"], image_size=8, in_channels=1)
     assert torch.equal(torch.rand(1), once)
+
+
+def test_a_training_step_shows_the_teacher_what_the_student_sees(path):
+    """In the same order, with its labels: an answer that belongs to another image teaches noise."""
+    network = ModelConfig("snn_resnet_small", {**SMALL, "time_steps": 1})
+    task = Distillation(network, MethodConfig("ckd"), TeacherConfig(checkpoint=str(path)), in_channels=1)
+    saved = load_checkpoint(path)["state_dict"]
+    assert all(torch.equal(value, saved[f"network.{key}"]) for key, value in task.teacher.model.state_dict().items())
+    seen, answers = [], []
+    task.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    task.teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    task.method.register_forward_pre_hook(lambda _, inputs: answers.append(inputs))
+    L.Trainer(
+        accelerator="cpu", devices=1, max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(task, DigitsCanvas(batch_size=20, train_samples=60))  # fmt: skip
+    assert len(answers) == 2
+    for (images, target), student_images, (_, teacher, labels) in zip(seen[::2], seen[1::2], answers, strict=True):
+        assert torch.equal(images, student_images)
+        assert torch.equal(target, labels)
+        for row in (0, 1, 19):
+            alone = task.teacher(images[row : row + 1], target[row : row + 1])
+            torch.testing.assert_close(teacher.logits[row], alone.logits[0])
+            torch.testing.assert_close(teacher.cams[-1][row], alone.cams[-1][0])
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "message"),
+    [
+        (
+            lambda: build_model("snn_resnet_small", 10),
+            "kd",
+            "a conventional network, got SNNResNet, a spiking one",
+        ),
+        (lambda: nn.Linear(3, 3), "kd", r"takes an ANN, got Linear: wrap it in ckdsnn\.models\.external\.HookedANN"),
+        (lambda: None, "kd", "takes an ANN, got NoneType"),
+        (lambda: build_model("ann_resnet_small", 10), None, "takes a Method, see build_method, got NoneType"),
+    ],
+)
+def test_what_cannot_be_a_teacher_is_named(model, method, message):
+    with pytest.raises(TypeError, match=message):
+        FrozenTeacher(model(), method and build_method(method))
+
+
+@pytest.mark.parametrize(
+    ("images", "target", "error", "message"),
+    [
+        (None, torch.tensor([1]), TypeError, "images must be a tensor of floats, got NoneType"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([1]), TypeError, r"floats, got torch\.uint8"),
+        (torch.zeros(1, 1, 8, 8), "1", TypeError, "target must be a tensor of int64, got str"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([1.0]), TypeError, r"int64, got torch\.float32"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([-1]), ValueError, r"must be classes from 0 to 9, got -1 to -1"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([10]), ValueError, r"must be classes from 0 to 9, got 10 to 10"),
+        (
+            torch.zeros(2, 1, 8, 8),
+            torch.tensor([1]),
+            ValueError,
+            r"must be \[2\], one class a sample, got \[1\]",
+        ),
+    ],
+)
+def test_a_batch_that_a_teacher_cannot_answer_is_named(images, target, error, message):
+    frozen = FrozenTeacher(build_model("ann_resnet_small", 10, **SMALL), build_method("ckd"))
+    with pytest.raises(error, match=message):
+        frozen(images, target)

@@ -91,6 +91,16 @@ SCHEMA = 1
 
 # What every run writes beside its weights, and of which type.
 RUN_KEYS = {"network": dict, "config": dict, "finished": bool}
+# What going on with it needs; beyond these, Lightning reads its own.
+TRAINING_KEYS = {
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "random_state": list,
+    "train_loader": dict,
+}
 NETWORK_KEYS = {"name": str, "options": dict, "num_classes": int, "in_channels": int}
 
 
@@ -119,6 +129,15 @@ def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
             "one, or delete it and train again"
         )
     return checkpoint
+
+
+def check_training_state(checkpoint: dict[str, Any]) -> None:
+    """Raises RunError unless a run's checkpoint holds what going on with its training needs, not the weights alone."""
+    if wrong := _wrong_keys(checkpoint, TRAINING_KEYS, ""):
+        raise RunError(
+            f"the checkpoint has no usable {', '.join(wrong)}, so training cannot go on from it: use the last.ckpt of "
+            "a run, or begin anew in another folder"
+        )
 
 
 def _wrong_keys(values: dict[str, Any], wanted: dict[str, type], prefix: str) -> list[str]:

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import ckd_kernels
 from ckdsnn.analysis import FiringRate
-from ckdsnn.checkpoint import SCHEMA, RunError, provenance, random_state, restore_random_state
+from ckdsnn.checkpoint import SCHEMA, RunError, check_training_state, provenance, random_state, restore_random_state
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain
 from ckdsnn.data import ArrayDataModule, Batch
 from ckdsnn.losses import METHODS, FrozenTeacher, Method, NoiseSource, build_method
@@ -263,6 +263,7 @@ class Distillation(L.LightningModule):
     def check_resumable(self, checkpoint: dict[str, Any], processes: int) -> None:
         """Raises RunError unless `processes` can go on from `checkpoint` as if training had never stopped."""
         self.check_checkpoint(checkpoint)
+        check_training_state(checkpoint)
         if changed := changed_run(checkpoint["ckdsnn"]["config"], self.run_config, type(self)):
             raise RunError(
                 "this run was started with another configuration; resuming would mix the two. Different: "
