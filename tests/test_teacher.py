@@ -1,5 +1,6 @@
 """Where a teacher comes from: what its checkpoint may decide, and what the configuration must."""
 
+import resource
 import sys
 from pathlib import Path
 
@@ -99,12 +100,30 @@ def test_options_in_a_checkpoint_are_plain_data(path, options):
         load(path)
 
 
-def test_a_checkpoint_cannot_ask_for_more_memory_than_its_weights(path):
-    huge = {"widths": [2, 3, 200_000_000]}  # 10^17 weights
-    save_atomically(
-        checkpoint(network={"name": "ann_resnet_small", "options": huge, "num_classes": 10, "in_channels": 1}), path
-    )
-    with pytest.raises(RunError, match="do not fit ann_resnet_small with options"):
+@pytest.fixture
+def little_memory():
+    """No more than a GiB on top of what the process has."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": [2, 3, 2**27]}, "do not fit ann_resnet_small with options"),
+        ({"widths": [2, 3, 2**36]}, "which cannot be built: "),  # more than numbers of 64 bits can count
+        ({"widths": "x"}, "which cannot be built: "),
+        ({"widths": []}, "which cannot be built: "),
+        ({"depth": 3}, "which cannot be built: .* has no option 'depth'"),
+    ],
+)
+def test_a_checkpoint_cannot_ask_for_more_memory_than_its_weights(path, little_memory, options, message):
+    made = {"name": "ann_resnet_small", "options": options, "num_classes": 10, "in_channels": 1}
+    save_atomically(checkpoint(network=made), path)
+    with pytest.raises(RunError, match=message):
         load(path)
 
 

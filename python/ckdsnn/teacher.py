@@ -140,8 +140,11 @@ def _own_network(made: dict[str, Any], weights: dict[str, Tensor], where: str) -
     def built() -> ANN | SNN:
         return build_model(name, made["num_classes"], in_channels=made["in_channels"], **options)
 
-    with torch.device("meta"):  # takes no memory
-        model = built()
+    try:
+        with torch.device("meta"):  # takes no memory
+            model = built()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{where} names {name} with options {options!r:.300}, which cannot be built: {error}") from error
     if isinstance(model, SNN):
         return model  # no teacher, whatever its weights
     wanted = {key: value.shape for key, value in model.state_dict().items()}
