@@ -187,7 +187,6 @@ def test_recipes_build_what_their_names_say(recipe, data_root, tmp_path, monkeyp
             part.setdefault("options", {})["width"] = 0.125
     if data["class_path"] != "ckdsnn.data.DigitsCanvas":
         data["init_args"] |= {"root": str(data_root / "frames" if "dvs" in name else data_root), "validation": 0}
-        data["init_args"].get("augmentation", {}).pop("auto_augment", None)  # needs torchvision
     data["init_args"]["batch_size"] = 2
     content["trainer"] |= {"precision": "32-true", "accelerator": "cpu"}
     (tmp_path / "recipe.yaml").write_text(yaml.dump(content))

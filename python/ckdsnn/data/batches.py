@@ -1,4 +1,4 @@
-"""In-memory batches whose order and augmentation depend on (seed, epoch, batch) and on nothing else.
+"""In-memory batches whose order depends on (seed, epoch), and their augmentation on (seed, epoch, sample), alone.
 
 Because no random state is carried from one batch to the next, training that resumes in the middle of an epoch sees
 exactly the batches that it would have seen without the interruption.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ckdsnn.data.augment import Augmentation
+from ckdsnn.data.draws import mixed
 
 
 class Batch(NamedTuple):
@@ -32,13 +33,8 @@ def counter_generator(seed: int, *counters: int) -> torch.Generator:
         >>> bool(torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b)))
         True
     """
-    mixed = 0
-    for number in (seed, *counters):  # splitmix64: neighbouring numbers give unrelated generators
-        mixed = (mixed + 0x9E3779B97F4A7C15 * (number + 1)) & 0xFFFFFFFFFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        mixed ^= mixed >> 31
-    return torch.Generator().manual_seed(mixed >> 32)  # the CPU's generator takes 32 bits and ignores the rest
+    # The CPU's generator takes 32 bits and ignores the rest.
+    return torch.Generator().manual_seed(mixed(seed, *counters) >> 32)
 
 
 class EpochSampler:
@@ -124,7 +120,7 @@ class BatchLoader:
         sampler: order and batches.
         mean, std: per channel; images become `(image / 255 - mean) / std` if they are uint8, else
             `(image - mean) / std`. None leaves the values (uint8 are still divided by 255).
-        augment: random augmentation; every batch has a generator of its own.
+        augment: random augmentation, which depends on the sampler's seed, its epoch and the sample alone.
     """
 
     def __init__(
@@ -138,34 +134,21 @@ class BatchLoader:
         augment: Augmentation | None = None,
     ) -> None:
         self.images, self.targets = images, targets
-        self.sampler, self.augment = sampler, augment
+        self.sampler, self.augment = sampler, augment or Augmentation()
+        self.mean, self.std = mean, std
         self.batch_sampler = None  # Lightning looks for it wherever there is a sampler
-        per_channel = (-1, 1, 1)
-        scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
-        mean_t = torch.tensor(mean or [0.0], dtype=torch.float32, device=images.device).view(per_channel)
-        std_t = torch.tensor(std or [1.0], dtype=torch.float32, device=images.device).view(per_channel)
-        self._multiply, self._add = scale / std_t, -mean_t / std_t
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, indices in self.sampler:
-            # Augmentation parameters come from the CPU, so a run augments alike on every device.
-            generator = counter_generator(self.sampler.seed, self.sampler.epoch, number, self.sampler.rank)
-            yield self.batch(indices, generator)
-
-    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        indices = indices.to(self.images.device)
-        pixels = self.images[indices]
-        if self.augment is not None:
-            pixels = self.augment.on_pixels(pixels, generator)
-        images = torch.addcmul(self._add, pixels.float(), self._multiply)
-        if images.ndim == 5:  # frames lie sample by sample in memory; the models take time first
-            images = images.transpose(0, 1)
-        if self.augment is not None:
-            images = self.augment(images, generator)
-        return Batch(images, self.targets[indices], indices)
+        for _, indices in self.sampler:
+            indices = indices.to(self.images.device)
+            pixels, sampler = self.images[indices], self.sampler
+            images = self.augment.apply(pixels, indices, sampler.seed, sampler.epoch, self.mean, self.std)
+            if images.ndim == 5:  # frames lie sample by sample in memory; the models take time first
+                images = images.transpose(0, 1)
+            yield Batch(images, self.targets[indices], indices)
 
     def state_dict(self) -> dict[str, int]:
         return self.sampler.state_dict()
