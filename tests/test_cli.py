@@ -198,8 +198,9 @@ def test_recipes_build_what_their_names_say(recipe, data_root, tmp_path, monkeyp
         teacher = built[-1].model
         assert teacher.network.num_stages == (4 if "dvs" in name else 3)
         assert built[-1].trainer.max_epochs == model["teacher"]["epochs"]
+        made_by = {"network": teacher._network_config, "config": teacher.run_config, "finished": True}
         save_atomically(
-            {"ckdsnn": {"network": teacher._network_config}, "state_dict": teacher.state_dict()},
+            {"ckdsnn": made_by, "state_dict": teacher.state_dict()},
             tmp_path / "out" / "teacher" / "last.ckpt",
         )
     assert run("fit", *options) == 0, capsys.readouterr().err

@@ -214,7 +214,8 @@ def test_methods_and_teachers_must_go_together(teacher_file, tmp_path):
     with pytest.raises(ValueError, match=r"takes images of 1 channel\(s\), the data has 3"):
         load_teacher(TeacherConfig(checkpoint=teacher_file), num_classes=10, in_channels=3)
     spiking = {"name": "snn_resnet_small", "options": {}, "num_classes": 10, "in_channels": 1}
-    save_atomically({"ckdsnn": {"network": spiking}, "state_dict": {}}, tmp_path / "student.ckpt")
+    made = {"network": spiking, "config": {}, "finished": True}
+    save_atomically({"ckdsnn": made, "state_dict": {}}, tmp_path / "student.ckpt")
     with pytest.raises(ValueError, match=r"holds snn_resnet_small, a spiking network; the teacher is a conventional"):
         load_teacher(TeacherConfig(checkpoint=str(tmp_path / "student.ckpt")), num_classes=10, in_channels=1)
 

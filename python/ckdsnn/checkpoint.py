@@ -6,7 +6,6 @@ import os
 import platform
 import random
 import subprocess
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from ckdsnn.files import load_tensors, replacing
+
 PACKAGES = ("ckd-kernels", "torch", "lightning", "torchmetrics", "numpy")
 
 
@@ -25,32 +26,41 @@ class RunError(RuntimeError):
 
 
 def save_atomically(state: Any, path: str | os.PathLike[str]) -> None:
-    """`torch.save` to a temporary file beside `path`, then one rename: `path` is the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """`torch.save` to a temporary file beside `path`, then one rename: `path` is the old file or the whole new one.
+
+    Raises:
+        RunError: the file cannot be written, e.g. on a full disk; `path` is as it was.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 def write_text_atomically(text: str, path: str | os.PathLike[str]) -> None:
-    """Writes a small text file beside `path` and renames it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    """Writes a small text file beside `path` and renames it.
+
+    Raises:
+        RunError: the file cannot be written, e.g. on a full disk; `path` is as it was.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: str | os.PathLike[str], error: OSError) -> RunError:
+    before = "the file of that name is as it was" if Path(path).exists() else "no file of that name is left"
+    return RunError(
+        f"cannot write {path}: {error.strerror or error}; {before}. Make room or choose another folder (--out), then "
+        "go on with the same command"
+    )
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint without running any code from it.
+    """Reads a checkpoint without running any code from it, and verifies the checksums that it carries.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,25 +70,48 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path, or train it first")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        checkpoint = load_tensors(path, map_location)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"it holds {type(checkpoint).__name__}, not a dictionary")
+    except (OSError, ValueError) as error:
         raise RunError(
-            f"the checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {first_line} It is corrupted, cut "
+            f"the checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {error}. It is corrupted, cut "
             "short or not a checkpoint: name another one, or delete it and train again"
         ) from error
+    return checkpoint
+
+
+# What every run writes beside its weights, and of which type.
+RUN_KEYS = {"network": dict, "config": dict, "finished": bool}
+NETWORK_KEYS = {"name": str, "options": dict, "num_classes": int, "in_channels": int}
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`load_checkpoint` of a run of this package, whose `"ckdsnn"` says what made it.
 
     Raises:
-        RunError: as `load_checkpoint`, or something else wrote the file.
+        RunError: as `load_checkpoint`, or something else, or a later version of this package, wrote the file.
     """
     checkpoint = load_checkpoint(path)
     if "ckdsnn" not in checkpoint:
         raise RunError(f"the checkpoint {path} was not written by ckdsnn: its model and configuration are not known")
+    made = checkpoint["ckdsnn"]
+    wrong = _wrong_keys(checkpoint, {"state_dict": dict, "ckdsnn": dict}, "")
+    wrong = wrong or _wrong_keys(made, RUN_KEYS, "ckdsnn.")
+    wrong = wrong or _wrong_keys(made["network"], NETWORK_KEYS, "ckdsnn.network.")
+    if wrong:
+        raise RunError(
+            f"the checkpoint {path} has no usable {', '.join(wrong)}, which every run of ckdsnn writes: name another "
+            "one, or delete it and train again"
+        )
     return checkpoint
+
+
+def _wrong_keys(values: dict[str, Any], wanted: dict[str, type], prefix: str) -> list[str]:
+    def fits(value: Any, kind: type) -> bool:
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+    return [prefix + key for key, kind in wanted.items() if not fits(values.get(key), kind)]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
