@@ -1,0 +1,42 @@
+"""Checks of what data modules are given: a string or a bool is no number, whatever Python makes of it."""
+
+from __future__ import annotations
+
+
+def whole_number(name: str, value: object, least: int) -> int:
+    """`value`, an integer of at least `least`.
+
+    Raises:
+        TypeError: it is no integer; True and False are none.
+        ValueError: it is less.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def share(name: str, value: object) -> float:
+    """`value`, a number between 0 and 1, both excluded.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < 1:
+        raise ValueError(f"{name} is a share between 0 and 1, got {value}")
+    return value
+
+
+def true_or_false(name: str, value: object) -> bool:
+    """`value`, True or False.
+
+    Raises:
+        TypeError: it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {value!r}")
+    return value
