@@ -136,7 +136,7 @@ def test_a_part_of_the_training_samples(root):
     assert {tuple(image.flatten()[:20].tolist()) for image in part.images} < rows
     with pytest.raises(ValueError, match="train_samples is 151, but there are 150 to train on"):
         CIFAR(str(root), train_samples=151, **options).load("train")
-    with pytest.raises(ValueError, match="train_samples must be at least 1 or None for all, got 0"):
+    with pytest.raises(ValueError, match="train_samples must be at least 1, got 0"):
         CIFAR(str(root), train_samples=0, **options)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ckdsnn.data.augment import Augmentation
+
 
 def whole_number(name: str, value: object, least: int) -> int:
     """`value`, an integer of at least `least`.
@@ -40,3 +42,16 @@ def true_or_false(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, got {value!r}")
     return value
+
+
+def of_batches(batch_size: object, eval_batch_size: object, seed: object, augmentation: object) -> None:
+    """What all data sets are given.
+
+    Raises:
+        TypeError, ValueError: one of them is of another type or out of range.
+    """
+    whole_number("batch_size", batch_size, 1)
+    whole_number("eval_batch_size", eval_batch_size, 1)
+    whole_number("seed", seed, 0)
+    if not isinstance(augmentation, Augmentation):
+        raise TypeError(f"augmentation must be a ckdsnn.data.Augmentation, got {augmentation!r}")

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from ckdsnn.data.arguments import of_batches, whole_number
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.files import read_file
 from ckdsnn.data.module import ArrayDataModule, Arrays
@@ -159,13 +160,13 @@ class CIFAR(ArrayDataModule):
         augmentation: Augmentation = Augmentation(shift=4, flip=True),
         eval_batch_size: int = 500,
     ) -> None:
+        of_batches(batch_size, eval_batch_size, seed, augmentation)
         super().__init__(batch_size, seed, augmentation, eval_batch_size)
         if name not in LAYOUTS:
             raise ValueError(f"name must be one of {', '.join(LAYOUTS)}, got {name!r}")
-        if validation < 0:
-            raise ValueError(f"validation is a number of samples >= 0, got {validation}")
-        if train_samples is not None and train_samples < 1:
-            raise ValueError(f"train_samples must be at least 1 or None for all, got {train_samples}")
+        whole_number("validation", validation, 0)
+        if train_samples is not None:
+            whole_number("train_samples", train_samples, 1)
         layout = LAYOUTS[name]
         self.folder = Path(root) / layout.folder
         if not self.folder.is_dir():

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ckdsnn.checkpoint import RunError
-from ckdsnn.data.arguments import true_or_false, whole_number
+from ckdsnn.data.arguments import of_batches, true_or_false, whole_number
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import Batch, EpochSampler, counter_generator
 from ckdsnn.data.files import class_folders, list_files
@@ -109,7 +109,7 @@ class _Requests:
             yield _Request(self.sampler.epoch, number, indices.tolist())
 
 
-def _as_it_is(answer: _Answer) -> _Answer:
+def _as_it_is(answer: Any) -> Any:
     return answer
 
 
@@ -221,12 +221,11 @@ class ImageFolder(DataModule):
         follow_symlinks: bool = False,
     ) -> None:
         super().__init__()
-        self.batch_size = whole_number("batch_size", batch_size, 1)
-        self.eval_batch_size = whole_number("eval_batch_size", eval_batch_size, 1)
+        of_batches(batch_size, eval_batch_size, seed, augmentation)
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.size = whole_number("size", size, 1)
         self.workers = None if workers is None else whole_number("workers", workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
-        self.seed = whole_number("seed", seed, 0)
         whole_number("validation", validation, 0)
         true_or_false("follow_symlinks", follow_symlinks)
         augmentation.check(torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta"))

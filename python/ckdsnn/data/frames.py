@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ckdsnn.data.arguments import share, true_or_false, whole_number
+from ckdsnn.data.arguments import of_batches, share, true_or_false, whole_number
 from ckdsnn.data.arrays import ArrayFile, read_frames
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.events import LARGEST_FILE, SUFFIXES
@@ -76,9 +76,7 @@ class DVSFrames(ArrayDataModule):
         workers: int | None = None,
         follow_symlinks: bool = False,
     ) -> None:
-        whole_number("batch_size", batch_size, 1)
-        whole_number("eval_batch_size", eval_batch_size, 1)
-        whole_number("seed", seed, 0)
+        of_batches(batch_size, eval_batch_size, seed, augmentation)
         super().__init__(batch_size, seed, augmentation, eval_batch_size)
         self.time_steps = whole_number("time_steps", time_steps, 1)
         self.size = None if size is None else whole_number("size", size, 1)
@@ -94,7 +92,7 @@ class DVSFrames(ArrayDataModule):
     def _layout(self) -> tuple[dict[str, Path], list[str]]:
         """The folders of the parts, "train" and "test" or one for both, and the classes' names."""
         expected = f"recordings are expected in {self.folder}/<class>/, or {self.folder}/train/<class>/ and test/"
-        names = class_folders(self.folder, expected)
+        names = [name for name in class_folders(self.folder, expected) if self.folder / name != self.cache]
         parts = {name.lower(): self.folder / name for name in names if name.lower() in ("train", "test")}
         if not parts:
             if "ibmGestureTrain" in names:  # Tonic's, whose classes are the names of the files

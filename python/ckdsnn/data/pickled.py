@@ -36,7 +36,7 @@ class _Type:
         code = _word(arguments[0]) if arguments else ""
         if code not in _NUMBERS:
             raise ValueError("it has an array that is not of plain numbers")
-        self.dtype = np.dtype(code)
+        self.code, self.dtype = code, np.dtype(code)
 
     def build(self, state: object) -> None:
         # The version of the format, the byte order, then what only types other than numbers have.
@@ -46,7 +46,7 @@ class _Type:
         order = _word(state[1])
         if order not in ("|", "<", ">"):
             raise ValueError("it has an array of an unknown byte order")
-        self.dtype = self.dtype.newbyteorder(order)
+        self.dtype = np.dtype(order + self.code)
 
 
 class _Array:
