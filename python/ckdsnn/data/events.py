@@ -5,6 +5,7 @@
 | N-MNIST | `.bin`, 5 bytes an event | 34 x 34 |
 | N-Caltech101 | `.bin` | to be given |
 | CIFAR10-DVS | `.aedat`, AEDAT 2.0 of a DVS128 | 128 x 128 |
+| DVS128 Gesture | `.aedat`, AEDAT 3.1 | 128 x 128 |
 | CIFAR10-DVS, later issue | `.aedat4` (package `aedat`) | as the file says |
 | what SpikingJelly makes of any | `.npz` with t, x, y, p | to be given |
 """
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
 from itertools import pairwise
@@ -49,6 +51,11 @@ class Events(NamedTuple):
     height: int
     width: int
 
+    def between(self, start: int, end: int) -> Events:
+        """The events of `start <= t < end`."""
+        kept = (self.t >= start) & (self.t < end)
+        return self._replace(t=self.t[kept], x=self.x[kept], y=self.y[kept], p=self.p[kept])
+
 
 def read_events(path: Path, sensor_size: tuple[int, int] | None = None) -> Events:
     """The events of one recording.
@@ -62,7 +69,7 @@ def read_events(path: Path, sensor_size: tuple[int, int] | None = None) -> Event
         ImportError: `.aedat4` without the package aedat.
         ValueError: the file is no such recording, is damaged, has no events, or some outside of the sensor.
     """
-    readers = {".bin": _read_bin, ".aedat": _read_aedat2, ".aedat4": _read_aedat4, ".npz": _read_npz}
+    readers = {".bin": _read_bin, ".aedat": _read_aedat, ".aedat4": _read_aedat4, ".npz": _read_npz}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path} is no recording of events: expected one of {', '.join(sorted(readers))}")
@@ -102,14 +109,15 @@ def _read_bin(raw: bytes, path: Path) -> _Raw:
     return t[kept], x[kept], y[kept], (high >> 7)[kept], (34, 34)
 
 
+def _read_aedat(raw: bytes, path: Path) -> _Raw:
+    for version, reader in ((b"2", _read_aedat2), (b"3.1", _read_aedat3)):
+        if raw.startswith(b"#!AER-DAT" + version):
+            return reader(raw, path)
+    raise ValueError("its header is neither that of AEDAT 2 nor that of AEDAT 3.1")
+
+
 def _read_aedat2(raw: bytes, path: Path) -> _Raw:
     """AEDAT 2.0 of a DVS128, turned as SpikingJelly's CIFAR10DVS turns it."""
-    if not raw.startswith(b"#!AER-DAT2"):
-        said = raw[: raw.find(b"\n")][:20] if raw.startswith(b"#!AER-DAT") else b"no AEDAT header"
-        raise ValueError(
-            f"it is not of version 2.0 ({said.decode('ascii', 'replace').strip()}); of recordings with labels of their "
-            "own, such as DVS128 Gesture's, make a .npz for each sample first, say with SpikingJelly"
-        )
     start = 0
     while raw.startswith(b"#", start) and (end := raw.find(b"\n", start)) >= 0:
         line = raw[start:end]
@@ -127,6 +135,30 @@ def _read_aedat2(raw: bytes, path: Path) -> _Raw:
     address, t = address[pixel], t[pixel]
     x, y = address >> 1 & 127, address >> 8 & 127
     return t, 127 - y, 127 - x, 1 - (address & 1), (128, 128)
+
+
+def _read_aedat3(raw: bytes, path: Path) -> _Raw:
+    """AEDAT 3.1 of a DVS128 (DVS128 Gesture): packets of events of one kind, of which polarity is number 1."""
+    end = b"#!END-HEADER\r\n"
+    place = raw.find(end, 0, 2**16)
+    if place < 0:
+        raise ValueError("its header has no end")
+    place += len(end)
+    packets = []
+    while place < len(raw):
+        if place + 28 > len(raw):
+            raise ValueError("it is cut short within a packet's header")
+        kind, _, size, _, overflow, capacity = struct.unpack_from("<HHIIII", raw, place)
+        place += 28
+        if place + capacity * size > len(raw) or (kind == 1 and size != 8):
+            raise ValueError("it is cut short within a packet, or has events of another size")
+        if kind == 1:
+            words = np.frombuffer(raw, "<u4", 2 * capacity, place).reshape(-1, 2).astype(np.int64)
+            words[:, 1] |= overflow << 31
+            packets.append(words)
+        place += capacity * size
+    address, t = np.concatenate(packets).T if packets else np.zeros((2, 0), np.int64)
+    return t, address >> 17 & 0x7FFF, address >> 2 & 0x7FFF, address >> 1 & 1, (128, 128)
 
 
 def _read_aedat4(raw: bytes, path: Path) -> _Raw:

@@ -70,11 +70,10 @@ def list_files(folder: Path, suffixes: frozenset[str], root: Path, *, follow_sym
         ValueError: something of such a name is no regular file, or a link leads out of `root`, or to nothing.
     """
     found: list[str] = []
-    home = os.path.join(os.path.realpath(root), "")
     pending, seen = [os.fspath(folder)], set()
     while pending:
         current = pending.pop()
-        real = _real(current, home, follow_symlinks)  # of the folder of the class as well
+        real = check_inside(current, root, follow_symlinks=follow_symlinks)  # of the folder of the class as well
         if real in seen:  # a link to a folder above it
             continue
         seen.add(real)
@@ -90,7 +89,7 @@ def list_files(folder: Path, suffixes: frozenset[str], root: Path, *, follow_sym
                 if not _is(os.DirEntry.is_file, entry):
                     raise ValueError(f"{entry.path} is no regular file, or a link to nothing: remove it")
                 if entry.is_symlink():
-                    _real(entry.path, home, follow_symlinks)
+                    check_inside(entry.path, root, follow_symlinks=follow_symlinks)
                 found.append(entry.path)
     return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
 
@@ -102,8 +101,14 @@ def _is(kind: Callable[[os.DirEntry], bool], entry: os.DirEntry) -> bool:
         return False
 
 
-def _real(path: str, home: str, follow_symlinks: bool) -> str:
+def check_inside(path: str | Path, root: str | Path, *, follow_symlinks: bool) -> str:
+    """Where `path` really is.
+
+    Raises:
+        ValueError: that is outside of `root`, and `follow_symlinks` does not allow it.
+    """
     real = os.path.realpath(path)
+    home = os.path.join(os.path.realpath(root), "")
     if not follow_symlinks and not os.path.join(real, "").startswith(home):
         raise ValueError(
             f"{path} leads to {real}, out of the data set's folder {home}: put the files there, or set follow_symlinks "

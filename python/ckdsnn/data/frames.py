@@ -15,7 +15,9 @@ from ckdsnn.data.arrays import ArrayFile, read_frames
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.events import LARGEST_FILE, SUFFIXES
 from ckdsnn.data.files import class_folders, list_files, read_file
-from ckdsnn.data.integration import Integration
+from ckdsnn.data.gestures import NAMES as GESTURES
+from ckdsnn.data.gestures import holds_gestures, list_gestures
+from ckdsnn.data.integration import Integration, Recording
 from ckdsnn.data.module import ArrayDataModule, Arrays
 from ckdsnn.data.split import split_off
 
@@ -29,10 +31,14 @@ class DVSFrames(ArrayDataModule):
     `.aedat`, `.aedat4`, or `.npz` with t, x, y, p; see `ckdsnn.data.events`), which are integrated into frames as
     SpikingJelly does it.
 
-    They lie in `root/train/<class>/` and `root/test/<class>/` (in any case, as SpikingJelly and Tonic lay out N-MNIST
-    and DVS128 Gesture), or in `root/<class>/`, as CIFAR10-DVS does, which has no split of its own: then of every class
-    `test` of the recordings (in the order of their names) are for testing, as most papers do with its last 100 of
-    1,000. Validation is held out of the rest.
+    They lie in one of these layouts; a folder's own split is kept:
+
+    * `root/train/<class>/` and `root/test/<class>/`, in any case, as SpikingJelly and Tonic have N-MNIST and others.
+    * DVS128 Gesture as it is issued, with lists of trials and tables of samples (`ckdsnn.data.gestures`).
+    * `root/<class>/`, as CIFAR10-DVS, which has no split of its own: of every class, `test` of the recordings (in the
+      order of their names) are for testing, as most papers do with its last 100 of 1,000.
+
+    Validation is held out of the training part.
 
     Args:
         root: folder of the data set.
@@ -90,7 +96,9 @@ class DVSFrames(ArrayDataModule):
         self.has_validation, self.num_classes = validation > 0, len(self.class_names)
 
     def _layout(self) -> tuple[dict[str, Path], list[str]]:
-        """The folders of the parts, "train" and "test" or one for both, and the classes' names."""
+        """The folders of the parts, "train" and "test" or none, and the classes' names."""
+        if holds_gestures(self.folder):
+            return {}, list(GESTURES)
         expected = f"recordings are expected in {self.folder}/<class>/, or {self.folder}/train/<class>/ and test/"
         names = [name for name in class_folders(self.folder, expected) if self.folder / name != self.cache]
         parts = {name.lower(): self.folder / name for name in names if name.lower() in ("train", "test")}
@@ -100,7 +108,7 @@ class DVSFrames(ArrayDataModule):
                     f"{self.folder} has a folder for each person, not for each class: move the recordings to "
                     "train/<class>/ and test/<class>/"
                 )
-            return {"": self.folder}, names
+            return {}, names
         if len(parts) != 2 or len(names) != 2:
             raise ValueError(
                 f"{self.folder} has the folders {', '.join(names[:9])}: expected train and test alone, or a folder for "
@@ -115,15 +123,17 @@ class DVSFrames(ArrayDataModule):
     def load(self, part: str) -> Arrays | None:
         if part == "validation" and not self.validation:
             return None
-        paths, targets = self._list(test=part == "test")
+        recordings, targets = self._list(test=part == "test")
         if part != "test" and self.validation:
             kept, held_out = split_off(targets, self.validation, self.num_classes)
             chosen = kept if part == "train" else held_out
-            paths, targets = [paths[i] for i in chosen.tolist()], targets[chosen]
-        return Arrays(self._frames(paths), targets)
+            recordings, targets = [recordings[i] for i in chosen.tolist()], targets[chosen]
+        return Arrays(self._frames(recordings), targets)
 
-    def _list(self, *, test: bool) -> tuple[list[Path], Tensor]:
-        paths: list[Path] = []
+    def _list(self, *, test: bool) -> tuple[list[Recording], Tensor]:
+        if holds_gestures(self.folder):
+            return list_gestures(self.folder, "test" if test else "train", follow_symlinks=self.follow_symlinks)
+        recordings: list[Recording] = []
         targets: list[int] = []
         folder = self.parts.get("test" if test else "train")
         for number, name in enumerate(self.class_names):
@@ -137,13 +147,14 @@ class DVSFrames(ArrayDataModule):
             if folder is None:
                 last = max(1, round(len(found) * self.test_share))
                 found = found[-last:] if test else found[:-last]
-            paths += found
+            recordings += [Recording(path) for path in found]
             targets += [number] * len(found)
-        return paths, torch.tensor(targets)
+        return recordings, torch.tensor(targets)
 
-    def _frames(self, paths: list[Path]) -> Tensor:
+    def _frames(self, recordings: list[Recording]) -> Tensor:
+        paths = [recording.path for recording in recordings]
         if _holds_events(paths[0]):
-            return self.integration.frames(paths, self.folder, self.cache, self.workers)
+            return self.integration.frames(recordings, self.folder, self.cache, self.workers)
         frames = [read_frames(path, self.time_steps) for path in paths]
         if self.size is not None:
             frames = [F.adaptive_avg_pool2d(frame, self.size) for frame in frames]

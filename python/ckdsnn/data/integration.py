@@ -22,6 +22,17 @@ from ckdsnn.files import replacing
 FORM = 1  # of what is kept; to be counted up when the same events give other frames
 
 
+class Recording(NamedTuple):
+    """A sample: the events in a file, or those of `start <= t < end` in microseconds."""
+
+    path: Path
+    start: int | None = None
+    end: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}" if self.start is None else f"{self.path} from {self.start} to {self.end} us"
+
+
 @dataclass(frozen=True)
 class Integration:
     """How events become frames.
@@ -66,20 +77,24 @@ class Integration:
         size = "" if self.size is None else f"_size_{self.size}"
         return f"frames_{self.time_steps}_{how}{sensor}{size}_v{FORM}"
 
-    def __call__(self, path: Path) -> Tensor:
-        """The frames of the recording in `path`, float32 [T, 2, H, W]; errors as of `read_events`."""
-        events = read_events(path, self.sensor_size)
+    def __call__(self, recording: Recording) -> Tensor:
+        """The frames of a recording, float32 [T, 2, H, W]; errors as of `read_events`."""
+        events = read_events(recording.path, self.sensor_size)
+        if recording.start is not None:
+            events = events.between(recording.start, recording.end)
+            if len(events.t) == 0:
+                raise ValueError(f"{recording}: there are no events; correct the table of samples, or remove its row")
         if self.duration is None:
             frames = integrate_by_count(events, self.time_steps, self.split_by)
         else:
             frames = integrate_by_duration(events, self.duration, self.time_steps)
         return frames if self.size is None else F.adaptive_avg_pool2d(frames, self.size)
 
-    def frames(self, paths: list[Path], root: Path, cache: Path | None, workers: int) -> Tensor:
+    def frames(self, recordings: list[Recording], root: Path, cache: Path | None, workers: int) -> Tensor:
         """The frames of many recordings, float32 [N, T, 2, H, W].
 
         Args:
-            paths: of the recordings, under `root`.
+            recordings: their files lie under `root`.
             root: folder of the data set.
             cache: folder where frames are kept; None: `root/.frames`, or nowhere if that cannot be written.
             workers: processes that work at it.
@@ -87,9 +102,11 @@ class Integration:
         Raises:
             RunError: a recording cannot be read, or has another size than the first.
         """
-        made = _Made(self, paths, root, (cache or root / ".frames") / self.name)
+        made = _Made(self, recordings, root, (cache or root / ".frames") / self.name)
         # A process takes longer to start than a few recordings to integrate.
-        loader = DataLoader(made, batch_size=None, collate_fn=_as_it_is, num_workers=min(workers, len(paths) // 32))
+        loader = DataLoader(
+            made, batch_size=None, collate_fn=_as_it_is, num_workers=min(workers, len(recordings) // 32)
+        )
         frames, noted = torch.empty(0), False
         for number, (frame, error, note) in enumerate(loader):
             if error:
@@ -98,11 +115,11 @@ class Integration:
                 noted = True
                 print(f"note: frames are made anew in every run: {note}")
             if number == 0:
-                frames = torch.empty(len(paths), *frame.shape)
+                frames = torch.empty(len(recordings), *frame.shape)
             if frame.shape != frames.shape[1:]:
                 raise RunError(
-                    f"{paths[number]} has frames of {frame.shape[2]} x {frame.shape[3]} pixels, {paths[0]} of "
-                    f"{frames.shape[3]} x {frames.shape[4]}: set size"
+                    f"{recordings[number]} has frames of {frame.shape[2]} x {frame.shape[3]} pixels, "
+                    f"{recordings[0]} of {frames.shape[3]} x {frames.shape[4]}: set size"
                 )
             frames[number] = frame
         return frames
@@ -121,22 +138,24 @@ def _as_it_is(answer: Any) -> Any:
 class _Made(Dataset):
     """Frames by number of the recording, from `kept` if they are there; they are the file's that they were made of."""
 
-    def __init__(self, integration: Integration, paths: list[Path], root: Path, kept: Path) -> None:
-        self.integration, self.paths, self.root, self.kept = integration, paths, root, kept
+    def __init__(self, integration: Integration, recordings: list[Recording], root: Path, kept: Path) -> None:
+        self.integration, self.recordings, self.root, self.kept = integration, recordings, root, kept
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.recordings)
 
     def __getitem__(self, number: int) -> _Answer:
-        path, note = self.paths[number], ""
+        recording, note = self.recordings[number], ""
         try:
-            status = os.stat(path)
-            relative = path.relative_to(self.root)
-            kept = self.kept / relative.parent / f"{relative.name}.{status.st_size}.{status.st_mtime_ns}.npz"
+            status = os.stat(recording.path)
+            relative = recording.path.relative_to(self.root)
+            part = "" if recording.start is None else f".{recording.start}-{recording.end}"
+            name = f"{relative.name}{part}.{status.st_size}.{status.st_mtime_ns}.npz"
+            kept = self.kept / relative.parent / name
             try:
                 return _Answer(read_frames(kept, self.integration.time_steps), "", "")
             except (FileNotFoundError, ValueError):  # not there, or damaged
-                frame = self.integration(path)
+                frame = self.integration(recording)
         except (ImportError, OSError, ValueError) as error:  # raised where no worker's traceback is put in front of it
             return _Answer(torch.empty(0), str(error), "")
         try:
