@@ -80,7 +80,7 @@ class Integration:
     def __call__(self, recording: Recording) -> Tensor:
         """The frames of a recording, float32 [T, 2, H, W]; errors as of `read_events`."""
         events = read_events(recording.path, self.sensor_size)
-        if recording.start is not None:
+        if recording.start is not None and recording.end is not None:
             events = events.between(recording.start, recording.end)
             if len(events.t) == 0:
                 raise ValueError(f"{recording}: there are no events; correct the table of samples, or remove its row")
