@@ -192,15 +192,17 @@ def _tables(policy: str, step: int, width: int, height: int, device: torch.devic
     maps = [[matrix(s.name, s.magnitude, sign, width, height) for sign in (-1, 1)] for s in steps]
     names = ["Affine" if both[0] else s.name for s, both in zip(steps, maps, strict=True)]
     nowhere = [0] * 6
-    tables = (
-        torch.tensor([_NUMBERS[name] for name in names]),
-        torch.tensor([s.probability for s in steps]),
-        torch.tensor([[found or nowhere for found in both] for both in maps], dtype=torch.int32),
-        torch.tensor([[amount(s.name, s.magnitude, sign) for sign in (-1, 1)] for s in steps]),
+
+    def placed(values: list, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # without waiting for the device
+
+    return _Tables(
+        placed([_NUMBERS[name] for name in names], torch.int64),
+        placed([s.probability for s in steps], torch.float32),
+        placed([[found or nowhere for found in both] for both in maps], torch.int32),
+        placed([[amount(s.name, s.magnitude, sign) for sign in (-1, 1)] for s in steps], torch.float32),
+        tuple(name for name in _OPERATIONS if name in names),
     )
-    # Without waiting for what the device does at the moment.
-    on_device = (table.to(device, non_blocking=True) for table in tables)
-    return _Tables(*on_device, tuple(name for name in _OPERATIONS if name in names))
 
 
 def auto_augment(images: Tensor, draws: Draws, policy: str, *, pick: bool) -> Tensor:
