@@ -216,6 +216,7 @@ def auto_augment(images: Tensor, draws: Draws, policy: str, *, pick: bool) -> Te
             waiting; otherwise every operation works on all of them and the results that are wanted are kept. The
             images are the same.
     """
+    images = images.clone() if pick else images
     chosen = draws.below(Draw.SUB_POLICY, len(sub_policies(policy)))
     for step in range(2):
         tables = _tables(policy, step, images.shape[-1], images.shape[-2], images.device)
@@ -223,14 +224,13 @@ def auto_augment(images: Tensor, draws: Draws, policy: str, *, pick: bool) -> Te
         number = torch.where(applied, tables.numbers[chosen], -1)
         sign = draws.below(Draw.FIRST_SIGN + step, 2)
         parameters = {"matrices": tables.matrices[chosen, sign], "amounts": tables.amounts[chosen, sign]}
-        before, images = images, images.clone() if pick else images
         for name in tables.used:
             operation, table = _OPERATIONS[name]
             taken = [parameters[table]] if table else []
             wanted = number == _NUMBERS[name]
             if pick:
                 rows = wanted.nonzero().flatten()
-                images.index_copy_(0, rows, operation(before[rows], *(values[rows] for values in taken)))
+                images.index_copy_(0, rows, operation(images[rows], *(values[rows] for values in taken)))
             else:
-                images = torch.where(wanted[:, None, None, None], operation(before, *taken), images)
+                images = torch.where(wanted[:, None, None, None], operation(images, *taken), images)
     return images
