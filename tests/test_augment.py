@@ -225,6 +225,12 @@ def test_bad_options_are_named(options, error, message):
         (Augmentation(), {"images": pixels(4).long()}, ValueError, "images must be uint8 or floating.*torch.int64"),
         (EVERYTHING, {"images": pixels(4).float()}, ValueError, "auto_augment=cifar10 is for uint8.*torch.float32"),
         (EVERYTHING, {"images": pixels(4, channels=2)}, ValueError, "of 1 or 3 channels.*set auto_augment to none"),
+        (
+            Augmentation(auto_augment="svhn"),
+            {"images": torch.zeros(4, 1, 1, 16385, dtype=torch.uint8)},
+            ValueError,
+            "auto_augment is for up to 16384 pixels a side, got 1 x 16385",
+        ),
         (Augmentation(shift=12), {}, ValueError, "shift=12 leaves nothing of images of 16 x 12: lower shift"),
         (Augmentation(cutout=20), {}, ValueError, "cutout=20 leaves nothing.*lower cutout"),
         (Augmentation(), {"indices": torch.arange(3)}, ValueError, r"indices must be int64 \[4\].*\[3\]"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Literal
 
 import torch
@@ -129,11 +129,18 @@ class Augmentation:
         parts = max(1, limit // size)
         for start in range(0, len(images), parts):
             part = slice(start, start + parts)
-            draws = Draws(seed, epoch, indices[part])
-            out[part] = self._augment(images[part], draws, multiply, add)
+            pixels, cleared = self._augment(images[part], Draws(seed, epoch, indices[part]))
+            values = out[part] if out_dtype == torch.float32 else torch.empty(pixels.shape, device=out.device)
+            # Two operations rather than one that rounds once on some devices and twice on others.
+            values.copy_(pixels).mul_(multiply).add_(add)
+            if cleared is not None:
+                values.masked_fill_(cleared, 0.0)
+            if out_dtype != torch.float32:
+                out[part] = values
         return out
 
-    def _augment(self, images: Tensor, draws: Draws, multiply: Tensor, add: Tensor) -> Tensor:
+    def _augment(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Images before normalisation, and which pixels are to be 0 after it, if any: bool [B, 1 ..., H, W]."""
         if self.auto_augment != "none":
             pick = images.device.type == "cpu"  # where looking at values is no waiting
             if images.ndim == 5:
@@ -163,11 +170,10 @@ class Augmentation:
             top = draws.below(Draw.CUTOUT_Y, height) - self.cutout // 2
             left = draws.below(Draw.CUTOUT_X, width) - self.cutout // 2
             cleared.append(_inside(rows, columns, top, left, top + self.cutout, left + self.cutout))
-        # Two operations rather than one that rounds once on some devices and twice on others.
-        result = images.float().mul(multiply).add_(add)
-        for mask in cleared:
-            result.masked_fill_(mask[:, None] if images.ndim == 4 else mask[:, None, None], 0.0)
-        return result
+        if not cleared:
+            return images, None
+        anywhere = reduce(torch.logical_or, cleared).expand(len(images), height, width)
+        return images, anywhere.view(len(images), *[1] * (images.ndim - 3), height, width)
 
 
 def _erased_box(draws: Draws, probability: float, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -192,15 +192,17 @@ def _tables(policy: str, step: int, width: int, height: int, device: torch.devic
     maps = [[matrix(s.name, s.magnitude, sign, width, height) for sign in (-1, 1)] for s in steps]
     names = ["Affine" if both[0] else s.name for s, both in zip(steps, maps, strict=True)]
     nowhere = [0] * 6
-    tables = (
-        torch.tensor([_NUMBERS[name] for name in names]),
-        torch.tensor([s.probability for s in steps]),
-        torch.tensor([[found or nowhere for found in both] for both in maps], dtype=torch.int32),
-        torch.tensor([[amount(s.name, s.magnitude, sign) for sign in (-1, 1)] for s in steps]),
+
+    def placed(values: list, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # without waiting for the device
+
+    return _Tables(
+        placed([_NUMBERS[name] for name in names], torch.int64),
+        placed([s.probability for s in steps], torch.float32),
+        placed([[found or nowhere for found in both] for both in maps], torch.int32),
+        placed([[amount(s.name, s.magnitude, sign) for sign in (-1, 1)] for s in steps], torch.float32),
+        tuple(name for name in _OPERATIONS if name in names),
     )
-    # Without waiting for what the device does at the moment.
-    on_device = (table.to(device, non_blocking=True) for table in tables)
-    return _Tables(*on_device, tuple(name for name in _OPERATIONS if name in names))
 
 
 def auto_augment(images: Tensor, draws: Draws, policy: str, *, pick: bool) -> Tensor:
@@ -214,6 +216,7 @@ def auto_augment(images: Tensor, draws: Draws, policy: str, *, pick: bool) -> Te
             waiting; otherwise every operation works on all of them and the results that are wanted are kept. The
             images are the same.
     """
+    images = images.clone() if pick else images
     chosen = draws.below(Draw.SUB_POLICY, len(sub_policies(policy)))
     for step in range(2):
         tables = _tables(policy, step, images.shape[-1], images.shape[-2], images.device)
@@ -221,14 +224,13 @@ def auto_augment(images: Tensor, draws: Draws, policy: str, *, pick: bool) -> Te
         number = torch.where(applied, tables.numbers[chosen], -1)
         sign = draws.below(Draw.FIRST_SIGN + step, 2)
         parameters = {"matrices": tables.matrices[chosen, sign], "amounts": tables.amounts[chosen, sign]}
-        before, images = images, images.clone() if pick else images
         for name in tables.used:
             operation, table = _OPERATIONS[name]
             taken = [parameters[table]] if table else []
             wanted = number == _NUMBERS[name]
             if pick:
                 rows = wanted.nonzero().flatten()
-                images.index_copy_(0, rows, operation(before[rows], *(values[rows] for values in taken)))
+                images.index_copy_(0, rows, operation(images[rows], *(values[rows] for values in taken)))
             else:
-                images = torch.where(wanted[:, None, None, None], operation(before, *taken), images)
+                images = torch.where(wanted[:, None, None, None], operation(images, *taken), images)
     return images
