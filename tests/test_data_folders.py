@@ -1,6 +1,7 @@
 """Folders of images."""
 
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ckdsnn.checkpoint import RunError
 from ckdsnn.data import Augmentation, ImageFolder
 from ckdsnn.data.images import central_box, random_box, read_crop
 
@@ -46,7 +48,7 @@ def test_parts_and_shapes(images):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_crops_depend_on_seed_epoch_and_sample_alone(images, workers):
     def epoch(number, skip=0, **options):
-        loader = folder(images, workers=workers, **options).train_dataloader()
+        loader = folder(images, workers=workers, augmentation=Augmentation(), **options).train_dataloader()
         loader.load_state_dict({"epoch": number, "batch": skip})
         loader.sampler.set_epoch(number)
         found = list(loader)
@@ -58,8 +60,10 @@ def test_crops_depend_on_seed_epoch_and_sample_alone(images, workers):
     assert len(rest) == 1
     assert torch.equal(rest[0].images, whole[3].images)
     assert torch.equal(rest[0].indices, whole[3].indices)
-    assert not torch.equal(epoch(2)[0].images, whole[0].images)
-    assert not torch.equal(epoch(1, seed=5)[0].images, whole[0].images)
+    by_sample = {i: image for batch in whole for i, image in zip(batch.indices.tolist(), batch.images, strict=True)}
+    for others in (epoch(2), epoch(1, seed=5)):
+        pairs = [(by_sample[i], image) for b in others for i, image in zip(b.indices.tolist(), b.images, strict=True)]
+        assert not any(torch.equal(one, other) for one, other in pairs)
 
 
 def test_reading_ahead_is_not_having_trained(images):
@@ -67,6 +71,18 @@ def test_reading_ahead_is_not_having_trained(images):
     iterator = iter(loader)
     next(iterator)
     assert loader.state_dict() == {"epoch": 0, "batch": 1}
+
+
+def test_every_sample_has_a_crop_of_its_own(images):
+    for path in (images / "train").rglob("*.png"):
+        path.write_bytes((images / "train" / "cat" / "0.png").read_bytes())
+    crops = torch.cat([b.images for b in folder(images, augmentation=Augmentation()).train_dataloader()])
+    assert len({tuple(crop.flatten().tolist()) for crop in crops}) == len(crops) == 16
+
+
+def test_training_batches_are_full(images):
+    batches = list(folder(images, validation=2).train_dataloader())
+    assert [len(batch.targets) for batch in batches] == [4] * 4  # of 18
 
 
 def test_boxes_lie_in_the_image():
@@ -152,6 +168,7 @@ def test_jpegs_are_decoded_no_larger_than_their_crop_needs(tmp_path, monkeypatch
 
 def test_as_many_workers_as_there_are_cores_for_each_process(images, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**40))
     data = folder(images, workers=None)
     assert data.train_dataloader()._loader.num_workers == 12
     data.trainer = SimpleNamespace(
@@ -162,6 +179,19 @@ def test_as_many_workers_as_there_are_cores_for_each_process(images, monkeypatch
     assert data.train_dataloader()._loader.num_workers == 1
     loader = folder(images, workers=2, prefetch_factor=5).train_dataloader()._loader
     assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers) == (2, 5, True)
+
+
+def test_too_little_shared_memory_is_said_before_training(images, monkeypatch):
+    needed = 2 * 3 * 4 * 16 * 16 * 3
+    for free in (needed - 1, needed):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        data = folder(images, workers=2, prefetch_factor=3)
+        if free < needed:
+            with pytest.raises(RunError, match=r"of shared memory, and /dev/shm has .*--shm-size.*lower workers"):
+                data.train_dataloader()
+        else:
+            data.train_dataloader()
+        folder(images, workers=0).train_dataloader()
 
 
 def test_augmentation_is_by_seed_epoch_and_sample(images, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 from ckdsnn.data import CIFAR, Augmentation, DVSFrames, ImageFolder, folder
 from ckdsnn.data.cifar import LAYOUTS
 from ckdsnn.data.images import central_box
+from ckdsnn.data.split import balanced_subset, split_off
 
 AUGMENTATION = Augmentation(shift=2, flip=True)
 
@@ -244,3 +245,25 @@ def test_bad_options_are_named(tmp_path, maker, options, error, message):
 def test_bad_options_of_one_data_set_are_named(tmp_path, maker, options, error, message):
     with pytest.raises(error, match=message):
         MAKERS[maker](tmp_path, **options)
+
+
+@pytest.mark.parametrize("kind", [CIFAR, ImageFolder, DVSFrames])
+@pytest.mark.parametrize(("root", "error"), [(None, TypeError), (3, TypeError), ("", ValueError)])
+def test_a_root_that_is_no_folder_is_named(kind, root, error):
+    with pytest.raises(error, match=r"^root "):
+        kind(root)
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "message"),
+    [
+        (-1, ValueError, "must be at least 0, got -1"),
+        (7, ValueError, "count must be up to 6, the number of samples, got 7|leaves nothing of 6 training samples"),
+        (2.0, TypeError, r"must be an integer, got 2\.0"),
+        ("2", TypeError, "must be an integer, got '2'"),
+    ],
+)
+@pytest.mark.parametrize("split", [balanced_subset, split_off])
+def test_bad_numbers_of_samples_are_named(split, count, error, message):
+    with pytest.raises(error, match=message):
+        split(torch.tensor([0, 1, 0, 1, 0, 1]), count, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ckdsnn.data.augment import Augmentation
 
 
@@ -55,3 +57,17 @@ def of_batches(batch_size: object, eval_batch_size: object, seed: object, augmen
     whole_number("seed", seed, 0)
     if not isinstance(augmentation, Augmentation):
         raise TypeError(f"augmentation must be a ckdsnn.data.Augmentation, got {augmentation!r}")
+
+
+def folder_name(name: str, value: object) -> Path:
+    """`value`, the name of a folder.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is empty.
+    """
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{name} must be the name of a folder, got {value!r}")
+    if not str(value):
+        raise ValueError(f"{name} is empty: it must be the name of a folder")
+    return Path(value)

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from ckdsnn.data.arguments import of_batches, whole_number
+from ckdsnn.data.arguments import folder_name, of_batches, whole_number
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.files import read_file
 from ckdsnn.data.module import ArrayDataModule, Arrays
@@ -168,7 +168,7 @@ class CIFAR(ArrayDataModule):
         if train_samples is not None:
             whole_number("train_samples", train_samples, 1)
         layout = LAYOUTS[name]
-        self.folder = Path(root) / layout.folder
+        self.folder = folder_name("root", root) / layout.folder
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"root {root} has no folder {layout.folder}: download {layout.url} (md5 {layout.archive_md5}) and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ckdsnn.checkpoint import RunError
-from ckdsnn.data.arguments import of_batches, true_or_false, whole_number
+from ckdsnn.data.arguments import folder_name, of_batches, true_or_false, whole_number
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import Batch, EpochSampler, counter_generator
 from ckdsnn.data.files import class_folders, list_files
@@ -125,6 +126,9 @@ class FolderLoader:
         augment: of the crops, which depends on the sampler's seed, its epoch and the sample alone.
         workers: processes that decode; 0: this one does.
         prefetch_factor: batches that each worker makes ahead.
+
+    Raises:
+        RunError: there is no shared memory for the batches that wait.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class FolderLoader:
         workers: int,
         prefetch_factor: int,
     ) -> None:
+        _check_shared_memory(workers * prefetch_factor * sampler.batch_size * crops.size**2 * 3)
         self.sampler, self.augment, self.device = sampler, augment, device
         self.targets, self.mean, self.std = targets.to(device), mean, std
         self.batch_sampler = None  # Lightning looks for it wherever there is a sampler
@@ -175,6 +180,16 @@ class FolderLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.load_state_dict(state)
+
+
+def _check_shared_memory(needed: int) -> None:
+    """Workers that find none are killed, without a word that says why."""
+    place = Path("/dev/shm")
+    if needed and place.is_dir() and needed > (free := shutil.disk_usage(place).free):
+        raise RunError(
+            f"batches that wait take {needed / 1e6:,.0f} MB of shared memory, and {place} has {free / 1e6:,.0f} MB free: "
+            "give it more (docker run --shm-size), or lower workers, prefetch_factor, batch_size or eval_batch_size"
+        )
 
 
 class ImageFolder(DataModule):
@@ -230,7 +245,7 @@ class ImageFolder(DataModule):
         true_or_false("follow_symlinks", follow_symlinks)
         augmentation.check(torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta"))
         self.augmentation = augmentation
-        home = Path(root)
+        home = folder_name("root", root)
         train, targets, self.class_names = list_images(home / "train", home, follow_symlinks=follow_symlinks)
         test, test_targets, test_names = list_images(home / "val", home, follow_symlinks=follow_symlinks)
         if test_names != self.class_names:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ckdsnn.data.arguments import of_batches, share, true_or_false, whole_number
+from ckdsnn.data.arguments import folder_name, of_batches, share, true_or_false, whole_number
 from ckdsnn.data.arrays import ArrayFile, read_frames
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.events import LARGEST_FILE, SUFFIXES
@@ -89,9 +89,9 @@ class DVSFrames(ArrayDataModule):
         self.test_share, self.validation = share("test", test), whole_number("validation", validation, 0)
         self.follow_symlinks = true_or_false("follow_symlinks", follow_symlinks)
         self.workers = len(os.sched_getaffinity(0)) if workers is None else whole_number("workers", workers, 0)
-        self.folder = Path(root)
+        self.folder = folder_name("root", root)
         self.integration = Integration(time_steps, self.size, split_by, duration, sensor_size)
-        self.cache = None if cache is None else Path(cache)
+        self.cache = None if cache is None else folder_name("cache", cache)
         self.parts, self.class_names = self._layout()
         self.has_validation, self.num_classes = validation > 0, len(self.class_names)
 
