@@ -27,7 +27,7 @@ def cifar(root, **options):
     train = torch.from_numpy(np.concatenate([pixels[name] for name in layout.train]))
     test = torch.from_numpy(pixels[layout.test])
     data = CIFAR(
-        str(root), **{"validation": 20, "batch_size": 8, "eval_batch_size": 6, "augmentation": AUGMENTATION} | options
+        str(root), **{"validation": 20, "batch_size": 8, "eval_batch_size": 3, "augmentation": AUGMENTATION} | options
     )
     return data, train.view(-1, 3, 32, 32) / 255, test.view(-1, 3, 32, 32) / 255
 
@@ -44,7 +44,7 @@ def image_folder(root, **options):
                 pixels[part].append(
                     Image.fromarray(image).resize((14, 14), Image.Resampling.BILINEAR, box=(1, 1, 15, 15))
                 )
-    options = {"validation": 10, "batch_size": 8, "size": 14, "workers": 0, "eval_batch_size": 6} | options
+    options = {"validation": 10, "batch_size": 8, "size": 14, "workers": 0, "eval_batch_size": 3} | options
     data = ImageFolder(str(root), **{"augmentation": AUGMENTATION} | options)
     return data, *(torch.from_numpy(np.stack(pixels[part])).permute(0, 3, 1, 2) / 255 for part in ("train", "val"))
 
@@ -60,7 +60,7 @@ def frames(root, split, **options):
             frame = rng.integers(0, 9, (3, 2, 8, 8)).astype(np.float32)
             np.save(place / f"{number:02}.npy", frame)
             made[part].append(frame)
-    options = {"validation": 10, "batch_size": 8, "time_steps": 3, "size": None, "eval_batch_size": 6} | options
+    options = {"validation": 10, "batch_size": 8, "time_steps": 3, "size": None, "eval_batch_size": 3} | options
     if not split:
         options["test"] = 1 / 3
     data = DVSFrames(str(root), **{"augmentation": AUGMENTATION} | options)
@@ -130,7 +130,7 @@ def test_validation_is_taken_from_the_training_samples_and_is_as_it_is(made):
     assert held_out == sorted(held_out)
     assert torch.equal(passed(data.val_dataloader(), epoch=1)[0], images)
     assert torch.bincount(targets).tolist() == [len(images) // data.num_classes] * data.num_classes
-    assert len(data.val_dataloader()) == -(-len(images) // 6)
+    assert len(data.val_dataloader()) == -(-len(images) // 3)
 
 
 @pytest.mark.parametrize("maker", MAKERS)

@@ -169,8 +169,9 @@ class FolderLoader:
                 raise RunError(answer.error)
             epoch = self.sampler.epoch
             pixels, indices = (part.to(self.device, non_blocking=True) for part in (answer.pixels, answer.indices))
-            pixels = pixels.permute(0, 3, 1, 2).contiguous()
-            images = self.augment.apply(pixels, indices, self.sampler.seed, epoch, self.mean, self.std)
+            images = self.augment.apply(
+                pixels.permute(0, 3, 1, 2), indices, self.sampler.seed, epoch, self.mean, self.std
+            )
             # Workers read ahead: what counts is what was handed on.
             self._done = {"epoch": epoch, "batch": answer.number + 1}
             yield Batch(images, self.targets[indices], indices)
@@ -187,8 +188,8 @@ def _check_shared_memory(needed: int) -> None:
     place = Path("/dev/shm")
     if needed and place.is_dir() and needed > (free := shutil.disk_usage(place).free):
         raise RunError(
-            f"batches that wait take {needed / 1e6:,.0f} MB of shared memory, and {place} has {free / 1e6:,.0f} MB free: "
-            "give it more (docker run --shm-size), or lower workers, prefetch_factor, batch_size or eval_batch_size"
+            f"batches that wait take {needed / 1e6:,.0f} MB of shared memory, and {place} has {free / 1e6:,.0f} MB "
+            "free: give it more (docker run --shm-size), or lower workers, prefetch_factor, batch_size or eval_batch_size"
         )
 
 
