@@ -189,7 +189,8 @@ def _check_shared_memory(needed: int) -> None:
     if needed and place.is_dir() and needed > (free := shutil.disk_usage(place).free):
         raise RunError(
             f"batches that wait take {needed / 1e6:,.0f} MB of shared memory, and {place} has {free / 1e6:,.0f} MB "
-            "free: give it more (docker run --shm-size), or lower workers, prefetch_factor, batch_size or eval_batch_size"
+            "free: give it more (docker run --shm-size), or lower workers, prefetch_factor, batch_size or "
+            "eval_batch_size"
         )
 
 
