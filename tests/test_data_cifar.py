@@ -204,6 +204,13 @@ def test_types_and_arrays_are_not_made_by_call(tmp_path, data, message):
         read_batch(path, "labels", 10)
 
 
+def test_a_file_of_very_many_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickled, "MOST_OPCODES", 100)
+    (tmp_path / "batch").write_bytes(pickle.dumps(REWRITTEN["numpy numbers"]))
+    with pytest.raises(ValueError, match=r"batch \(\d+ bytes\) cannot be read: it has more than 100 parts"):
+        read_batch(tmp_path / "batch", "labels", 10)
+
+
 def test_buffers_outside_of_the_file(tmp_path):
     path = tmp_path / "batch"
     path.write_bytes(pickle.dumps(REWRITTEN["str"], protocol=5, buffer_callback=[].append))
@@ -323,6 +330,9 @@ def test_files_that_are_not_whole(root, tmp_path):
         ({"labels": list(range(20))}, r"labels from 0 to 19, they must lie in \[0, 9\]"),
         ({"key": b"fine_labels"}, "no 'data' and 'labels'"),
         ({"labels": [0] * 19}, r"must hold uint8 \[19, 3072\].*got uint8 \[20, 3072\]"),
+        ({b"data": np.zeros((20, 3072), np.int8)}, r"must hold uint8 \[20, 3072\].*got int8 \[20, 3072\]"),
+        ({b"data": np.zeros((20, 3071), np.uint8)}, r"must hold uint8 \[20, 3072\].*got uint8 \[20, 3071\]"),
+        ({b"data": [0] * 20}, r"must hold uint8 \[20, 3072\].*got list"),
         ({"labels": [0.0] * 20}, "must hold integers as labels, got float"),
         ({"labels": [True] * 20}, "must hold integers as labels, got bool"),
         ({"labels": [0] * 19 + [None]}, "must hold integers as labels, got NoneType"),
@@ -337,7 +347,8 @@ def test_files_that_are_not_whole(root, tmp_path):
     ],
 )
 def test_content_that_does_not_fit(tmp_path, changes, message):
-    content = write(tmp_path / "batch", 20, 0, **changes)
+    content = write(tmp_path / "batch", 20, 0, **{k: v for k, v in changes.items() if k != b"data"})
+    content |= {k: v for k, v in changes.items() if k == b"data"}
     (tmp_path / "batch").write_bytes(pickle.dumps({k.decode(): v for k, v in content.items()}))
     with pytest.raises(ValueError, match=message):
         read_batch(tmp_path / "batch", "labels", 10)

@@ -84,7 +84,7 @@ class Decoder:
         if self.raw == b"refuse":
             raise ValueError("not an AEDAT file")
         if self.raw == b"bomb":
-            bytearray(2**36)
+            bytearray(3 * 2**30)
         if self.raw == b"sleep":
             time.sleep(60)
     def id_to_stream(self):
@@ -171,6 +171,8 @@ def test_files_that_are_no_recordings(tmp_path, name):
         ({"x": np.zeros((200, 1), int)}, r"its array x is int64 \[200, 1\], expected integers \[N\]"),
         ({"t": np.zeros(200)}, r"its array t is float64 \[200\], expected integers"),
         ({"y": np.full(200, -1)}, "y from -1 to -1"),
+        ({"x": np.full(200, 34)}, "x from 34 to 34 .* outside of a sensor of 34 x 34 pixels"),
+        ({"y": np.full(200, 34)}, "y from 34 to 34, outside"),
         ({"p": np.full(200, None)}, "object, and only bool"),
     ],
 )
@@ -199,6 +201,12 @@ def test_no_change_to_a_recording_does_more_than_refuse_it(tmp_path):
         except ValueError:
             outcomes.append(False)
     assert 40 < sum(outcomes) < 360
+
+
+def test_events_between_two_times():
+    made = made_events(4)._replace(t=np.array([5, 6, 7, 8]))
+    assert made.between(6, 8).t.tolist() == [6, 7]
+    assert made.between(6, 8).x.tolist() == made.x[1:3].tolist()
 
 
 def test_counts_by_hand():

@@ -6,6 +6,7 @@ import torch
 
 from ckdsnn.checkpoint import RunError
 from ckdsnn.data import DVSFrames, integration
+from ckdsnn.data.arrays import read_frames
 from ckdsnn.data.events import integrate_by_count, read_events
 from ckdsnn.data.integration import Integration
 from event_files import bin_file, made_events
@@ -131,3 +132,41 @@ def test_folders_that_are_no_classes(root):
 def test_integration_names_its_settings():
     assert Integration(10, 48).name == f"frames_10_split_by_number_size_48_v{integration.FORM}"
     assert Integration(4, None, "time", 500, (34, 35)).name == f"frames_4_of_500_us_sensor_34x35_v{integration.FORM}"
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """CIFAR10-DVS as somebody has integrated it, but smaller."""
+    rng = np.random.default_rng(0)
+    for name in ("airplane", "bird"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            frames = rng.integers(0, 5, (4, 2, 16, 16)).astype(np.uint8)
+            if number % 2:
+                np.save(tmp_path / name / f"{number}.npy", frames)
+            else:
+                np.savez(tmp_path / name / f"{number}.npz", frames=frames)
+    return tmp_path
+
+
+def test_recordings_become_time_first_batches(recordings):
+    made = data(recordings, test=0.2, size=8)
+    made.setup("fit")
+    made.setup("test")
+    assert [len(made.arrays(part).targets) for part in ("train", "validation", "test")] == [12, 4, 4]
+    batch = next(iter(made.train_dataloader()))
+    assert batch.images.shape == (4, 4, 2, 8, 8)
+    counts = read_frames(recordings / "bird" / "9.npy", 4)
+    torch.testing.assert_close(made.arrays("test").images[-1], counts.reshape(4, 2, 8, 2, 8, 2).mean((3, 5)))
+
+
+def test_bad_recordings(recordings):
+    with pytest.raises(ValueError, match=r"holds an array \[4, 2, 16, 16\], expected \[T=10, 2, H, W\]"):
+        data(recordings, time_steps=10).setup("fit")
+    np.save(recordings / "bird" / "0.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"0\.npy cannot be read as frames"):
+        data(recordings).setup("fit")
+    for path in [*(recordings / "bird").iterdir()][1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"class bird needs at least 2 recording\(s\) .*found 1"):
+        data(recordings).setup("fit")
