@@ -186,7 +186,13 @@ FORGED = (3, "|", None, None, None, -1, -1, 0)
         (np.zeros(20, "u1, f4"), "not of plain numbers|parts of its own"),
         (
             Calls(np.empty(0).__reduce__()[0], np.ndarray, (0,), b"b", state=(1, (9, 9), np.dtype("u1"), False, b"")),
-            "size",
+            "another size than its content",
+        ),
+        (
+            Calls(
+                np.empty(0).__reduce__()[0], np.ndarray, (0,), b"b", state=(1, (2, 2), np.dtype("u1"), False, b"12345")
+            ),
+            "another size than its content",
         ),
         (
             Calls(np.empty(0).__reduce__()[0], np.ndarray, (0,), b"b", state=(1, (-1, 1), np.dtype("u1"), False, b"a")),
