@@ -44,6 +44,11 @@ class Method(nn.Module):
     Attributes:
         name: under which it is registered.
         needs_teacher: whether there is a teacher at all.
+        capturable: whether the loss and its gradients can be captured in a CUDA graph and replayed: nothing in
+            :meth:`forward` waits for the device (``item``, ``tolist``, ``cpu``, an ``if`` on a tensor), makes a tensor
+            whose shape depends on values (``nonzero``, indexing by a mask), brings one from the host, or counts its
+            calls in Python; random numbers come from a :class:`NoiseSource`, and ``epoch`` may be a tensor.  A method
+            of which this is not true says False, and is trained without a graph.
         sam_stages: stages whose spike activation map the student must return; build it with them.
         teacher_map: which saliency map of the teacher, see :func:`~ckdsnn.losses.saliency_map`.
         teacher_map_stages, teacher_feature_stages: stages of the teacher whose maps and features are needed.  Negative
@@ -54,6 +59,7 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -104,7 +110,7 @@ class Method(nn.Module):
         """Make what depends on the two networks' channels; nothing by default."""
 
     def forward(
-        self, student: SNNOutput, teacher: ANNOutput | None, target: Tensor, *, epoch: float = 0.0
+        self, student: SNNOutput, teacher: ANNOutput | None, target: Tensor, *, epoch: float | Tensor = 0.0
     ) -> dict[str, Tensor]:
         """Parts of the loss: scalars by name, the first one ``"ce"``; their sum is the loss.
 
@@ -112,7 +118,8 @@ class Method(nn.Module):
             student: output of the student on the batch.
             teacher: output of the teacher on the same batch; None where ``needs_teacher`` is False.
             target: labels, int64 [B].
-            epoch: epochs done so far, with fraction; for warm-ups.
+            epoch: epochs done so far, with fraction; for warm-ups.  A number, or a tensor [] on the outputs' device,
+                which a captured step needs: a number would be that of the capture for ever.
 
         Raises:
             ValueError: an output that lacks what the method needs.
@@ -127,7 +134,9 @@ class Method(nn.Module):
         """Cross-entropy of the mean logits."""
         return F.cross_entropy(full_precision(student.logits), target, label_smoothing=self.label_smoothing)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         """The parts that the teacher adds, weighted."""
         raise NotImplementedError(f"{type(self).__name__} needs a teacher and must implement distill")
 
@@ -135,19 +144,41 @@ class Method(nn.Module):
 class NoiseSource(nn.Module):
     """A random generator whose state travels in state_dict, and with it in the checkpoint.
 
-    It lives on the CPU: the numbers are the same whatever the device, and few.
+    It starts on the CPU, where the numbers are the same whatever the device of the training; a training step that is
+    captured in a CUDA graph needs it on the GPU, see :meth:`to_device`.
 
     Args:
         seed: of the generator.
+
+    Attributes:
+        generator: what the numbers are drawn from.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.seed = seed
+        self.process = 0
         self.generator = torch.Generator().manual_seed(seed)
+
+    def to_device(self, device: torch.device | str) -> None:
+        """Draw on ``device`` from now on.
+
+        Nothing happens where the generator is there already.  On another device of the same kind it goes on with its
+        stream; on another kind, whose generators have other states, it starts over with the stream of its seed and
+        process there.
+        """
+        before, moved = self.generator, torch.Generator(device)
+        if moved.device == before.device:
+            return
+        self.generator = moved
+        if moved.device.type == before.device.type:
+            moved.set_state(before.get_state())
+        else:
+            self.restart(self.process)
 
     def restart(self, process: int) -> None:
         """Start over with the stream of process ``process`` of a distributed run; process 0 has that of the seed."""
+        self.process = process
         # A prime beyond the seeds that people choose, so that no two processes of their runs share a stream.
         self.generator.manual_seed(self.seed + 1_000_003 * process)
 
@@ -155,6 +186,18 @@ class NoiseSource(nn.Module):
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Go on from ``state``.
+
+        Raises:
+            RunError: the state of a generator on another kind of device.
+        """
+        if state.numel() != self.generator.get_state().numel():
+            from ckdsnn.checkpoint import RunError  # here, because it brings Lightning, which losses do without
+
+            raise RunError(
+                f"the checkpoint holds the state of a noise generator of another kind of device ({state.numel()} "
+                f"bytes) than {self.generator.device}: go on with the run on the kind of device that it began on"
+            )
         self.generator.set_state(state.cpu())
 
 

@@ -53,11 +53,14 @@ class BKDSNN(Method):
             nn.Conv2d(wanted, wanted, 3, padding=1), nn.ReLU(), nn.Conv2d(wanted, wanted, 3, padding=1)
         )
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         if self.align is None or self.restore is None:
             raise RuntimeError("bkdsnn has no restoring network yet; call method.bind(student, teacher) first")
         aligned = self.align(pick_stage(student.features, self.stage, "the student's features").mean(0))
-        draw = torch.rand(aligned.shape[:2], generator=self.noise.generator)
+        generator = self.noise.generator
+        draw = torch.rand(aligned.shape[:2], generator=generator, device=generator.device)
         keep = (draw >= self.drop).to(aligned.device, aligned.dtype)
         restored = full_precision(self.restore(aligned * keep[:, :, None, None]))
         wanted = resize_to(pick_stage(teacher.features, self.stage, "the teacher's features"), restored.shape[2:])

@@ -46,7 +46,9 @@ class CATKD(Method):
         self._weight_of(student.classifier_weight, "student")
         self._weight_of(teacher.classifier_weight, "teacher")
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         student_weight = self._weight_of(student.classifier_weight, "student")
         teacher_weight = self._weight_of(teacher.classifier_weight, "teacher")
         features = pick_stage(student.features, -1, "the student's features").mean(0)

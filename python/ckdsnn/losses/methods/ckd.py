@@ -54,7 +54,9 @@ class SAMD(_PresetMethod):
         self.samd = SAMDTerm(override(self.preset.samd, options))
         self._need_maps(self.samd)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"samd": self.weight * self.samd(student, teacher, target)}
 
 
@@ -86,7 +88,9 @@ class NLD(_PresetMethod):
         self.weight = weight
         self.nld = NLDTerm(override(self.preset.nld, options), seed)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"nld": self.weight * self.nld(student, teacher)}
 
 
@@ -121,7 +125,9 @@ class CKD(_PresetMethod):
         self.nld = NLDTerm(override(self.preset.nld, nld or {}), seed)
         self._need_maps(self.samd)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {
             "samd": self.beta * self.samd(student, teacher, target),
             "nld": self.gamma * self.nld(student, teacher),

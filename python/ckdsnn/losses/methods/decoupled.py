@@ -36,7 +36,9 @@ class Decoupled(Method):
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         return step_cross_entropy(student, target, self.label_smoothing)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         own = student.logits.repeat(len(student.step_logits), 1)
         return {
             "kd": self.alpha * step_kd_loss(student, teacher, self.tau),

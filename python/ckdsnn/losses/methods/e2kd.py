@@ -39,7 +39,9 @@ class E2KD(Method):
         self.student_feature_stages = self.teacher_map_stages = (-1,)
         self.teacher_map = "grad_cam_predicted"
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         features = pick_stage(student.features, -1, "the student's features")
         ours = grad_cam_spiking(student.step_logits, features, teacher.logits.argmax(1))
         theirs = teacher.cams[-1] if -1 in teacher.cams else saliency_map(self.teacher_map, teacher, -1, target)

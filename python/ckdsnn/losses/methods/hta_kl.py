@@ -73,5 +73,7 @@ class HTAKL(Method):
             raise ValueError(f"head_mass must be in (0, 1), got {head_mass}")
         self.tau, self.weight, self.head_mass = tau, weight, head_mass
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"hta_kl": self.weight * hta_kl_loss(student.logits, teacher.logits, self.tau, self.head_mass)}

@@ -26,5 +26,7 @@ class KD(Method):
         self.tau = tau
         self.weight = weight
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"kd": self.weight * kd_loss(student.logits, teacher.logits, self.tau)}

@@ -51,7 +51,9 @@ class KDSNN(Method):
             for stage in self.student_feature_stages
         )
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         if not self.projections:
             raise RuntimeError("kdsnn has no projections yet; call method.bind(student, teacher) first")
         losses = []

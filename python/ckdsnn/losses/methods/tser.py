@@ -41,7 +41,9 @@ class TSER(Method):
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         return (1 - self.alpha) * step_cross_entropy(student, target, self.label_smoothing)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         log_q = torch.log_softmax(full_precision(student.step_logits), dim=-1)
         mean_entropy = -(log_q.exp() * log_q).sum(-1).mean()
         return {
