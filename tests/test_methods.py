@@ -20,7 +20,8 @@ from ckdsnn.losses import (
 )
 from ckdsnn.models import build_model
 
-ALL = ("ce", "kd", "dkd", "kdsnn", "bkdsnn", "tser", "decoupled", "hta_kl", "catkd", "e2kd", "samd", "nld", "ckd")
+LOGITS = ("kd", "dkd", "tser", "decoupled", "hta_kl", "seal", "nld")
+ALL = ("ce", *LOGITS, "kdsnn", "bkdsnn", "catkd", "e2kd", "samd", "ckd")
 
 
 def networks(method, time_steps=2, **options):
@@ -134,7 +135,7 @@ def test_ckd_released_code(batch):
     method = build_method("ckd", preset="released-code")
     parts, out, wanted, _ = run(method, batch)
     assert method.teacher_mode == "train"
-    assert method.student_options == {"last_activation": "relu"}
+    assert method.student_options == {"last_activation": "relu", "head": "released"}
     sums = out.features[3].sum((0, 2))
     scaled = sums / (sums.max() + 1e-3) if sums.min() == 0 else (sums - sums.min()) / (sums.max() - sums.min() + 1e-3)
     cam = wanted.cams[-1] - wanted.cams[-1].min()
@@ -227,8 +228,8 @@ def test_learnable_strength(batch):
     parts, *_ = run(method, batch)
     torch.testing.assert_close(parts["nld"], run(build_method("nld", strength=0.2), batch)[0]["nld"])
     parts["nld"].backward()
-    assert method.nld.strength.grad.abs() > 0
-    assert "nld.strength" in method.state_dict()
+    assert method.nld.raw_strength.grad.abs() > 0
+    assert "nld.raw_strength" in method.state_dict()
 
 
 @pytest.mark.parametrize("name", ["nld", "ckd", "bkdsnn"])

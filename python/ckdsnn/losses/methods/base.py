@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any, ClassVar, TypeVar
 
@@ -9,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.divergence import full_precision
+from ckdsnn.losses.arguments import check_in_unit_interval, check_target, check_tensor, check_whole
+from ckdsnn.losses.divergence import check_logits
+from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
 from ckdsnn.models.registry import nearest
@@ -63,8 +66,7 @@ class Method(nn.Module):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        check_in_unit_interval(label_smoothing, "label_smoothing")
         self.label_smoothing = label_smoothing
         self.sam_stages: tuple[int, ...] = ()
         self.student_feature_stages: tuple[int, ...] = ()
@@ -101,6 +103,8 @@ class Method(nn.Module):
             raise ValueError(f"method {type(self).__name__} needs a teacher, got None")
         if student.num_classes != teacher.num_classes:
             raise ValueError(f"the student has {student.num_classes} classes but the teacher {teacher.num_classes}")
+        if student.num_classes < 2:
+            raise ValueError("the networks have one class, whose distribution teaches nothing; use method ce")
         for stage in (*self.teacher_map_stages, *self.teacher_feature_stages):
             resolve_stage(stage, teacher.num_stages)
         self.make_modules(student, teacher)
@@ -121,14 +125,43 @@ class Method(nn.Module):
             epoch: epochs done so far, with fraction; for warm-ups.  A number, or a tensor [] on the outputs' device,
                 which a captured step needs: a number would be that of the capture for ever.
 
+        Everything is computed outside autocast, and :meth:`distill` gets logits and maps in float32 at least; features
+        are what the networks made, maybe of 2 bytes: see :func:`~ckdsnn.losses.precision.mean_over_time` and
+        :func:`~ckdsnn.losses.precision.full_precision`.
+
         Raises:
-            ValueError: an output that lacks what the method needs.
+            TypeError: an output that is none, logits that are no tensor, a target that is not int64.
+            ValueError: an output that lacks what the method needs, a target of another shape or (looked at on the CPU
+                only) with classes that do not exist.
         """
-        if not self.needs_teacher:
-            return {"ce": self.cross_entropy(student, target)}
-        if teacher is None:
-            raise ValueError(f"method {type(self).__name__} needs the teacher's output, got None")
-        return {"ce": self.cross_entropy(student, target), **self.distill(student, teacher, target, epoch)}
+        if not isinstance(student, SNNOutput if self.needs_teacher else (SNNOutput, ANNOutput)):
+            kind = "spiking network" if self.needs_teacher else "network"
+            raise TypeError(f"student must be the output of a {kind}, got {type(student).__name__}")
+        check_tensor(student.logits, "student.logits")
+        if student.logits.dim() != 2:
+            raise ValueError(f"student.logits must be [B, K], got {list(student.logits.shape)}")
+        check_target(target, *student.logits.shape)
+        with outside_autocast(student.logits):
+            if not self.needs_teacher:
+                return {"ce": self.cross_entropy(student, target)}
+            if teacher is None:
+                raise ValueError(f"method {type(self).__name__} needs the teacher's output, got None")
+            if not isinstance(teacher, ANNOutput):
+                raise TypeError(f"teacher must be the output of a conventional network, got {type(teacher).__name__}")
+            check_logits(student.logits, teacher.logits)
+            # What is small; features are left to those who use them.
+            student = dataclasses.replace(
+                student,
+                logits=full_precision(student.logits),
+                step_logits=full_precision(student.step_logits),
+                sams={stage: full_precision(sam) for stage, sam in student.sams.items()},
+            )
+            teacher = dataclasses.replace(
+                teacher,
+                logits=full_precision(teacher.logits),
+                cams={stage: full_precision(cam) for stage, cam in teacher.cams.items()},
+            )
+            return {"ce": self.cross_entropy(student, target), **self.distill(student, teacher, target, epoch)}
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         """Cross-entropy of the mean logits."""
@@ -156,6 +189,7 @@ class NoiseSource(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
+        check_whole(seed, "seed", low=0)
         self.seed = seed
         self.process = 0
         self.generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ckdsnn.losses.arguments import check_weights
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method
@@ -21,8 +22,7 @@ class _PresetMethod(Method):
         super().__init__(label_smoothing)
         self.preset: Preset = preset_named(preset)
         self.teacher_mode = self.preset.teacher_mode
-        if self.preset.last_activation is not None:
-            self.student_options = {"last_activation": self.preset.last_activation}
+        self.student_options = dict(self.preset.student_options)
 
     def _need_maps(self, term: SAMDTerm) -> None:
         self.sam_stages = term.sam_stages
@@ -50,6 +50,7 @@ class SAMD(_PresetMethod):
         self, preset: str = "default", weight: float = 1.0, label_smoothing: float = 0.0, **options: Any
     ) -> None:
         super().__init__(preset, label_smoothing)
+        check_weights(weight=weight)
         self.weight = weight
         self.samd = SAMDTerm(override(self.preset.samd, options))
         self._need_maps(self.samd)
@@ -85,6 +86,7 @@ class NLD(_PresetMethod):
         **options: Any,
     ) -> None:
         super().__init__(preset, label_smoothing)
+        check_weights(weight=weight)
         self.weight = weight
         self.nld = NLDTerm(override(self.preset.nld, options), seed)
 
@@ -119,6 +121,7 @@ class CKD(_PresetMethod):
         nld: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(preset, label_smoothing)
+        check_weights(beta=beta, gamma=gamma)
         self.beta = beta
         self.gamma = gamma
         self.samd = SAMDTerm(override(self.preset.samd, samd or {}))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ckdsnn.losses.divergence import check_temperature, kd_loss
+from ckdsnn.losses.arguments import check_temperature, check_weights
+from ckdsnn.losses.divergence import kd_loss
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method, step_cross_entropy
@@ -31,6 +32,7 @@ class Decoupled(Method):
     def __init__(self, alpha: float = 0.2, beta: float = 0.5, tau: float = 3.0, label_smoothing: float = 0.0) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
+        check_weights(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.tau = alpha, beta, tau
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:

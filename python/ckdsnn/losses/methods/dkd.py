@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ckdsnn.losses.divergence import check_logits, check_temperature, full_precision, kl_divergence
+from ckdsnn.losses.arguments import check_target, check_temperature, check_weights, check_whole
+from ckdsnn.losses.divergence import check_logits, kl_divergence
+from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method
@@ -32,9 +34,12 @@ def dkd_loss(
         0.0
     """
     check_logits(student_logits, teacher_logits)
-    classes = torch.arange(student_logits.shape[1], device=target.device)
+    check_target(target, *student_logits.shape)
+    check_weights(alpha=alpha, beta=beta)
+    check_temperature(tau, "tau")
+    classes = torch.arange(student_logits.shape[1] - 1, device=target.device)
     # The others by number, not by mask, whose number of elements the device would have to tell first.
-    others = classes[:-1] + (classes[:-1] >= target[:, None])
+    others = classes + (classes >= target[:, None])
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of the target's probability against all others', and the logits of the others."""
@@ -43,10 +48,12 @@ def dkd_loss(
         own = logits.gather(1, target[:, None])[:, 0]
         return torch.stack([own / tau, torch.logsumexp(rest / tau, 1)], dim=1), rest
 
-    (student_binary, student_others), (teacher_binary, teacher_others) = split(student_logits), split(teacher_logits)
-    tckd = kl_divergence(teacher_binary.detach(), student_binary)
-    nckd = kl_divergence(teacher_others.detach(), student_others, tau)
-    return tau**2 * (alpha * tckd + beta * nckd)
+    with outside_autocast(student_logits):
+        student_binary, student_others = split(student_logits)
+        teacher_binary, teacher_others = split(teacher_logits.detach())
+        tckd = kl_divergence(teacher_binary, student_binary)
+        nckd = kl_divergence(teacher_others, student_others, tau)
+        return tau**2 * (alpha * tckd + beta * nckd)
 
 
 @register_method("dkd")
@@ -73,8 +80,8 @@ class DKD(Method):
     ) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
-        if warmup < 1:
-            raise ValueError(f"warmup must be >= 1 (1 is none), got {warmup}")
+        check_weights(alpha=alpha, beta=beta)
+        check_whole(warmup, "warmup", low=1, hint=" (1 is none)")
         self.alpha, self.beta, self.tau, self.warmup = alpha, beta, tau, warmup
 
     def distill(
