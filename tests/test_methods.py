@@ -295,6 +295,14 @@ def test_global_seed_does_not_touch_the_noise(batch):
         ("nld", {"noise": "none", "learnable_strength": True}, ValueError, "learnable_strength=True is not used"),
         ("nld", {"preset": "released-code", "noise": "none"}, ValueError, "spread='variance' is not used"),
         ("kd", {"tau": 0.0}, ValueError, "tau must be > 0, got 0.0"),
+        (3, {}, TypeError, "the method must be a name, got 3"),
+        ("nld", {"learnable_strength": True, "strength": 0}, ValueError, "cannot start at the limit, strength=0"),
+        (
+            "nld",
+            {"learnable_strength": True, "strength": 1, "mixing": "probabilities"},
+            ValueError,
+            "cannot start at the limit, strength=1",
+        ),
     ],
 )
 def test_bad_options(name, options, error, message):
@@ -307,6 +315,26 @@ def test_a_student_spikes():
     with pytest.raises(TypeError, match="KD distils into a spiking network, got ANNResNet"):
         build_method("kd").bind(ann, ann)
     build_method("ce").bind(ann)
+
+
+def test_a_teacher_does_not():
+    snn = build_model("snn_resnet_small", num_classes=10)
+    for wrong in (snn, "teacher", torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match="the teacher must be a conventional network, got"):
+            build_method("kd").bind(snn, wrong)
+
+
+def test_one_class_is_refused():
+    student, teacher = (build_model(f"{kind}_resnet_small", num_classes=1) for kind in ("snn", "ann"))
+    with pytest.raises(ValueError, match="the networks have one class, whose distribution teaches nothing"):
+        build_method("kd").bind(student, teacher)
+
+
+def test_the_released_codes_head(batch):
+    """512-256-classes for the ResNet-19, here 8-256-10; a head that the network's own options ask for stays."""
+    student, _ = networks(build_method("ckd", preset="released-code"))
+    assert [tuple(layer.weight.shape) for layer in student.head] == [(256, 8), (10, 256)]
+    assert build_method("ckd").student_options == build_method("ckd", preset="paper").student_options == {}
 
 
 def test_bind_checks_stages():

@@ -181,6 +181,7 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
         float32 [B, H, W].
 
     Raises:
+        TypeError: an output of another kind.
         ValueError: unknown kind, a stage that does not exist, class weights that are not there.
         RuntimeError: autograd is needed and the output has no graph.
 
@@ -193,6 +194,8 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
         torch.Size([2, 5, 5])
     """
     check_choice(kind, "teacher_map", TEACHER_MAPS)
+    if not isinstance(output, ANNOutput):
+        raise TypeError(f"output must be that of a conventional network, got {type(output).__name__}")
     features = pick_stage(output.features, stage, "the teacher's features")
     num_stages = max(output.features)
     explained = target if kind == "grad_cam" else output.logits.argmax(1)

@@ -84,7 +84,7 @@ class Method(nn.Module):
         Raises:
             ValueError: no teacher where one is needed, other classes, a stage or a map that one of them does not
                 return.
-            TypeError: a student that does not spike, for a method with a teacher.
+            TypeError: a student that does not spike, for a method with a teacher; a teacher that does.
         """
         if not self.needs_teacher:
             return self
@@ -101,6 +101,8 @@ class Method(nn.Module):
             resolve_stage(stage, student.num_stages)
         if teacher is None:
             raise ValueError(f"method {type(self).__name__} needs a teacher, got None")
+        if not isinstance(teacher, ANN):
+            raise TypeError(f"the teacher must be a conventional network, got {type(teacher).__name__}")
         if student.num_classes != teacher.num_classes:
             raise ValueError(f"the student has {student.num_classes} classes but the teacher {teacher.num_classes}")
         if student.num_classes < 2:
@@ -244,13 +246,15 @@ def build_method(name: str, **options: Any) -> Method:
 
     Raises:
         ValueError: unknown name, or a value that the method refuses.
-        TypeError: an option that the method does not have.
+        TypeError: no name, an option that the method does not have, or a value of another type.
 
     Example:
         >>> from ckdsnn.losses import build_method
         >>> build_method("kd", tau=2.0).needs_teacher
         True
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the method must be a name, got {name!r}")
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}" + nearest(name, list(METHODS)))
     known = known_options(METHODS[name])

@@ -124,8 +124,8 @@ class CKD(_PresetMethod):
         check_weights(beta=beta, gamma=gamma)
         self.beta = beta
         self.gamma = gamma
-        self.samd = SAMDTerm(override(self.preset.samd, samd or {}))
-        self.nld = NLDTerm(override(self.preset.nld, nld or {}), seed)
+        self.samd = SAMDTerm(override(self.preset.samd, {} if samd is None else samd))
+        self.nld = NLDTerm(override(self.preset.nld, {} if nld is None else nld), seed)
         self._need_maps(self.samd)
 
     def distill(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ class SAMDOptions:
         check_samd_options(self.normalisation, self.scaling, self.temperature, self.temperature_factor)
         for name in ("stages", "teacher_stages"):
             stages = getattr(self, name)
-            if stages is not None:
+            if name == "stages" or stages is not None:
                 object.__setattr__(self, name, as_stages(stages, name))
         if self.teacher_stages is not None and len(self.teacher_stages) != len(self.stages):
             raise ValueError(
@@ -129,20 +130,26 @@ def preset_named(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
+        TypeError: no name.
         ValueError: unknown name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"preset must be a name, got {name!r}")
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}" + nearest(name, list(PRESETS)))
     return PRESETS[name]
 
 
-def override(options: Options, changes: dict[str, Any]) -> Options:
+def override(options: Options, changes: Mapping[str, Any]) -> Options:
     """``options`` with ``changes``.
 
     Raises:
-        TypeError: an option that does not exist.
+        TypeError: an option that does not exist, changes that are no mapping of names to values.
         ValueError: options that do not go together.
     """
+    if not isinstance(changes, Mapping):
+        kind = type(options).__name__.removesuffix("Options").lower()
+        raise TypeError(f"{kind} must be a mapping of options to values, got {changes!r}")
     known = [field.name for field in dataclasses.fields(options)]
     for name in changes:
         if name not in known:
