@@ -9,7 +9,7 @@ from ckdsnn.losses import METHODS, PRESETS, FrozenTeacher, Method, NoiseSource, 
 from ckdsnn.losses.nld import DISTRIBUTIONS
 from ckdsnn.losses.saliency import TEACHER_MAPS
 from ckdsnn.losses.samd import NORMALISATIONS, SCALINGS
-from ckdsnn.models import build_model
+from ckdsnn.models import ANNOutput, SNNOutput, build_model
 from no_host_wait import HostWaitError, NoHostWait
 
 VARIANTS = (
@@ -116,10 +116,25 @@ def test_noise_source_moves_to_a_device():
     assert source.process == 1
 
 
-def test_noise_of_another_kind_of_device_is_refused():
-    state_of_a_gpu = torch.zeros(16, dtype=torch.uint8)
-    with pytest.raises(RunError, match=r"another kind of device \(16 bytes\) than cpu: go on with the run on the kind"):
-        NoiseSource(0).set_extra_state(state_of_a_gpu)
+def test_noise_does_not_go_on_from_another_kind_of_device():
+    """A run of a GPU can be looked at on a CPU, and keeps its state; but no noise is drawn that is not the run's."""
+    state_of_a_gpu = torch.arange(16, dtype=torch.uint8)
+    method = build_method("nld")
+    weights = method.state_dict() | {"nld.noise._extra_state": state_of_a_gpu}
+    method.load_state_dict(weights)
+    assert torch.equal(method.state_dict()["nld.noise._extra_state"], state_of_a_gpu)
+    with pytest.raises(RunError, match="another kind of device than cpu; go on with the run on the kind"):
+        _ = method.nld.noise.generator
+    student = SNNOutput(torch.zeros(2, 3), torch.zeros(1, 2, 3), {}, {})
+    with pytest.raises(RunError, match="the noise cannot go on"):
+        method(student, ANNOutput(torch.zeros(2, 3), {}), torch.tensor([0, 1]))
+
+    usual = NoiseSource(0).get_extra_state()
+    method.nld.noise.set_extra_state(usual)
+    assert torch.equal(method.nld.noise.generator.get_state(), usual)
+    method.load_state_dict(weights)
+    method.nld.noise.restart(0)
+    assert torch.equal(method.nld.noise.generator.get_state(), usual)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -134,6 +149,10 @@ def test_noise_source_starts_over_on_another_kind_of_device():
     second = torch.rand(5, generator=source.generator, device="cuda")
     source.set_extra_state(state)
     assert torch.equal(second, torch.rand(5, generator=source.generator, device="cuda"))
+    loaded = NoiseSource(0)
+    loaded.set_extra_state(state)
+    loaded.to_device("cuda")
+    assert torch.equal(second, torch.rand(5, generator=loaded.generator, device="cuda"))
 
 
 def _cuda(seed):

@@ -182,11 +182,11 @@ class NoiseSource(nn.Module):
     It starts on the CPU, where the numbers are the same whatever the device of the training; a training step that is
     captured in a CUDA graph needs it on the GPU, see :meth:`to_device`.
 
-    Args:
-        seed: of the generator.
+    The state of a generator on a GPU means nothing to one on the CPU, and the other way round.  One that was loaded is
+    kept until the generator is on that kind of device; until then nothing can be drawn.
 
-    Attributes:
-        generator: what the numbers are drawn from.
+    Args:
+        seed: of the generator, >= 0.
     """
 
     def __init__(self, seed: int) -> None:
@@ -194,47 +194,62 @@ class NoiseSource(nn.Module):
         check_whole(seed, "seed", low=0)
         self.seed = seed
         self.process = 0
-        self.generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._state_elsewhere: Tensor | None = None
+
+    @property
+    def generator(self) -> torch.Generator:
+        """What the numbers are drawn from.
+
+        Raises:
+            RunError: the state that was loaded is that of a generator on another kind of device.
+        """
+        if self._state_elsewhere is not None:
+            from ckdsnn.checkpoint import RunError  # here, because it brings Lightning, which losses do without
+
+            raise RunError(
+                f"the noise cannot go on: the checkpoint holds the state of a generator on another kind of device than "
+                f"{self._generator.device}; go on with the run on the kind of device that it began on"
+            )
+        return self._generator
 
     def to_device(self, device: torch.device | str) -> None:
         """Draw on ``device`` from now on.
 
         Nothing happens where the generator is there already.  On another device of the same kind it goes on with its
-        stream; on another kind, whose generators have other states, it starts over with the stream of its seed and
-        process there.
+        stream; on another kind it goes on from a state of that kind that was loaded, or else starts over with the
+        stream of its seed and process there.
         """
-        before, moved = self.generator, torch.Generator(device)
+        before, loaded = self._generator, self._state_elsewhere
+        moved = torch.Generator(device)
         if moved.device == before.device:
             return
-        self.generator = moved
+        self._generator = moved
         if moved.device.type == before.device.type:
             moved.set_state(before.get_state())
-        else:
-            self.restart(self.process)
+            return
+        self.restart(self.process)
+        if loaded is not None:
+            self.set_extra_state(loaded)
 
     def restart(self, process: int) -> None:
         """Start over with the stream of process ``process`` of a distributed run; process 0 has that of the seed."""
         self.process = process
+        self._state_elsewhere = None
         # A prime beyond the seeds that people choose, so that no two processes of their runs share a stream.
-        self.generator.manual_seed(self.seed + 1_000_003 * process)
+        self._generator.manual_seed(self.seed + 1_000_003 * process)
 
     def get_extra_state(self) -> Tensor:
-        return self.generator.get_state()
+        return self._generator.get_state() if self._state_elsewhere is None else self._state_elsewhere
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from ``state``.
-
-        Raises:
-            RunError: the state of a generator on another kind of device.
-        """
-        if state.numel() != self.generator.get_state().numel():
-            from ckdsnn.checkpoint import RunError  # here, because it brings Lightning, which losses do without
-
-            raise RunError(
-                f"the checkpoint holds the state of a noise generator of another kind of device ({state.numel()} "
-                f"bytes) than {self.generator.device}: go on with the run on the kind of device that it began on"
-            )
-        self.generator.set_state(state.cpu())
+        state = state.cpu()
+        # Kinds of devices have states of their own sizes: 5,056 bytes on a CPU, 16 on a CUDA GPU.
+        if state.numel() == self._generator.get_state().numel():
+            self._generator.set_state(state)
+            self._state_elsewhere = None
+        else:
+            self._state_elsewhere = state
 
 
 def build_method(name: str, **options: Any) -> Method:
