@@ -73,6 +73,23 @@ def test_samd_value_and_gradient():
     assert teacher.grad is None
 
 
+@pytest.mark.parametrize(
+    ("normalisation", "student", "teacher"),
+    # What is left of [0, 0.5] and of [4, 2] after it.
+    [
+        ("minmax", (0, 1), (1, 0)),
+        ("zscore", (-1, 1), (1, -1)),
+        ("minmax_batch", (0, 0.5 / 0.501), (2 / 2.001, 0)),
+        ("none", (0, 0.5), (4, 2)),
+    ],
+)
+def test_samd_normalises_both_maps(normalisation, student, teacher):
+    maps = torch.tensor([[[0.0, 0.5]]], dtype=DOUBLE), torch.tensor([[[4.0, 2.0]]], dtype=DOUBLE)
+    p, q = (1 / (1 + math.exp((b - a) / 2)) for a, b in (teacher, student))
+    expected = 4 * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    assert samd_loss(*maps, normalisation=normalisation).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_samd_temperature_and_its_factor():
     student, teacher = pair()
     p = 1 / (1 + math.exp(-2.0))  # T = 0.5
@@ -146,6 +163,8 @@ def test_samd_resizes_the_teachers_map():
     small = resize_to(maps, (2, 2))
     assert small.shape == (1, 2, 2)
     assert small[0, 0, 0] < small[0, 0, 1] < small[0, 1, 1]
+    # Half the size: a triangle of 2 pixels on either side, whose weights are 3/7, 3/7 and 1/7 at the edge.
+    torch.testing.assert_close(resize_to(torch.tensor([[[7.0, 0.0, 0.0, 0.0]]]), (1, 2)), torch.tensor([[[3.0, 0.0]]]))
     student = torch.rand(1, 8, 8)
     torch.testing.assert_close(samd_loss(student, maps), samd_loss(student, resize_to(maps, (8, 8))))
 
