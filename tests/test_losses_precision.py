@@ -181,3 +181,21 @@ def test_autocast_changes_no_users_method():
     with torch.autocast("cpu", torch.bfloat16):
         part = Product()(student, teacher, TARGET)["product"]
     assert torch.equal(part, (student.logits @ teacher.logits.T).sum())
+
+
+def test_a_users_method_gets_logits_and_maps_in_four_bytes():
+    seen = {}
+
+    class Looking(Method):
+        def distill(self, student, teacher, target, epoch):
+            seen.update(student=student.logits, steps=student.step_logits, sam=student.sams[1])
+            seen.update(teacher=teacher.logits, cam=teacher.cams[1])
+            return {}
+
+    student, teacher, _ = outputs(torch.bfloat16)
+    cam = torch.rand(B, SIZE, SIZE).bfloat16()
+    student.sams[1], teacher.cams[1] = student.sams[1].bfloat16(), cam
+    student.logits = student.logits.bfloat16()
+    Looking()(student, teacher, TARGET)
+    assert {name: tensor.dtype for name, tensor in seen.items()} == dict.fromkeys(seen, torch.float32)
+    assert len(seen) == 5

@@ -194,6 +194,13 @@ def test_several_stages_are_averaged(batch):
     torch.testing.assert_close(parts["samd"], sum(each) / 2)
 
 
+@pytest.mark.parametrize("name", ["samd", "ckd"])
+def test_what_is_asked_of_the_teacher(name):
+    options = {"teacher_map": "class_weights", "stages": (2, -1), "teacher_stages": (1, 3)}
+    method = build_method(name, **(options if name == "samd" else {"samd": options}))
+    assert (method.teacher_map, method.teacher_map_stages, method.sam_stages) == ("class_weights", (1, 3), (2, -1))
+
+
 def test_a_teachers_stage_may_be_another(batch):
     parts, out, wanted, _ = run(build_method("samd", stages=(2,), teacher_stages=(-1,)), batch)
     torch.testing.assert_close(parts["samd"], samd_loss(out.sams[2], wanted.cams[-1]))

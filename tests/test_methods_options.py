@@ -137,6 +137,14 @@ def test_the_methods_own_weights_are_trained(name):
         assert parameter.grad.abs().sum() > 0, key
 
 
+def test_kdsnn_averages_its_stages():
+    method = build_method("kdsnn", stages=(1, 3))
+    method.projections.extend([torch.nn.Identity(), torch.nn.Identity()])
+    student, teacher = outputs()
+    each = [(student.features[stage].mean(0) - teacher.features[stage]).pow(2).mean() for stage in (1, 3)]
+    torch.testing.assert_close(method(student, teacher, TARGET)["features"], sum(each) / 2)
+
+
 def test_dkd_rises_epoch_by_epoch():
     values = [parts("dkd", warmup=4, epoch=epoch)["dkd"].item() for epoch in (0.0, 1.0, 2.0, 3.0, 9.0)]
     for value, rise in zip(values, (0.25, 0.5, 0.75, 1.0, 1.0), strict=True):
