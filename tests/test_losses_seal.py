@@ -24,14 +24,14 @@ def kl(p, q):
 def test_error_aware_by_hand():
     """Step 1 is right and compared as it is; step 2 takes class 2 for 0, and both get one logit on either side."""
     steps = torch.tensor([[[3.0, 1.0, 2.0]], [[1.0, 0.0, 4.0]]], dtype=DOUBLE, requires_grad=True)
-    teacher, target, tau = torch.tensor([[5.0, 1.0, 2.0]], dtype=DOUBLE), torch.tensor([0]), 3.0
+    teacher, target, tau = torch.tensor([[5.0, 1.5, 2.0]], dtype=DOUBLE), torch.tensor([0]), 3.0
     loss = error_aware_loss(steps, teacher, target, tau)
-    right = kl(softmax([5.0, 1.0, 2.0], tau), softmax([3.0, 1.0, 2.0], tau))
-    wrong = kl(softmax([2.0, 1.0, 2.0], tau), softmax([1.0, 0.0, 1.0], tau))
+    right = kl(softmax([5.0, 1.5, 2.0], tau), softmax([3.0, 1.0, 2.0], tau))
+    wrong = kl(softmax([2.0, 1.5, 2.0], tau), softmax([1.0, 0.0, 1.0], tau))
     assert loss.item() == pytest.approx(9 * (right + wrong) / 2, rel=1e-12)
     loss.backward()
     # d(tau^2 KL)/dz = tau * (q - p); the logit of class 0 stands in two places of the wrong step, that of 2 in none.
-    p, q = softmax([2.0, 1.0, 2.0], tau), softmax([1.0, 0.0, 1.0], tau)
+    p, q = softmax([2.0, 1.5, 2.0], tau), softmax([1.0, 0.0, 1.0], tau)
     expected = [tau * (q[0] - p[0] + q[2] - p[2]) / 2, tau * (q[1] - p[1]) / 2, 0.0]
     torch.testing.assert_close(steps.grad[1, 0], torch.tensor(expected, dtype=DOUBLE))
 

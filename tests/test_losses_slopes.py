@@ -111,6 +111,18 @@ def test_a_dead_last_stage_is_not_kicked(name, options, part, alive):
     assert ours < 200 * reference
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("normalisation", STRETCHING)
+def test_a_map_of_one_spike_is_compared_as_it_is(reduction, normalisation):
+    features = torch.zeros(2, 4, 8, 4, 4)
+    features[1, :, 3, 2, 1] = 1
+    student, teacher, target = outputs(features)
+    teacher.cams[-1] = torch.rand(4, 4, 4)
+    part = build_method("samd", normalisation=normalisation, reduction=reduction)(student, teacher, target)["samd"]
+    sam = student.sams[1] * (16 if reduction == "sum" else 1)
+    torch.testing.assert_close(part, samd_loss(sam, teacher.cams[-1], normalisation=normalisation))
+
+
 def test_a_head_of_zeros_has_class_maps_of_zeros():
     weight = torch.zeros(5, 8, requires_grad=True)
     maps = class_maps(torch.rand(2, 8, 4, 4), weight, 2)
