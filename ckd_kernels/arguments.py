@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .neuron import Neuron
-from .ops.layout import dense
+from .ops.layout import dense, sizes_of
 from .ops.lif import state_dtype
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -67,12 +68,12 @@ def check_leak(x: Tensor, neuron: Neuron, decay: Tensor | None, tau: Tensor | No
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them")
-        leak = (value.reshape(()) if value.numel() == 1 else value).to(state_dtype(x.dtype)).contiguous()
+        leak = (value.reshape(()) if math.prod(sizes_of(value)) == 1 else value).to(state_dtype(x.dtype)).contiguous()
     return leak
 
 
 def check_leak_shape(leak: Tensor | None, x: Tensor, neuron: Neuron, channel_dim: int) -> None:
-    if leak is not None and leak.dim() > 0 and leak.shape != (x.shape[channel_dim],):
+    if leak is not None and leak.dim() > 0 and sizes_of(leak) != (sizes_of(x)[channel_dim],):
         raise ValueError(
             f"{neuron.leak_name} has shape {tuple(leak.shape)}; it must be one value, or one for each of the"
             f" {x.shape[channel_dim]} channels (dimension {channel_dim} of x)"
@@ -83,12 +84,13 @@ def check_v_init(v_init: Tensor | None, x: Tensor, time_dim: int) -> Tensor | No
     """The initial membrane potential in the dtype of the arithmetic."""
     if v_init is None:
         return None
-    shape = (*x.shape[:time_dim], *x.shape[time_dim + 1 :])
+    sizes = sizes_of(x)
+    shape = (*sizes[:time_dim], *sizes[time_dim + 1 :])
     if not isinstance(v_init, Tensor):
         raise TypeError(f"v_init must be a tensor of shape {shape}, got {type(v_init).__name__}")
     if not v_init.dtype.is_floating_point:
         raise TypeError(f"v_init must be a floating-point tensor, got {v_init.dtype}")
-    if tuple(v_init.shape) != shape:
+    if sizes_of(v_init) != shape:
         raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}")
     if v_init.device != x.device:
         raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them")
@@ -99,10 +101,10 @@ def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_di
     """One value a channel, in the dtype of the arithmetic."""
     if values is None:
         return None
-    channels = y.shape[channel_dim]
+    channels = sizes_of(y)[channel_dim]
     if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
-    if tuple(values.shape) != (channels,):
+    if sizes_of(values) != (channels,):
         raise ValueError(
             f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
             f" got shape {tuple(values.shape)}"
@@ -146,7 +148,8 @@ def check_normalisation(
             "process_group was given, but torch.distributed is not initialised;"
             " call torch.distributed.init_process_group first, or leave process_group None"
         )
-    if training and process_group is None and y.numel() == y.shape[channel_dim] != 0:
+    sizes = sizes_of(y)
+    if training and process_group is None and math.prod(sizes) == sizes[channel_dim] != 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(y.shape)}")
     return running
 
@@ -156,7 +159,7 @@ def check_residual(residual: Tensor | None, y: Tensor) -> None:
         return
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor of y's shape {tuple(y.shape)}, got {type(residual).__name__}")
-    if residual.shape != y.shape:
+    if sizes_of(residual) != sizes_of(y):
         raise ValueError(f"residual must have y's shape {tuple(y.shape)}, got {tuple(residual.shape)}")
     if residual.dtype != y.dtype:
         raise TypeError(f"residual is {residual.dtype} but y is {y.dtype}; convert one of them")
@@ -170,7 +173,7 @@ def _kind(value: object) -> str:
 
 def in_place(x: Tensor, time_dim: int, channel_dim: int) -> Tensor:
     """x as the ops take it: dense, or the single frame that it repeats."""
-    if x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and not _watched(x):
+    if x.stride(time_dim) == 0 and sizes_of(x)[time_dim] > 1 and not _watched(x):
         x = _frame(x, time_dim)
     return dense(x, time_dim=time_dim, channel_dim=channel_dim)
 

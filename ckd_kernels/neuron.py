@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .surrogate import BY_NAME, ATan, Sigmoid, Surrogate, Triangle
@@ -141,10 +142,10 @@ class Neuron:
 
     def fire_level(self, dtype: torch.dtype) -> float:
         """The least ``h`` of ``dtype`` that fires, so that ``h >= fire_level`` is the only comparison."""
-        threshold = torch.tensor(self.threshold, dtype=dtype)
-        if self.strict:
-            threshold = torch.nextafter(threshold, torch.tensor(math.inf, dtype=dtype))
-        return threshold.item()
+        real = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+        with np.errstate(over="ignore"):  # beyond float32, infinity
+            threshold = real(self.threshold)
+        return float(np.nextafter(threshold, real(math.inf)) if self.strict else threshold)
 
     @classmethod
     def paper(cls) -> Neuron:

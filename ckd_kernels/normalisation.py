@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .ops.bn_fold import bn_fold
 from .ops.bn_lif import bn_statistics
+from .ops.composed import batch_statistics
 from .ops.lif import state_dtype
 
 
@@ -68,6 +70,41 @@ def fold_running_statistics(
     moments = torch.stack([running_mean, running_var]).double()
     real = state_dtype(y.dtype)
     return bn_fold(moments, weight, bias, None, None, None, 1, 0.0, eps, real, backend)
+
+
+def composed_statistics(
+    y: Tensor,
+    running: tuple[Tensor | None, Tensor | None],
+    training: bool,
+    momentum: float,
+    eps: float,
+    channel_dim: int,
+) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
+    """What `composed.bn_lif` normalises by, and the running statistics after this batch."""
+    mean, var = running
+    if not training and mean is not None and var is not None:
+        return (mean, 1.0 / torch.sqrt(var.double() + eps)), running
+    batch_mean, batch_var, invstd = batch_statistics(y, channel_dim, eps)
+    if mean is not None and var is not None:
+        values = y.numel() // max(y.shape[channel_dim], 1)
+        unbiased = batch_var.detach() * (values / max(values - 1, 1))
+        mean = (mean * (1.0 - momentum) + batch_mean.detach() * momentum).to(mean.dtype)
+        var = (var * (1.0 - momentum) + unbiased * momentum).to(var.dtype)
+    return (batch_mean, invstd), (mean, var)
+
+
+def move_statistics(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Writes running statistics under a transform of `torch.func` or in forward mode."""
+    try:
+        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+            running_mean.copy_(mean)
+            running_var.copy_(var)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "running_mean and running_var cannot hold the statistics of what torch.vmap or another transform of"
+            " torch.func made of y; give None for both (track_running_stats=False, or"
+            " torch.func.replace_all_batch_norm_modules_), or call eval() first"
+        ) from error
 
 
 def _over_processes(moments: Tensor, values: int, group: Any) -> tuple[Tensor, Tensor]:
