@@ -10,11 +10,13 @@ from torch import Tensor
 from .arguments import (
     check_channel_dim,
     check_channel_values,
+    check_flag,
     check_input,
     check_leak,
     check_leak_shape,
     check_neuron,
     check_normalisation,
+    check_optional_channel_dim,
     check_residual,
     check_v_init,
     in_place,
@@ -24,7 +26,8 @@ from .memory import note_spikes
 from .neuron import Neuron
 from .normalisation import composed_statistics, fold_running_statistics, fold_shared_statistics, move_statistics
 from .ops import composed
-from .ops.bn_lif import BNLIFFunction, bn_lif_forward
+from .ops.bn_lif import bn_lif_forward
+from .ops.bn_lif_autograd import BNLIFFunction
 from .ops.layout import sizes_of
 from .ops.library import COMPOSED, FUNCTION, requires_grad, way_of
 from .ops.lif import LIFFunction, checkpoint_count, lif_forward
@@ -123,12 +126,14 @@ def lif(
     """
     check_neuron(neuron)
     time_dim = check_input("x", x, time_dim)
+    check_flag("return_v", return_v)
+    check_flag("return_sam", return_sam)
     steps = sizes_of(x)[time_dim]
     leak = check_leak(x, neuron, decay, tau)
     per_channel = leak is not None and leak.dim() > 0
     # A leak of one channel is one value; channel_dim may be given with it all the same.
     one_channel = channel_dim is not None and any(t is not None and t.dim() == 1 for t in (decay, tau))
-    channel_dim = check_channel_dim(x, time_dim, channel_dim, used=return_sam or per_channel or one_channel)
+    channel_dim = check_optional_channel_dim(x, time_dim, channel_dim, used=return_sam or per_channel or one_channel)
     check_leak_shape(leak, x, neuron, channel_dim)
     v_init = check_v_init(v_init, x, time_dim)
     place, returned = (neuron.spec, requested(), time_dim, steps, channel_dim), (return_v, return_sam)
@@ -268,8 +273,10 @@ def bn_lif(
     """
     check_neuron(neuron)
     time_dim = check_input("y", y, time_dim)
+    check_flag("return_v", return_v)
+    check_flag("return_sam", return_sam)
     steps = sizes_of(y)[time_dim]
-    channel_dim = check_channel_dim(y, time_dim, channel_dim, used=True)
+    channel_dim = check_channel_dim(y, time_dim, channel_dim)
     weight = check_channel_values("weight", weight, y, channel_dim)
     bias = check_channel_values("bias", bias, y, channel_dim)
     running = check_normalisation(y, channel_dim, running_mean, running_var, training, momentum, eps, process_group)
@@ -355,7 +362,7 @@ def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:
     """
     time_dim = check_input("spikes", spikes, time_dim)
     steps = sizes_of(spikes)[time_dim]
-    channel_dim = check_channel_dim(spikes, time_dim, channel_dim, used=True)
+    channel_dim = check_channel_dim(spikes, time_dim, channel_dim)
     way = way_of(spikes)
     if way is COMPOSED:
         return composed.sam(spikes, time_dim, channel_dim)

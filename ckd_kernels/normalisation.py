@@ -15,12 +15,11 @@ from .ops.lif import state_dtype
 
 
 def module_arguments(norm: Any) -> dict[str, Any]:
-    """The arguments of `bn_lif` that a batch normalisation holds, for one call, which it counts."""
+    """The arguments of `bn_lif` that a batch normalisation holds, for one call; `count_batch` afterwards."""
     running = norm.running_mean, norm.running_var
     momentum: float = 0.0
     if norm.training and norm.track_running_stats:
-        norm.num_batches_tracked.add_(1)
-        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        momentum = 1.0 / (float(norm.num_batches_tracked) + 1.0) if norm.momentum is None else norm.momentum
     elif norm.training:
         # As nn.BatchNorm2d: in training without tracking, buffers that are there stay as they are.
         running = None, None
@@ -33,6 +32,24 @@ def module_arguments(norm: Any) -> dict[str, Any]:
         "momentum": momentum,
         "eps": norm.eps,
     }
+
+
+def count_batch(norm: Any) -> None:
+    """Counts a batch whose statistics are in the running ones: not before, as a call may end early.
+
+    Activation checkpointing computes a layer a second time, and no further than it needs to.
+    """
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+
+
+def sharing_group(process_group: Any) -> Any:
+    """A layer's process group now: of all processes for ``"world"``, None where there are no others."""
+    if process_group != "world":
+        return process_group
+    distributed = torch.distributed
+    there = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return distributed.group.WORLD if there else None
 
 
 def fold_shared_statistics(
@@ -51,7 +68,7 @@ def fold_shared_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Statistics of the y of all processes, folded (see ops/bn_fold.py), and the number of values a channel."""
     own = bn_statistics(y, backend, time_dim, time_steps, channel_dim)
-    moments, count = _over_processes(own, y.numel() // y.shape[channel_dim], group)
+    moments, count = _over_processes(own, y.numel() // max(y.shape[channel_dim], 1), group)
     affine = weight, bias, running_mean, running_var
     repeats = time_steps // y.shape[time_dim] if y.shape[time_dim] > 0 else 1
     return bn_fold(moments, *affine, count, repeats, momentum, eps, state_dtype(y.dtype), backend), count

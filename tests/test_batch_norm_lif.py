@@ -109,8 +109,8 @@ def test_other_axis_orders():
     ("arguments", "message"),
     [
         ({"num_features": 0}, "num_features must be an integer >= 1, got 0"),
-        ({"eps": 0.0}, "eps must be > 0"),
-        ({"momentum": -1.0}, "momentum must be None or in"),
+        ({"eps": 0.0}, "eps must be a finite number > 0, got 0.0"),
+        ({"momentum": -1.0}, "momentum must be a number in"),
         ({"alpha": 1.0, "affine": False}, "alpha=1.0 is where the weight starts"),
         ({"time_dim": 2}, "time_dim must be 0 or 1"),
     ],

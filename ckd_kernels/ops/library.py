@@ -24,26 +24,20 @@ _transforms = torch._C._are_functorch_transforms_active
 _legacy_batch = torch._C._functorch.is_legacy_batchedtensor
 
 
-def register(name: str, implementation: Callable, fake: Callable, differentiable: Callable | None = None) -> Callable:
+def register(name: str, implementation: Callable, fake: Callable, *, autograd: bool = False) -> Callable:
     """Registers an op's implementation (which picks a backend itself) for every device, and its fake.
-
-    ``differentiable``: what computes the op where a gradient may be wanted, for those who call the op itself, such as a
-    traced graph.  It takes the op without a gradient first, and then the op's arguments.
 
     Returns what autograd functions call: the op, or where nobody watches the implementation itself.  The dispatcher
     would come back to Python with the same arguments, and behind a kernel that has filled the caches with data every
     piece of code is fetched from memory: the way there took longer than the copy of a small tensor.
+
+    ``autograd``: the op has a gradient, see `register_autograd`.
     """
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ckd_kernels::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.ckd_kernels, name)
-
-    def below_autograd(*args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
-    with_autograd = functools.partial(differentiable, below_autograd) if differentiable else None
-    LIBRARY.impl(name, with_autograd or torch.library.fallthrough_kernel, "Autograd")
+    if not autograd:
+        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
     def call(*args: Any) -> Any:
         if (
@@ -59,6 +53,20 @@ def register(name: str, implementation: Callable, fake: Callable, differentiable
         return implementation(*args)
 
     return call
+
+
+def register_autograd(name: str, differentiable: Callable) -> None:
+    """Registers what computes an op for those who call it by way of the dispatcher, such as a traced graph.
+
+    It takes the op without a gradient, and then the op's arguments.
+    """
+    op = getattr(torch.ops.ckd_kernels, name)
+
+    def below_autograd(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    LIBRARY.impl(name, functools.partial(differentiable, below_autograd), "Autograd")
 
 
 def requires_grad(*tensors: Tensor | None) -> bool:
@@ -89,6 +97,15 @@ def way_of(*tensors: Tensor | None) -> str:
         # ONNX has no such op, but all that it is composed of.
         return COMPOSED if torch.onnx.is_in_onnx_export() else OP
     return FUNCTION if requires_grad(*tensors) else OP
+
+
+def observed(t: Tensor) -> bool:
+    """Whether looking at the values of a tensor would be recorded, or is not possible."""
+    return (
+        torch.compiler.is_compiling()
+        or type(t) not in _PLAIN
+        or bool(_dispatch_modes() or _function_modes() or _tracing() or _transforms())
+    )
 
 
 def batched(grads: tuple[Tensor | None, ...]) -> bool:

@@ -19,7 +19,7 @@ from ..backend import resolve
 from ..neuron import Neuron
 from . import composed
 from .layout import Layout, layout_of
-from .library import LIBRARY, beyond_kernels, register, requires_grad
+from .library import LIBRARY, beyond_kernels, register, register_autograd, requires_grad
 
 CHECKPOINT_EVERY = 16
 
@@ -208,27 +208,7 @@ def _lif_backward_fake(
     return present(allocate_gradients(x, leak, layout, need_v_init, need_leak))
 
 
-def _lif_differentiable(
-    below_autograd: Any,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    neuron: str,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-    return_v: bool,
-    return_sam: bool,
-    save_checkpoints: bool,
-) -> list[Tensor]:
-    place, returned = (neuron, backend, time_dim, time_steps, channel_dim), (return_v, return_sam)
-    if save_checkpoints or not requires_grad(x, v_init, leak):
-        return below_autograd(x, v_init, leak, *place, *returned, save_checkpoints)
-    return list(LIFFunction.apply(x, v_init, leak, place, returned, checkpoint_count(time_steps) > 0))
-
-
-lif_forward = register("lif_forward", _lif_forward, _lif_forward_fake, _lif_differentiable)
+lif_forward = register("lif_forward", _lif_forward, _lif_forward_fake, autograd=True)
 lif_backward = register("lif_backward", _lif_backward, _lif_backward_fake)
 
 
@@ -283,3 +263,26 @@ def _gradients(
     grad_v, grad_sam = grads[1] if return_v else None, grads[-1] if return_sam else None
     out = lif_backward(*saved, grads[0], grad_v, grad_sam, *place, need_v_init, need_leak)
     return out[0] if need_x else None, out[1] if need_v_init else None, out[-1] if need_leak else None
+
+
+def _lif_differentiable(
+    below_autograd: Any,
+    x: Tensor,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    neuron: str,
+    backend: str,
+    time_dim: int,
+    time_steps: int,
+    channel_dim: int,
+    return_v: bool,
+    return_sam: bool,
+    save_checkpoints: bool,
+) -> list[Tensor]:
+    place, returned = (neuron, backend, time_dim, time_steps, channel_dim), (return_v, return_sam)
+    if save_checkpoints or not requires_grad(x, v_init, leak):
+        return below_autograd(x, v_init, leak, *place, *returned, save_checkpoints)
+    return list(LIFFunction.apply(x, v_init, leak, place, returned, checkpoint_count(time_steps) > 0))
+
+
+register_autograd("lif_forward", _lif_differentiable)
