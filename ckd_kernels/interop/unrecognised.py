@@ -37,7 +37,7 @@ def unrecognised_neurons(names: Mapping[nn.Module, list[str]], known: set[nn.Mod
 
 def unfused_norms(names: Mapping[nn.Module, list[str]], known: set[nn.Module]) -> dict[nn.Module, str]:
     """Batch normalisations that no neuron computes, and of which nothing has been said, though one might."""
-    reasons = {}
+    reasons: dict[nn.Module, str] = {}
     for module in names:
         if not isinstance(module, _BatchNorm) or module in known or type(module).__module__.startswith("ckd_kernels."):
             continue

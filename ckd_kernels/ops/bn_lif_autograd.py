@@ -67,7 +67,7 @@ class BNLIFFunction(torch.autograd.Function):
                 " leave out create_graph or process_group"
             )
 
-        def forward(y: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+        def forward(y: Tensor, *others: Any) -> tuple[Tensor, ...]:
             given = composed.batch_statistics(y, place[-1], eps)[::2] if by_batch else (folded[0], folded[1])
             return composed.bn_lif(y, *others, given, place, returned)
 

@@ -243,7 +243,7 @@ class LIFFunction(torch.autograd.Function):
         if not beyond_kernels(grads):
             return *_gradients(saved, grads, needs, place, returned), None, None, None
         found = composed.backward(
-            lambda *inputs: composed.lif(*inputs, place, returned),
+            lambda x, v_init, leak: composed.lif(x, v_init, leak, place, returned),
             lambda: _gradients(saved, grads, needs, place, returned),
             *(saved[:3], grads, needs),
         )
