@@ -87,6 +87,10 @@ def lif(
     backward pass recomputes the membrane potential, so that only ``x`` is kept for it.  State
     and arithmetic are float32 whatever the storage type (float64 for float64).
 
+    What goes beyond one backward pass, second derivatives (``create_graph``), forward mode and the transforms of
+    `torch.func`, is composed of PyTorch's own functions: slower, and every time step's potential is kept.
+    `torch.jit.trace` records the op, for inputs of any size but another number of time steps.
+
     Args:
         x: input current, ``[T, B, ...]`` or ``[B, T, ...]``; float32, bfloat16, float16, or float64
             (CPU and reference).  Contiguous and channels-last memory are read in place; so is one frame

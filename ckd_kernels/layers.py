@@ -24,6 +24,7 @@ class _SpikingLayer(nn.Module):
 
     Stateless by default: every call starts at rest.  With ``stateful=True`` the membrane potential
     after the last step stays in ``self.v`` and the next call continues from it, until `reset`.
+    A stateful layer cannot be part of activation checkpointing, which calls it once more.
     """
 
     v: Tensor | None

@@ -67,9 +67,12 @@ class BNLIFFunction(torch.autograd.Function):
                 " leave out create_graph or process_group"
             )
 
-        def forward(y: Tensor, *others: Any) -> tuple[Tensor, ...]:
-            given = composed.batch_statistics(y, place[-1], eps)[::2] if by_batch else (folded[0], folded[1])
-            return composed.bn_lif(y, *others, given, place, returned)
+        def forward(y: Tensor, weight: Any, bias: Any, residual: Any, v_init: Any, leak: Any) -> tuple[Tensor, ...]:
+            given = folded[0], folded[1]
+            if by_batch:
+                mean, _, invstd = composed.batch_statistics(y, place[-1], eps)
+                given = mean, invstd
+            return composed.bn_lif(y, weight, bias, residual, v_init, leak, given, place, returned)
 
         found = composed.backward(
             forward,
