@@ -64,6 +64,15 @@ def test_tracking_switched_off_keeps_the_buffers():
     assert_same("evaluation", layer(y), pair(y))
 
 
+def test_tracking_switched_off_keeps_the_buffers_whatever_the_batch():
+    """A batch of infinities, too, which a share of nothing would turn into NaN."""
+    layer = layers.BatchNormLIF(5)
+    layer.track_running_stats = False
+    layer(torch.full((4, 2, 5, 6, 6), torch.inf))
+    assert_same("mean", layer.running_mean, torch.zeros(5))
+    assert_same("variance", layer.running_var, torch.ones(5))
+
+
 def test_checkpoints_of_a_sequential_pair_load_and_go_back():
     pair = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), layers.LIF())
     nn.init.uniform_(pair[1].weight)

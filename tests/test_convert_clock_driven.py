@@ -69,6 +69,16 @@ def test_attributes_are_read_at_every_call():
     assert ours.v_seq is not None
 
 
+def test_potentials_of_a_call_before_are_not_left_there():
+    """``v_seq`` would look like this call's."""
+    node, x = old.MultiStepLIFNode(), currents((5, 3, 24), torch.float32, 0)
+    node(x)
+    assert node.v_seq is not None
+    ck.convert(node)
+    node(x)
+    assert node.v_seq is None
+
+
 def test_copies():
     net = nn.Sequential(old.MultiStepLIFNode())
     ck.convert(net)
