@@ -265,3 +265,48 @@ def test_functional_hessian():
     expected = torch.autograd.functional.hessian(lambda x: lif(x, neuron).square().sum(), x)
     assert expected.abs().sum() > 0
     torch.testing.assert_close(hessian, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("time_dim", "channel_dim"), [(0, 1), (0, 3), (1, 0), (1, 2), (1, 3)])
+def test_axis_orders(time_dim, channel_dim):
+    """Composed as by the kernels, wherever time and channels are: spikes, potential and map."""
+    x = values(3, 3, 3, 3, 4).float()[:, :, :, :, :3]
+    neuron, options = Neuron.paper(), {"time_dim": time_dim, "channel_dim": channel_dim}
+    decay, both = torch.tensor([0.3, 0.6, 0.9]), {"return_v": True, "return_sam": True}
+    weight, bias = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0.1, 0.2, -0.3])
+    calls = [
+        lambda x: lif(x, neuron, decay=decay, **options, **both),
+        lambda x: bn_lif(x, weight, bias, None, None, neuron, decay=decay, **options, **both),
+        lambda x: bn_lif(x, weight, bias, bias, weight, neuron, training=False, **options, **both),
+    ]
+    for call in calls:
+        together = torch.vmap(call)(x)
+        for i, one in enumerate(x):
+            for name, expected in call(one)._asdict().items():
+                assert_same(name, getattr(together, name)[i], expected)
+    together = torch.vmap(lambda s: sam(s, **options))((x > 0).float())
+    assert_same("sam", together, torch.stack([sam((one > 0).float(), **options) for one in x]))
+
+
+def test_running_statistics_move_in_forward_mode():
+    """As without derivatives, and they carry none."""
+    y = values(4, 2, 3, 5)
+    plain, dual = layers.BatchNormLIF(3).double(), layers.BatchNormLIF(3).double()
+    plain(y)
+    with forward_ad.dual_level():
+        dual(forward_ad.make_dual(y, torch.ones_like(y)))
+        assert forward_ad.unpack_dual(dual.running_mean).tangent is None
+    torch.testing.assert_close(dual.running_mean, plain.running_mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(dual.running_var, plain.running_var, rtol=1e-12, atol=1e-14)
+
+
+def test_two_byte_types():
+    """Storage is two bytes, arithmetic four; second derivatives come in the input's type."""
+    x = values(*SHAPE).bfloat16().requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    neuron, results = Neuron(surrogate=surrogate.Sigmoid(3.0)), []
+    for t in (x, wide):
+        (first,) = torch.autograd.grad(lif(t, neuron).float().square().sum(), t, create_graph=True)
+        results.append(torch.autograd.grad(first.float().square().sum(), t)[0])
+    assert results[0].dtype == torch.bfloat16
+    torch.testing.assert_close(results[0].float(), results[1], rtol=0.05, atol=0.05)
