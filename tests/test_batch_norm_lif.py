@@ -32,12 +32,15 @@ OPTIONS = [
     {"momentum": 0.3, "eps": 1e-3},
     {"affine": False},
     {"track_running_stats": False},
+    {"track_running_stats": False, "momentum": None},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_is_the_pair_in_training_and_evaluation(options):
     pair, layer = Pair(**options), layers.BatchNormLIF(5, **options)
+    for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+        assert getattr(layer, name) == getattr(pair.norm, name)
     for y in inputs():
         assert_same("spikes in training", layer(y), pair(y))
     assert layer.state_dict().keys() == pair.norm.state_dict().keys()

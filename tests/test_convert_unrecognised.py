@@ -126,3 +126,14 @@ def test_nothing_is_changed_by_a_refusal():
     with pytest.raises(ValueError, match="nothing was"):
         ck.convert(net, strict=True)
     assert type(net[0]) is sj.LIFNode
+
+
+def test_a_report_sorts_by_what_stands_there_now():
+    made, left = (
+        ck.interop.Entry("a", "LIFNode", "FusedLIFNode", "with a remark"),
+        ck.interop.Entry("b", "LIFNode", None),
+    )
+    report = ck.ConversionReport((made, left))
+    assert report.converted == (made,)
+    assert report.left_alone == (left,)
+    assert str(report).endswith("1 converted, 1 left alone")

@@ -87,6 +87,18 @@ def test_the_switch_changes_nothing_else():
     assert_same("spikes of one process", net(x).detach(), other(x).detach())
 
 
+def test_the_switch_takes_a_group(tmp_path):
+    distributed = torch.distributed
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        group = distributed.new_group([0])
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(network(), group)
+        assert all(m.process_group is group for m in net if isinstance(m, layers.BatchNormLIF))
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_a_view_holds_nothing_and_travels():
     net = network()
     assert [name for name, _ in net.named_parameters() if "norm" in name] == []
@@ -115,6 +127,18 @@ def test_swa_estimates_statistics_anew():
     means = [net[0](b).mean((0, 1, 3)) for b in batches]
     assert_close("running mean", net[1].running_mean, torch.stack(means).mean(0).detach())
     assert net[1].num_batches_tracked == 3
+
+
+def test_a_view_resets_the_layer():
+    layer = layers.BatchNormLIF(3, alpha=0.5)
+    start = {key: value.clone() for key, value in layer.state_dict().items()}
+    for reset, names in (("reset_running_stats", ["running_mean", "running_var"]), ("reset_parameters", list(start))):
+        with torch.no_grad():
+            for value in layer.state_dict().values():
+                value.fill_(7)
+        getattr(layer.norm, reset)()
+        for name in names:
+            assert_same(name, layer.state_dict()[name], start[name])
 
 
 def test_functorch_can_take_running_statistics_away():
