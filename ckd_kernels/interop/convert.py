@@ -84,7 +84,7 @@ def convert(model: nn.Module, *, fuse: bool = False, strict: bool = False) -> Co
     apart: dict[nn.Module, str] = {}
     if fuse:
         _plan_norms(model, names, fronts, results, reasons)
-        reasons |= unfused_norms(names, {*fronts, *reasons, *ours})
+        reasons |= unfused_norms(names)
         apart = norms_apart(names, {*fronts, *reasons, *ours})
     reasons |= unrecognised_neurons(names, {*fronts, *reasons, *ours})
     objections, reasons = len(reasons), {**reasons, **apart}

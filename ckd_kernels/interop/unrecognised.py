@@ -35,11 +35,11 @@ def unrecognised_neurons(names: Mapping[nn.Module, list[str]], known: set[nn.Mod
     }
 
 
-def unfused_norms(names: Mapping[nn.Module, list[str]], known: set[nn.Module]) -> dict[nn.Module, str]:
-    """Batch normalisations that no neuron computes, and of which nothing has been said, though one might."""
+def unfused_norms(names: Mapping[nn.Module, list[str]]) -> dict[nn.Module, str]:
+    """Batch normalisations of a kind that no neuron computes, though one might follow."""
     reasons: dict[nn.Module, str] = {}
     for module in names:
-        if not isinstance(module, _BatchNorm) or module in known or type(module).__module__.startswith("ckd_kernels."):
+        if not isinstance(module, _BatchNorm) or type(module).__module__.startswith("ckd_kernels."):
             continue
         if not type(module).__module__.startswith("spikingjelly.activation_based."):
             reasons[module] = "it is not over [T, B, C, ...], as SpikingJelly's layer.BatchNorm*d with step_mode='m'"
