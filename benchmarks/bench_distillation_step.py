@@ -24,7 +24,7 @@ from ckdsnn.models import ANNOutput, SNNOutput, build_model
 
 STUDENTS = ["ours", "ours channels-last", "paper", "paper channels-last"]
 CONTESTANTS = [*STUDENTS, "part: data", "part: teacher", "part: losses"]
-# The paper's for CIFAR without AutoAugment, which is torchvision's.
+# The paper's for CIFAR without AutoAugment.
 AUGMENTATION = Augmentation(shift=4, flip=True, erase=0.25)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .neuron import Neuron
-from .ops.layout import dense
+from .ops.layout import dense, sizes_of
+from .ops.library import observed
 from .ops.lif import state_dtype
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -19,32 +22,71 @@ def check_neuron(neuron: Neuron) -> None:
         raise TypeError(f"neuron must be a ckd_kernels.Neuron, e.g. Neuron.paper(); got {type(neuron).__name__}")
 
 
+def check_flag(name: str, value: bool) -> None:
+    if value is not True and value is not False:
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_index(name: str, value: int, expected: str = "an integer") -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_number(name: str, value: float, *, low: float, high: float, expected: str) -> None:
+    """Whether a number lies from ``low`` to ``high``; NaN does not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_eps(eps: float) -> None:
+    check_number("eps", eps, low=5e-324, high=sys.float_info.max, expected="a finite number > 0")
+
+
+def check_momentum(momentum: float) -> None:
+    check_number("momentum", momentum, low=0.0, high=1.0, expected="a number in [0, 1]")
+
+
+def check_group(process_group: Any) -> None:
+    kind = getattr(torch.distributed, "ProcessGroup", ())
+    if process_group is not None and not isinstance(process_group, kind):
+        raise TypeError(
+            f"process_group must be a torch.distributed process group or None, got {type(process_group).__name__}"
+        )
+
+
 def check_input(name: str, x: Tensor, time_dim: int) -> int:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it first")
     if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}; call {name}.to_dense()")
-    if isinstance(time_dim, bool) or not isinstance(time_dim, int):
-        raise TypeError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        raise _sparse(name, x)
+    check_index("time_dim", time_dim, "0 or 1")
     if time_dim not in (0, 1) or time_dim >= x.dim():
         raise ValueError(f"time_dim must be 0 or 1 and a dimension of {name}, got {time_dim} for {x.dim()} dimensions")
     return time_dim
 
 
-def check_channel_dim(x: Tensor, time_dim: int, channel_dim: int | None, *, used: bool) -> int:
+def _sparse(name: str, t: Tensor) -> TypeError:
+    return TypeError(f"{name} must be a dense (strided) tensor, got layout {t.layout}; call {name}.to_dense()")
+
+
+def check_optional_channel_dim(x: Tensor, time_dim: int, channel_dim: int | None, *, used: bool) -> int:
     """The dimension of channels, or -1 where channels are not told apart."""
-    if not used:
-        if channel_dim is not None:
-            raise ValueError(
-                f"channel_dim={channel_dim!r} is only used with return_sam or a leak per channel; leave it out"
-            )
-        return -1
-    if channel_dim is None:
-        channel_dim = 2
-    if isinstance(channel_dim, bool) or not isinstance(channel_dim, int):
-        raise TypeError(f"channel_dim must be an integer, got {channel_dim!r}")
+    if used:
+        return check_channel_dim(x, time_dim, 2 if channel_dim is None else channel_dim)
+    if channel_dim is not None:
+        raise ValueError(
+            f"channel_dim={channel_dim!r} is only used with return_sam or a leak per channel; leave it out"
+        )
+    return -1
+
+
+def check_channel_dim(x: Tensor, time_dim: int, channel_dim: int) -> int:
+    """The dimension of channels."""
+    check_index("channel_dim", channel_dim)
     if not -x.dim() <= channel_dim < x.dim():
         raise ValueError(f"channel_dim {channel_dim} is out of range for {x.dim()} dimensions")
     channel_dim %= x.dim()
@@ -65,14 +107,16 @@ def check_leak(x: Tensor, neuron: Neuron, decay: Tensor | None, tau: Tensor | No
             raise TypeError(f"{name} must be a tensor, got {value!r}; a constant belongs in Neuron({name}=...)")
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.layout != torch.strided:
+            raise _sparse(name, value)
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them")
-        leak = (value.reshape(()) if value.numel() == 1 else value).to(state_dtype(x.dtype)).contiguous()
+        leak = (value.reshape(()) if math.prod(sizes_of(value)) == 1 else value).to(state_dtype(x.dtype)).contiguous()
     return leak
 
 
 def check_leak_shape(leak: Tensor | None, x: Tensor, neuron: Neuron, channel_dim: int) -> None:
-    if leak is not None and leak.dim() > 0 and leak.shape != (x.shape[channel_dim],):
+    if leak is not None and leak.dim() > 0 and sizes_of(leak) != (sizes_of(x)[channel_dim],):
         raise ValueError(
             f"{neuron.leak_name} has shape {tuple(leak.shape)}; it must be one value, or one for each of the"
             f" {x.shape[channel_dim]} channels (dimension {channel_dim} of x)"
@@ -83,12 +127,15 @@ def check_v_init(v_init: Tensor | None, x: Tensor, time_dim: int) -> Tensor | No
     """The initial membrane potential in the dtype of the arithmetic."""
     if v_init is None:
         return None
-    shape = (*x.shape[:time_dim], *x.shape[time_dim + 1 :])
+    sizes = sizes_of(x)
+    shape = (*sizes[:time_dim], *sizes[time_dim + 1 :])
     if not isinstance(v_init, Tensor):
         raise TypeError(f"v_init must be a tensor of shape {shape}, got {type(v_init).__name__}")
     if not v_init.dtype.is_floating_point:
         raise TypeError(f"v_init must be a floating-point tensor, got {v_init.dtype}")
-    if tuple(v_init.shape) != shape:
+    if v_init.layout != torch.strided:
+        raise _sparse("v_init", v_init)
+    if sizes_of(v_init) != shape:
         raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}")
     if v_init.device != x.device:
         raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them")
@@ -99,10 +146,12 @@ def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_di
     """One value a channel, in the dtype of the arithmetic."""
     if values is None:
         return None
-    channels = y.shape[channel_dim]
+    channels = sizes_of(y)[channel_dim]
     if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
-    if tuple(values.shape) != (channels,):
+    if values.layout != torch.strided:
+        raise _sparse(name, values)
+    if sizes_of(values) != (channels,):
         raise ValueError(
             f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
             f" got shape {tuple(values.shape)}"
@@ -126,28 +175,34 @@ def check_normalisation(
     process_group: Any,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The running statistics in the dtype of the arithmetic."""
-    for name, number in (("momentum", momentum), ("eps", eps)):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise TypeError(f"{name} must be a number, got {number!r}")
-    if not 0.0 <= momentum <= 1.0:
-        raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
-    if not eps > 0.0:
-        raise ValueError(f"eps must be > 0, got {eps!r}")
+    check_flag("training", training)
+    check_momentum(momentum)
+    check_eps(eps)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var belong together; give both or neither")
     running = (
         check_channel_values("running_mean", running_mean, y, channel_dim),
         check_channel_values("running_var", running_var, y, channel_dim),
     )
-    if not training and running_mean is None:
-        raise ValueError("training=False normalises by running_mean and running_var; give both, or training=True")
-    if process_group is not None and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise RuntimeError(
-            "process_group was given, but torch.distributed is not initialised;"
-            " call torch.distributed.init_process_group first, or leave process_group None"
-        )
-    if training and process_group is None and y.numel() == y.shape[channel_dim] != 0:
-        raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(y.shape)}")
+    if not training:
+        if running[1] is None:
+            raise ValueError("training=False normalises by running_mean and running_var; give both, or training=True")
+        # A GPU would have to be waited for.
+        if running[1].is_cpu and not observed(running[1]) and running[1].numel() > 0:
+            least = running[1].min().item()
+            if not least >= 0.0:
+                raise ValueError(f"running_var must be >= 0, got {least}")
+    if process_group is not None:
+        check_group(process_group)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise RuntimeError(
+                "process_group was given, but torch.distributed is not initialised;"
+                " call torch.distributed.init_process_group first, or leave process_group None"
+            )
+    elif training:
+        sizes = sizes_of(y)
+        if math.prod(sizes) == sizes[channel_dim] != 0:
+            raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(sizes)}")
     return running
 
 
@@ -156,7 +211,9 @@ def check_residual(residual: Tensor | None, y: Tensor) -> None:
         return
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor of y's shape {tuple(y.shape)}, got {type(residual).__name__}")
-    if residual.shape != y.shape:
+    if residual.layout != torch.strided:
+        raise _sparse("residual", residual)
+    if sizes_of(residual) != sizes_of(y):
         raise ValueError(f"residual must have y's shape {tuple(y.shape)}, got {tuple(residual.shape)}")
     if residual.dtype != y.dtype:
         raise TypeError(f"residual is {residual.dtype} but y is {y.dtype}; convert one of them")
@@ -170,7 +227,7 @@ def _kind(value: object) -> str:
 
 def in_place(x: Tensor, time_dim: int, channel_dim: int) -> Tensor:
     """x as the ops take it: dense, or the single frame that it repeats."""
-    if x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and not _watched(x):
+    if x.stride(time_dim) == 0 and sizes_of(x)[time_dim] > 1 and not _watched(x):
         x = _frame(x, time_dim)
     return dense(x, time_dim=time_dim, channel_dim=channel_dim)
 

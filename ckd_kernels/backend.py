@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .neuron import Neuron
+
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 _MODULES = {"reference": "reference", "cpu": "native", "cuda": "native", "triton": "triton"}
 
@@ -56,29 +58,36 @@ def requested() -> str:
     return _override or "auto"
 
 
-def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The backend module that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does."""
-    return _serving(_environment if name == "auto" else name, op, device, dtype)
+def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron: str | None = None) -> ModuleType:
+    """The backend module that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does.
+
+    ``neuron`` is the specification of the neuron that the call runs, where its decay or tau is a constant:
+    "auto" looks at it on a GPU, in the forward and in the backward pass alike.
+    """
+    return _serving(
+        _environment if name == "auto" else name, op, device, dtype, neuron if device.type == "cuda" else None
+    )
 
 
-@functools.cache
-def _serving(name: str, op: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+@functools.lru_cache(maxsize=4096)
+def _serving(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron: str | None) -> ModuleType:
     if name not in BACKENDS:
         raise ValueError(f"CKD_BACKEND must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "auto":
         name = _choose(device.type)
-    module = _load(name)
-    reason = module.unavailable(name, device.type, dtype)
+        if name == "cuda" and neuron is not None and _is_faster_in_triton(neuron, dtype):
+            name = "triton"
+    reason = _state(name, device.type, dtype)
     if reason is not None:
         raise RuntimeError(
             f"backend {name!r} cannot run {op} on {device} in {str(dtype).removeprefix('torch.')}: {reason}"
         )
-    return module
+    return _load(_MODULES[name])
 
 
 @functools.cache
-def _load(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.backends.{_MODULES[name]}")
+def _load(package: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.backends.{package}")
 
 
 @functools.cache
@@ -87,7 +96,7 @@ def _choose(device_type: str) -> str:
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
     reasons = []
     for name in candidates:
-        reason = _load(name).unavailable(name, device_type, torch.float32)
+        reason = _state(name, device_type)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
@@ -100,13 +109,36 @@ def _choose(device_type: str) -> str:
     return "reference"
 
 
+def _is_faster_in_triton(neuron: str, dtype: torch.dtype) -> bool:
+    """Whether Triton is there for a neuron that the CUDA kernels look up at run time; Triton compiles any."""
+    native = _load("native")
+    return not native.is_compiled_in(Neuron.from_spec(neuron), dtype) and _state("triton", "cuda", dtype) is None
+
+
+def _state(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why a backend cannot run on a device type, or None."""
+    reason: str | None = _load(_MODULES[name]).unavailable(name, device_type, dtype)
+    return reason
+
+
+def _routes() -> dict[str, str]:
+    """What "auto" is for the tensors of a device type."""
+    routes = {"cpu": "reference" if _state("cpu", "cpu") else "cpu"}
+    there = [name for name in ("cuda", "triton") if _state(name, "cuda") is None]
+    routes["cuda"] = there[0] if there else "reference"
+    if len(there) == 2:
+        routes["cuda"] = "cuda, or triton for neurons that the CUDA kernels are not compiled for"
+    return routes
+
+
 def build_info() -> dict[str, Any]:
     """What was compiled and what can run here.
 
     Returns:
         A dict: ``version``; ``compiled``, the build's own facts (compiler, CUDA version and
-        architectures, CPU instruction sets) or None without the compiled module; ``backends``,
-        each backend's name with ``"available"`` or the reason why it is not.
+        architectures, CPU instruction sets and the one in use) or None without the compiled module;
+        ``backends``, each backend's name with ``"available"`` or the reason why it is not; ``auto``, the
+        backend that "auto" takes for the tensors of a device type.
 
     Example:
         >>> import ckd_kernels
@@ -120,8 +152,6 @@ def build_info() -> dict[str, Any]:
     return {
         "version": __version__,
         "compiled": native.compiled_facts(),
-        "backends": {
-            name: _load(name).unavailable(name, device, torch.float32) or "available"
-            for name, device in devices.items()
-        },
+        "backends": {name: _state(name, device) or "available" for name, device in devices.items()},
+        "auto": _routes(),
     }

@@ -10,11 +10,13 @@ from torch import Tensor
 from .arguments import (
     check_channel_dim,
     check_channel_values,
+    check_flag,
     check_input,
     check_leak,
     check_leak_shape,
     check_neuron,
     check_normalisation,
+    check_optional_channel_dim,
     check_residual,
     check_v_init,
     in_place,
@@ -22,11 +24,15 @@ from .arguments import (
 from .backend import requested
 from .memory import note_spikes
 from .neuron import Neuron
-from .normalisation import fold_running_statistics, fold_shared_statistics
-from .ops.bn_lif import BNLIFFunction, bn_lif_forward
-from .ops.library import followed, requires_grad
+from .normalisation import composed_statistics, fold_running_statistics, fold_shared_statistics, move_statistics
+from .ops import composed
+from .ops.bn_lif import bn_lif_forward
+from .ops.bn_lif_autograd import BNLIFFunction
+from .ops.layout import sizes_of
+from .ops.library import COMPOSED, FUNCTION, requires_grad, way_of
 from .ops.lif import LIFFunction, checkpoint_count, lif_forward
 from .ops.sam import SAMFunction
+from .ops.sam import sam as sam_of
 
 
 class LIFOutput(NamedTuple):
@@ -81,6 +87,10 @@ def lif(
     backward pass recomputes the membrane potential, so that only ``x`` is kept for it.  State
     and arithmetic are float32 whatever the storage type (float64 for float64).
 
+    What goes beyond one backward pass, second derivatives (``create_graph``), forward mode and the transforms of
+    `torch.func`, is composed of PyTorch's own functions: slower, and every time step's potential is kept.
+    `torch.jit.trace` records the op, for inputs of any size but another number of time steps.
+
     Args:
         x: input current, ``[T, B, ...]`` or ``[B, T, ...]``; float32, bfloat16, float16, or float64
             (CPU and reference).  Contiguous and channels-last memory are read in place; so is one frame
@@ -120,23 +130,32 @@ def lif(
     """
     check_neuron(neuron)
     time_dim = check_input("x", x, time_dim)
-    steps = x.shape[time_dim]
+    check_flag("return_v", return_v)
+    check_flag("return_sam", return_sam)
+    steps = sizes_of(x)[time_dim]
     leak = check_leak(x, neuron, decay, tau)
     per_channel = leak is not None and leak.dim() > 0
     # A leak of one channel is one value; channel_dim may be given with it all the same.
     one_channel = channel_dim is not None and any(t is not None and t.dim() == 1 for t in (decay, tau))
-    channel_dim = check_channel_dim(x, time_dim, channel_dim, used=return_sam or per_channel or one_channel)
+    channel_dim = check_optional_channel_dim(x, time_dim, channel_dim, used=return_sam or per_channel or one_channel)
     check_leak_shape(leak, x, neuron, channel_dim)
     v_init = check_v_init(v_init, x, time_dim)
-    x = in_place(x, time_dim, channel_dim)
-    grad = requires_grad(x, v_init, leak)
-    place = neuron.spec, requested(), time_dim, steps, channel_dim
-    if grad or followed():
-        save_checkpoints = grad and checkpoint_count(steps) > 0
-        spikes, *rest = LIFFunction.apply(x, v_init, leak, place, (return_v, return_sam), save_checkpoints)
+    place, returned = (neuron.spec, requested(), time_dim, steps, channel_dim), (return_v, return_sam)
+    way = way_of(x, v_init, leak)
+    if way is COMPOSED:
+        spikes, *rest = composed.lif(x, v_init, leak, place, returned)
+    elif way is FUNCTION:
+        x = in_place(x, time_dim, channel_dim)
+        save_checkpoints = checkpoint_count(steps) > 0 and requires_grad(x, v_init, leak)
+        spikes, *rest = LIFFunction.apply(x, v_init, leak, place, returned, save_checkpoints)
     else:
-        spikes, *rest = lif_forward(x, v_init, leak, *place, return_v, return_sam, False)
+        x = in_place(x, time_dim, channel_dim)
+        spikes, *rest = lif_forward(x, v_init, leak, *place, *returned, False)
     note_spikes(spikes)
+    return _as_asked(spikes, rest, return_v, return_sam)
+
+
+def _as_asked(spikes: Tensor, rest: list[Tensor], return_v: bool, return_sam: bool) -> Tensor | LIFOutput:
     if not (return_v or return_sam):
         return spikes
     return LIFOutput(spikes, rest[0] if return_v else None, rest[-1] if return_sam else None)
@@ -258,8 +277,10 @@ def bn_lif(
     """
     check_neuron(neuron)
     time_dim = check_input("y", y, time_dim)
-    steps = y.shape[time_dim]
-    channel_dim = check_channel_dim(y, time_dim, channel_dim, used=True)
+    check_flag("return_v", return_v)
+    check_flag("return_sam", return_sam)
+    steps = sizes_of(y)[time_dim]
+    channel_dim = check_channel_dim(y, time_dim, channel_dim)
     weight = check_channel_values("weight", weight, y, channel_dim)
     bias = check_channel_values("bias", bias, y, channel_dim)
     running = check_normalisation(y, channel_dim, running_mean, running_var, training, momentum, eps, process_group)
@@ -267,14 +288,27 @@ def bn_lif(
     leak = check_leak(y, neuron, decay, tau)
     check_leak_shape(leak, y, neuron, channel_dim)
     v_init = check_v_init(v_init, y, time_dim)
-    y = in_place(y, time_dim, channel_dim)
     place = neuron.spec, requested(), time_dim, steps, channel_dim
     differentiable = y, weight, bias, residual, v_init, leak
-    grad = requires_grad(*differentiable)
+    way = way_of(*differentiable)
+    if way is not COMPOSED:
+        y = in_place(y, time_dim, channel_dim)
+        differentiable = y, *differentiable[1:]
+    if process_group is not None and training and (way is COMPOSED or torch.jit.is_tracing()):
+        raise RuntimeError(
+            "process_group is not supported by torch.func's transforms, forward-mode derivatives and torch.jit.trace;"
+            " leave it None there"
+        )
     # Whether the running statistics move.
-    tracks = training and running_mean is not None and (y.numel() > 0 or process_group is not None)
+    tracks = training and running_mean is not None and (0 not in sizes_of(y) or process_group is not None)
     statistics = *(running if tracks else (None, None)), momentum, eps
     folded = count = None
+    if way is COMPOSED:
+        given, moved = composed_statistics(y, running, training, momentum, eps, channel_dim)
+        spikes, *rest = composed.bn_lif(*differentiable, given, place, (return_v, return_sam))
+        if tracks and running_mean is not None and running_var is not None:
+            move_statistics(running_mean, running_var, *moved)
+        return _as_asked(spikes, rest, return_v, return_sam)
     if not training:
         assert running_mean is not None  # checked above
         assert running_var is not None
@@ -285,10 +319,10 @@ def bn_lif(
             folded, count = fold_shared_statistics(
                 *(y, weight, bias, *statistics, process_group, *place[1:]),
             )
-    if grad or followed():
+    if way is FUNCTION:
         folded, spikes, *rest = BNLIFFunction.apply(
             *(*differentiable, folded, count, statistics, (training, process_group), place, (return_v, return_sam)),
-            grad and checkpoint_count(steps) > 0,
+            checkpoint_count(steps) > 0 and requires_grad(*differentiable),
         )
     else:
         out = bn_lif_forward(
@@ -302,9 +336,7 @@ def bn_lif(
             running_mean.copy_(folded[4])
             running_var.copy_(folded[5])
     note_spikes(spikes)
-    if not (return_v or return_sam):
-        return spikes
-    return LIFOutput(spikes, rest[0] if return_v else None, rest[-1] if return_sam else None)
+    return _as_asked(spikes, rest, return_v, return_sam)
 
 
 def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:
@@ -333,6 +365,10 @@ def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:
         torch.Size([2, 3, 3])
     """
     time_dim = check_input("spikes", spikes, time_dim)
-    steps = spikes.shape[time_dim]
-    channel_dim = check_channel_dim(spikes, time_dim, channel_dim, used=True)
-    return SAMFunction.apply(in_place(spikes, time_dim, channel_dim), requested(), time_dim, steps, channel_dim)
+    steps = sizes_of(spikes)[time_dim]
+    channel_dim = check_channel_dim(spikes, time_dim, channel_dim)
+    way = way_of(spikes)
+    if way is COMPOSED:
+        return composed.sam(spikes, time_dim, channel_dim)
+    run = SAMFunction.apply if way is FUNCTION else sam_of
+    return run(in_place(spikes, time_dim, channel_dim), requested(), time_dim, steps, channel_dim)

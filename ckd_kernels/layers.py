@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_eps, check_flag, check_group, check_index, check_momentum, check_number
 from .functional import LIFOutput, bn_lif, lif
 from .neuron import Neuron
-from .normalisation import module_arguments
+from .norm_view import NormView
+from .normalisation import count_batch, module_arguments, sharing_group
 
 __all__ = ["IF", "LIF", "BatchNormLIF", "ParametricLIF"]
 
@@ -21,6 +24,7 @@ class _SpikingLayer(nn.Module):
 
     Stateless by default: every call starts at rest.  With ``stateful=True`` the membrane potential
     after the last step stays in ``self.v`` and the next call continues from it, until `reset`.
+    A stateful layer cannot be part of activation checkpointing, which calls it once more.
     """
 
     v: Tensor | None
@@ -29,8 +33,10 @@ class _SpikingLayer(nn.Module):
         super().__init__()
         if not isinstance(neuron, Neuron):
             raise TypeError(f"neuron must be a ckd_kernels.Neuron, e.g. Neuron.paper(); got {type(neuron).__name__}")
+        check_index("time_dim", time_dim, "0 or 1")
         if time_dim not in (0, 1):
             raise ValueError(f"time_dim must be 0 or 1, got {time_dim!r}")
+        check_flag("stateful", stateful)
         self.neuron = neuron
         self.time_dim = time_dim
         self.stateful = stateful
@@ -47,13 +53,24 @@ class _SpikingLayer(nn.Module):
             x,
             self.neuron,
             time_dim=self.time_dim,
-            v_init=self.v,
+            v_init=self._state(),
             return_v=self.stateful,
             return_sam=return_sam,
             channel_dim=channel_dim,
             **self._leak(),
         )
         return self._keep_state(out)
+
+    def _state(self) -> Tensor | None:
+        """The membrane potential to start from."""
+        if self.stateful and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
+            raise RuntimeError(
+                f"a stateful {type(self).__name__} was called during a backward pass, as activation checkpointing does:"
+                " its membrane potential has moved on since the forward pass, and gradients would be wrong; leave the"
+                " layer out of the checkpoint, or give the potential as an argument: ckd_kernels.lif(..., v_init=v,"
+                " return_v=True)"
+            )
+        return _for_training(self.v)
 
     def _keep_state(self, out: Tensor | LIFOutput) -> Tensor | LIFOutput:
         if not isinstance(out, LIFOutput):
@@ -69,7 +86,15 @@ class _SpikingLayer(nn.Module):
     def detach(self) -> None:
         """Keeps the membrane potential but cuts its history, for truncated backpropagation through time."""
         if self.v is not None:
-            self.v = self.v.detach()
+            self.v = _for_training(self.v.detach())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves the membrane potential along, but keeps its dtype, which is that of the arithmetic."""
+        super()._apply(fn, recurse)
+        if self.v is not None:
+            moved = fn(self.v)
+            self.v = moved if self.v.is_meta else self.v.to(moved.device)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies keep the membrane potential without its history, with which it could not be copied.
@@ -79,6 +104,13 @@ class _SpikingLayer(nn.Module):
         shown = {f.name: getattr(self.neuron, f.name) for f in dataclasses.fields(self.neuron) if f.repr}
         text = ", ".join(f"{k}={v}" for k, v in shown.items() if v is not None)
         return f"{text}, time_dim={self.time_dim}" + (", stateful=True" if self.stateful else "")
+
+
+def _for_training(v: Tensor | None) -> Tensor | None:
+    """v, or a copy that autograd takes where v was made under `torch.inference_mode`."""
+    if v is None or torch.compiler.is_compiling() or not v.is_inference() or torch.is_inference_mode_enabled():
+        return v
+    return v.clone()
 
 
 class LIF(_SpikingLayer):
@@ -167,11 +199,20 @@ class ParametricLIF(_SpikingLayer):
         name = self.neuron.leak_name
         if name is None:
             raise ValueError("ParametricLIF needs a charge that leaks, got charge='integrate'; use layers.IF")
-        start = self.neuron.decay if self.neuron.decay is not None else 1.0 / self.neuron.tau  # type: ignore[operator]
-        if not 0.0 < start < 1.0:
+        if not 0.0 < self._start() < 1.0:
             raise ValueError(f"{name}={getattr(self.neuron, name)!r} is at the end of its range; nothing to learn from")
-        w = torch.full(() if channels is None else (channels,), math.log(start / (1.0 - start)))
-        self.w = nn.Parameter(w)
+        self.w = nn.Parameter(torch.empty(() if channels is None else (channels,)))
+        self.reset_parameters()
+
+    def _start(self) -> float:
+        """The neuron's decay, or 1/tau."""
+        neuron = self.neuron
+        return neuron.decay if neuron.decay is not None else 1.0 / neuron.tau  # type: ignore[operator]
+
+    def reset_parameters(self) -> None:
+        """w as it starts."""
+        start = self._start()
+        nn.init.constant_(self.w, math.log(start / (1.0 - start)))
 
     def _leak(self) -> dict[str, Tensor]:
         rate = torch.sigmoid(self.w)
@@ -197,7 +238,9 @@ class BatchNormLIF(_SpikingLayer):
         time_dim: 0 for ``[T, B, C, ...]``, 1 for ``[B, T, C, ...]``.
         channel_dim: where channels are, counted with time.
         stateful: carry the membrane potential from call to call until `reset`.
-        process_group: processes that share their statistics, as nn.SyncBatchNorm; None: each its own.
+        process_group: processes that share their statistics in training, as nn.SyncBatchNorm; ``"world"``: all, once
+            `torch.distributed` is initialised; None: each its own.
+            `torch.nn.SyncBatchNorm.convert_sync_batchnorm` sets it, too.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`ckd_kernels.bn_lif`.
@@ -237,10 +280,17 @@ class BatchNormLIF(_SpikingLayer):
         super().__init__(Neuron.paper() if neuron is None else neuron, time_dim=time_dim, stateful=stateful)
         if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
             raise ValueError(f"num_features must be an integer >= 1, got {num_features!r}")
-        if not eps > 0.0:
-            raise ValueError(f"eps must be > 0, got {eps!r}")
-        if momentum is not None and not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum must be None or in [0, 1], got {momentum!r}")
+        check_eps(eps)
+        if momentum is not None:
+            check_momentum(momentum)
+        check_flag("affine", affine)
+        check_flag("track_running_stats", track_running_stats)
+        check_index("channel_dim", channel_dim)
+        if process_group != "world":
+            check_group(process_group)
+        if alpha is not None:
+            top = sys.float_info.max
+            check_number("alpha", alpha, low=-top, high=top, expected="None or a finite number")
         if alpha is not None and not affine:
             raise ValueError(f"alpha={alpha!r} is where the weight starts, and affine=False has none; leave it out")
         self.num_features = num_features
@@ -257,7 +307,16 @@ class BatchNormLIF(_SpikingLayer):
         self.register_buffer("running_var", torch.empty(num_features) if track_running_stats else None)
         count = torch.tensor(0, dtype=torch.long) if track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
+        self.norm = NormView(self)
         self.reset_parameters()
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As `torch.nn.Module.add_module`; what `torch.nn.SyncBatchNorm.convert_sync_batchnorm` puts in the place of
+        the normalisation sets ``process_group``, and the layer stays what it is."""
+        if name == "norm" and isinstance(module, nn.SyncBatchNorm):
+            self.process_group = "world" if module.process_group is None else module.process_group
+        else:
+            super().add_module(name, module)
 
     def reset_running_stats(self) -> None:
         """Forgets the running statistics."""
@@ -284,11 +343,12 @@ class BatchNormLIF(_SpikingLayer):
             residual=residual,
             time_dim=self.time_dim,
             channel_dim=self.channel_dim,
-            v_init=self.v,
+            v_init=self._state(),
             return_v=self.stateful,
             return_sam=return_sam,
-            process_group=self.process_group,
+            process_group=sharing_group(self.process_group) if self.training else None,
         )
+        count_batch(self)
         return self._keep_state(out)
 
     def extra_repr(self) -> str:

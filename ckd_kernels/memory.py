@@ -74,7 +74,7 @@ class one_bit_spikes(contextlib.ContextDecorator):
 def note_spikes(spikes: Tensor) -> None:
     """Tells this thread's `one_bit_spikes`, if there is any, that a tensor that has just been made is binary."""
     # A compiled graph may reuse memory without a word to autograd.
-    if torch.compiler.is_compiling() or _here.depth == 0 or spikes.numel() == 0:
+    if torch.compiler.is_compiling() or _here.depth == 0 or spikes.numel() == 0 or spikes.is_inference():
         return
     storage = spikes.untyped_storage()
     if len(_here.spikes) >= _here.limit:

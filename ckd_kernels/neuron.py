@@ -6,13 +6,13 @@ argument, and two equal ones are the same neuron on every backend.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .surrogate import BY_NAME, ATan, Sigmoid, Surrogate, Triangle
@@ -122,12 +122,13 @@ class Neuron:
         object.__setattr__(self, name, float(value))
 
     @staticmethod
-    @functools.cache
     def from_spec(spec: str) -> Neuron:
-        """The neuron whose ``spec`` attribute is ``spec``."""
-        *values, name, alpha = spec.split("|")
-        plain = {field: ast.literal_eval(value) for field, value in zip(_PLAIN, values, strict=True)}
-        return Neuron(**plain, surrogate=BY_NAME[name](float(alpha)))
+        """The neuron whose ``spec`` attribute is ``spec``.
+
+        Raises:
+            TypeError, ValueError: ``spec`` is none.
+        """
+        return _of_spec(spec)
 
     @property
     def leak_name(self) -> str | None:
@@ -141,10 +142,10 @@ class Neuron:
 
     def fire_level(self, dtype: torch.dtype) -> float:
         """The least ``h`` of ``dtype`` that fires, so that ``h >= fire_level`` is the only comparison."""
-        threshold = torch.tensor(self.threshold, dtype=dtype)
-        if self.strict:
-            threshold = torch.nextafter(threshold, torch.tensor(math.inf, dtype=dtype))
-        return threshold.item()
+        real = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+        with np.errstate(over="ignore"):  # beyond float32, infinity
+            threshold = real(self.threshold)
+        return float(np.nextafter(threshold, real(math.inf)) if self.strict else threshold)
 
     @classmethod
     def paper(cls) -> Neuron:
@@ -163,10 +164,37 @@ class Neuron:
 
     @classmethod
     def snntorch_leaky(cls, beta: float) -> Neuron:
-        """snnTorch's ``Leaky(beta)`` with its defaults: the subtraction is delayed by a step and detached."""
+        """snnTorch's ``Leaky(beta)`` with its defaults: the subtraction is delayed by a step and detached.
+
+        Raises:
+            TypeError, ValueError: ``beta`` is no number in [0, 1].
+        """
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+            raise TypeError(f"beta must be a number in [0, 1], got {beta!r}")
+        if not 0.0 <= beta <= 1.0:
+            raise ValueError(f"beta must be a number in [0, 1], got {beta!r}")
         return cls(
             charge="decay", decay=beta, strict=True, reset="soft_delayed", detach_reset=True, surrogate=ATan(2.0)
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_spec(spec: str) -> Neuron:
+    if not isinstance(spec, str):
+        raise TypeError(f"spec must be a string, got {type(spec).__name__}")
+    try:
+        *values, name, alpha = spec.split("|")
+        plain = {field: _value(text) for field, text in zip(_PLAIN, values, strict=True)}
+        return Neuron(**plain, surrogate=BY_NAME[name](float(alpha)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"spec must be a Neuron's spec attribute, got {spec[:200]!r}: {error}") from None
+
+
+def _value(text: str) -> Any:
+    """What ``repr`` of a field's value says."""
+    if text.startswith("'"):
+        return text.strip("'")
+    return {"None": None, "True": True, "False": False}[text] if text[:1] in "NTF" else float(text)
 
 
 def cached_neuron(**options: Any) -> Neuron:

@@ -39,6 +39,13 @@ def _quotient(numerator: float, denominator: Tensor) -> Tensor:
     return torch.div(torch.full_like(denominator, numerator), denominator)
 
 
+def _floating(u: Tensor) -> Tensor:
+    if not isinstance(u, Tensor) or not u.dtype.is_floating_point:
+        kind = u.dtype if isinstance(u, Tensor) else type(u).__name__
+        raise TypeError(f"u must be a floating-point tensor, got {kind}")
+    return u
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """Base of the surrogate derivatives; use one of its subclasses.
@@ -72,10 +79,16 @@ class Surrogate:
 
     def derivative(self, u: Tensor) -> Tensor:
         """Surrogate derivative at ``u = h - threshold``; any floating tensor, same shape out."""
-        raise TypeError("Surrogate is a base class; use one of its subclasses, e.g. surrogate.Triangle()")
+        return self._derivative(_floating(u))
 
     def primitive(self, u: Tensor) -> Tensor:
         """The smooth step whose derivative this is, up to a constant; any floating tensor."""
+        return self._primitive(_floating(u))
+
+    def _derivative(self, u: Tensor) -> Tensor:
+        raise TypeError("Surrogate is a base class; use one of its subclasses, e.g. surrogate.Triangle()")
+
+    def _primitive(self, u: Tensor) -> Tensor:
         raise TypeError("Surrogate is a base class; use one of its subclasses, e.g. surrogate.Triangle()")
 
 
@@ -92,13 +105,13 @@ class Sigmoid(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha, 0.0
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         a, _ = self.constants()
         e = torch.exp(u.abs() * -a)
         d = e + 1.0
         return torch.div(e * a, d * d)
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.alpha * u)
 
 
@@ -112,12 +125,12 @@ class ATan(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha / 2.0, math.pi / 2.0 * self.alpha
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         k = u * c1
         return _quotient(c0, k * k + 1.0)
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         return torch.atan(math.pi / 2.0 * self.alpha * u) / math.pi + 0.5
 
 
@@ -132,11 +145,11 @@ class Triangle(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha, self.alpha * self.alpha
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         return (c0 - u.abs() * c1).clamp_min(0.0)
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         a = self.alpha
         inside = -(a * a) / 2.0 * u.abs() * u + a * u + 0.5
         return torch.where(u.abs() < 1.0 / a, inside, (u >= 0).to(u.dtype))
@@ -152,13 +165,13 @@ class Rectangle(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha, 0.5 / self.alpha
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         # The bound is compared in u's own precision, as the kernels do.
         height, bound = (torch.full((), c, dtype=u.dtype, device=u.device) for c in (c0, c1))
         return torch.where(u.abs() < bound, height, 0.0)
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         return (self.alpha * u + 0.5).clamp(0.0, 1.0)
 
 
@@ -172,11 +185,11 @@ class PiecewiseExp(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha / 2.0, self.alpha
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         return torch.exp(u.abs() * -c1) * c0
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         tail = torch.exp(-self.alpha * u.abs()) / 2.0
         return torch.where(u < 0, tail, 1.0 - tail)
 
@@ -191,12 +204,12 @@ class SoftSign(Surrogate):
     def constants(self) -> tuple[float, float]:
         return 1.0 / self.alpha, 2.0 * self.alpha
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         w = u.abs() + c0
         return _quotient(1.0, (w * w) * c1)
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         return (self.alpha * u / (1.0 + (self.alpha * u).abs()) + 1.0) / 2.0
 
 
@@ -210,12 +223,12 @@ class FastSigmoid(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha, 0.0
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         a, _ = self.constants()
         d = u.abs() * a + 1.0
         return _quotient(1.0, d * d)
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         return u / (1.0 + self.alpha * u.abs())
 
 
@@ -229,12 +242,12 @@ class SuperSpike(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha, 0.0
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         a, _ = self.constants()
         d = u.abs() + 1.0
         return _quotient(a, d * d)
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         return self.alpha * u / (1.0 + u.abs())
 
 
@@ -248,12 +261,12 @@ class Erf(Surrogate):
     def constants(self) -> tuple[float, float]:
         return self.alpha / math.sqrt(math.pi), self.alpha
 
-    def derivative(self, u: Tensor) -> Tensor:
+    def _derivative(self, u: Tensor) -> Tensor:
         c0, c1 = self.constants()
         w = u * c1
         return torch.exp(-(w * w)) * c0
 
-    def primitive(self, u: Tensor) -> Tensor:
+    def _primitive(self, u: Tensor) -> Tensor:
         return (1.0 + torch.erf(self.alpha * u)) / 2.0
 
 

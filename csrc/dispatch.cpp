@@ -59,6 +59,18 @@ Level chosen() {
   void run(const Call& call, int threads) { CKD_RUN_V4 CKD_RUN_V3 baseline::run(call, threads); }
 CKD_CPU_CALLS(CKD_DEFINE)
 
+const char* widest_level() {
+#if defined(__x86_64__)
+  // In features that every compiler asks for.
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v3) return kNames[static_cast<int>(v4 ? Level::kV4 : Level::kV3)];
+#endif
+  return kNames[static_cast<int>(Level::kBaseline)];
+}
+
 const char* level() { return kNames[static_cast<int>(chosen())]; }
 
 }  // namespace ckd::cpu

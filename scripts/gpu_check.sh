@@ -102,12 +102,6 @@ boxed() {
 has_module() { "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
 
 build() {
-  local capabilities
-  if [[ -z ${CKD_CUDA_ARCHS:-} ]] && capabilities=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>&1); then
-    CKD_CUDA_ARCHS=$(echo "$capabilities" | tr -d . | sort -u | sed 's/$/-real/' | paste -sd ' ')
-    export CKD_CUDA_ARCHS
-  fi
-  echo "architectures: ${CKD_CUDA_ARCHS:-default}"
   boxed "$1" "$PYTHON" -m pip --disable-pip-version-check -v install --no-build-isolation --no-deps --no-index \
     --upgrade --target "$SITE" . || return
   "$PYTHON" -P -c 'import ckd_kernels, json; print(json.dumps(ckd_kernels.build_info(), indent=1))'
@@ -208,7 +202,7 @@ for phase in "${phases[@]}"; do
   esac
   result=$?
   case $phase in
-    build) remark+=" ${CKD_CUDA_ARCHS:-}" ;;
+    build) remark+=" $(sed -nE 's/^ *-- CUDA kernels: ([^(]*).*/\1/p' "$OUT/build.log" | tail -n 1)" ;;
     native | triton) remark+=" $(grep -E ' (passed|failed|error|no tests ran|deselected).* in ' "$OUT/tests.log" | tail -n 1)" ;;
     kernels | step | peers) remark+=" $(grep -c ' failed: ' "$OUT/bench.log") failures in bench.log so far" ;;
     sanitize) remark+=" $(grep -E '^==|SUMMARY' "$OUT/sanitize.log" | tr '\n' ' ')" ;;

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 import ckd_kernels
 from ckd_kernels import Neuron, backend, build_info, lif, use_backend
 from ckd_kernels.backends import native, reference
+from ckd_kernels.backends.native.module import _warn_of_narrow_level
 
 X = torch.full((3, 2), 0.8)
 
@@ -152,3 +154,73 @@ def test_choice_for_cuda_tensors(fresh_choice, monkeypatch):
     assert with_missing("cuda") is triton
     with pytest.warns(RuntimeWarning, match="for cuda tensors .*cuda: not here; triton: not here"):
         assert with_missing("cuda", "triton") is reference
+
+
+def test_neurons_that_cuda_looks_up_go_to_triton(fresh_choice, monkeypatch):
+    """On a GPU where both are there, and for "auto" only: whoever names a backend gets it."""
+    from ckd_kernels.backends import triton
+
+    paper, leaky = Neuron.paper(), Neuron.snntorch_leaky(beta=0.9)
+    monkeypatch.setattr(native, "unavailable", lambda *a: None)
+    monkeypatch.setattr(native, "is_compiled_in", lambda neuron, dtype: neuron == paper)
+
+    def serving(neuron, name="auto", *, triton_is_there=True):
+        forget_choices()
+        monkeypatch.setattr(triton, "unavailable", lambda *a: None if triton_is_there else "not here")
+        return backend.resolve(name, "lif", torch.device("cuda", 0), torch.bfloat16, neuron and neuron.spec)
+
+    assert serving(paper) is native
+    assert serving(leaky) is triton
+    assert serving(leaky, triton_is_there=False) is native
+    assert serving(leaky, "cuda") is native
+    # Statistics, maps and bits have no neuron, and kernels for a decay that is learnt are compiled for none.
+    assert serving(None) is native
+
+
+def test_build_info_says_what_auto_is(fresh_choice, monkeypatch):
+    from ckd_kernels.backends import triton
+
+    there = {"cpu", "cuda", "triton"}
+    for module in (native, triton):
+        monkeypatch.setattr(module, "unavailable", lambda name, *a: None if name in there else "not here")
+    assert build_info()["auto"] == {
+        "cpu": "cpu",
+        "cuda": "cuda, or triton for neurons that the CUDA kernels are not compiled for",
+    }
+    there.discard("cuda")
+    assert build_info()["auto"] == {"cpu": "cpu", "cuda": "triton"}
+    there.clear()
+    assert build_info()["auto"] == {"cpu": "reference", "cuda": "reference"}
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (("90",), (9, 0), True),
+        (("90",), (12, 0), True),  # PTX
+        (("90",), (8, 9), False),
+        (("80-real", "90-real"), (8, 6), True),
+        (("80-real",), (9, 0), False),
+        (("86-real",), (8, 0), False),
+        (("80-virtual",), (9, 0), True),
+        (("90a",), (9, 0), True),
+        (("90a",), (10, 0), False),
+    ],
+)
+def test_which_gpus_compiled_kernels_run_on(archs, capability, runs):
+    assert native._runs_on(archs, capability) is runs
+
+
+@pytest.mark.parametrize(
+    ("in_use", "widest", "warns"), [("baseline", "v4", True), ("v3", "v4", False), ("baseline", "baseline", False)]
+)
+def test_a_module_of_another_processor_warns(in_use, widest, warns, monkeypatch):
+    monkeypatch.delenv("CKD_CPU_LEVEL", raising=False)
+    levels = SimpleNamespace(level=lambda: in_use, widest_level=lambda: widest)
+    module = SimpleNamespace(cpu=levels, build_info=lambda: {"cpu_levels": ("baseline", "v4")})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _warn_of_narrow_level(module)
+    assert len(caught) == warns
+    if warns:
+        assert "was compiled for baseline, v4 and runs the slow baseline" in str(caught[0].message)

@@ -32,12 +32,15 @@ OPTIONS = [
     {"momentum": 0.3, "eps": 1e-3},
     {"affine": False},
     {"track_running_stats": False},
+    {"track_running_stats": False, "momentum": None},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_is_the_pair_in_training_and_evaluation(options):
     pair, layer = Pair(**options), layers.BatchNormLIF(5, **options)
+    for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+        assert getattr(layer, name) == getattr(pair.norm, name)
     for y in inputs():
         assert_same("spikes in training", layer(y), pair(y))
     assert layer.state_dict().keys() == pair.norm.state_dict().keys()
@@ -62,6 +65,15 @@ def test_tracking_switched_off_keeps_the_buffers():
     assert layer.num_batches_tracked == 0
     pair.eval(), layer.eval()
     assert_same("evaluation", layer(y), pair(y))
+
+
+def test_tracking_switched_off_keeps_the_buffers_whatever_the_batch():
+    """A batch of infinities, too, which a share of nothing would turn into NaN."""
+    layer = layers.BatchNormLIF(5)
+    layer.track_running_stats = False
+    layer(torch.full((4, 2, 5, 6, 6), torch.inf))
+    assert_same("mean", layer.running_mean, torch.zeros(5))
+    assert_same("variance", layer.running_var, torch.ones(5))
 
 
 def test_checkpoints_of_a_sequential_pair_load_and_go_back():
@@ -109,8 +121,8 @@ def test_other_axis_orders():
     ("arguments", "message"),
     [
         ({"num_features": 0}, "num_features must be an integer >= 1, got 0"),
-        ({"eps": 0.0}, "eps must be > 0"),
-        ({"momentum": -1.0}, "momentum must be None or in"),
+        ({"eps": 0.0}, "eps must be a finite number > 0, got 0.0"),
+        ({"momentum": -1.0}, "momentum must be a number in"),
         ({"alpha": 1.0, "affine": False}, "alpha=1.0 is where the weight starts"),
         ({"time_dim": 2}, "time_dim must be 0 or 1"),
     ],

@@ -94,6 +94,7 @@ def test_saved_for_backward(target, steps):
         out = bn_lif(y, weight, None, None, None, NEURON, residual=residual, return_v=True, return_sam=True)
     assert saved.pop(y.data_ptr()) == y.nbytes
     assert saved.pop(residual.data_ptr()) == residual.nbytes
+    assert saved.pop(weight.data_ptr()) == weight.nbytes  # the parameter itself
     if steps > 16:
         assert checkpoint_count(steps) * y[0].nbytes in saved.values()
     per_channel = [n for n in saved.values() if n != checkpoint_count(steps) * y[0].nbytes]

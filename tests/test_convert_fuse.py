@@ -165,6 +165,30 @@ def test_what_cannot_be_fused_stays_apart(forward, reason, fused_calls):
     assert not fused_calls
 
 
+def test_a_shared_normalisation_stays_apart(fused_calls):
+    """Under another name somebody else may call it."""
+    theirs = Block(FORWARDS["plain"][0])
+    theirs.alias = theirs.bn
+    ours = copy.deepcopy(theirs)
+    (entry,) = ck.convert(ours, fuse=True).left_alone
+    assert (entry.name, entry.reason) == ("bn, alias", "it is shared, and may normalise for somebody else too")
+    compare(ours, theirs)
+    assert not fused_calls
+
+
+def test_tracking_switched_off(fused_calls):
+    """In training the batch's statistics, though there are running ones; those stay, and serve in evaluation."""
+    theirs = Block(FORWARDS["plain"][0])
+    theirs.bn.running_mean += 0.5
+    theirs.bn.track_running_stats = False
+    ours = copy.deepcopy(theirs)
+    ck.convert(ours, fuse=True, strict=True)
+    compare(ours, theirs)
+    assert ours.bn.running_mean.tolist() == [0.5] * 3
+    assert ours.bn.num_batches_tracked == 0
+    assert len(fused_calls) == 3
+
+
 def test_tracing_leaves_no_trace():
     def forward(block, x):
         block.seen = x
@@ -209,6 +233,13 @@ def test_what_tracing_did_not_see_still_computes_the_same(fused_calls):
         assert not fused_calls, name
 
 
+def read_late(block, x, which):
+    y = block.conv(x)
+    out = block.bn(y) + x
+    (y if which == "y" else x).add_(1.0)
+    return out.mean()
+
+
 def test_operands_that_are_modified_on_the_way_are_noticed():
     def modified(which):
         def forward(block, x):
@@ -224,6 +255,11 @@ def test_operands_that_are_modified_on_the_way_are_noticed():
         net(X.clone())
         functional.reset_net(net)
         ck.convert(net, fuse=True)
+        with pytest.raises(RuntimeError, match="in place before the neuron"):
+            net(X.clone())
+        # Whoever looks at the normalised tensor would see it computed from other numbers, too.
+        net.code = lambda b, x, which=which: read_late(b, x, which)
+        functional.reset_net(net)
         with pytest.raises(RuntimeError, match="in place before the neuron"):
             net(X.clone())
     with torch.inference_mode():

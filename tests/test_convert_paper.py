@@ -85,6 +85,26 @@ VARIANTS = {
 }
 
 
+class AtThreshold(ZIF):
+    """It fires where the potential is the threshold."""
+
+    @staticmethod
+    def forward(ctx, u, gama):
+        ZIF.forward(ctx, u, gama)
+        return (u >= 0).float()
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("fires", [ZIF, AtThreshold])
+def test_what_happens_at_the_threshold_is_found_out(fires, detach):
+    theirs = variant(fire=lambda self, u: fires.apply(u, self.gama))(thresh=0.75, detach=detach)
+    ours = copy.deepcopy(theirs)
+    ck.convert(ours, strict=True)
+    x = torch.full((2, 4, 3), 0.75)
+    assert_same("spikes", ours(x), theirs(x))
+    assert ours(x)[0, 0, 0] == (fires is AtThreshold)
+
+
 @pytest.mark.parametrize("cls", VARIANTS.values(), ids=VARIANTS)
 def test_namesakes_that_compute_something_else_are_left_alone(cls):
     net = nn.Sequential(cls())

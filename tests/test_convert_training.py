@@ -64,3 +64,36 @@ def test_training_gives_the_same_loss_curve(fuse):
     expected = losses(theirs)
     assert expected[-1] < 0.7 * expected[0]
     torch.testing.assert_close(losses(ours), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("fuse", [False, True], ids=["", "fuse"])
+def test_a_gradient_penalty_is_the_same(fuse):
+    """The input's gradient, squared, and what it adds to the gradients of the parameters."""
+    results = []
+    for convert in (False, True):
+        net = csnn().double()
+        if convert:
+            ck.convert(net, fuse=fuse, strict=True)
+        x = torch.randn(4, 8, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+        penalty = gradient.square().sum() * 1e3
+        penalty.backward()
+        results.append([penalty.detach(), x.grad, *(p.grad for p in net.parameters())])
+    for ours, theirs in zip(*results[::-1], strict=True):
+        assert theirs.abs().sum() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_vmap_over_a_converted_network():
+    x, results = torch.randn(5, 4, 3, 6, generator=torch.Generator().manual_seed(0)) * 2, []
+    for convert in (False, True):
+        torch.manual_seed(0)
+        node = neuron.LIFNode(step_mode="m", surrogate_function=surrogate.Sigmoid())
+        net = nn.Sequential(layer.Linear(6, 7, step_mode="m"), node)
+        if convert:
+            ck.convert(net, strict=True)
+        results.append(torch.vmap(net)(x))
+        functional.reset_net(net)
+    assert results[0].any()
+    assert torch.equal(*results)

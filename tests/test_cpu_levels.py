@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +15,12 @@ import torch
 import ckd_kernels
 from bn_lif_checks import BNCase, run_bn_case
 from ckd_kernels import build_info
+from ckd_kernels.backends import native
 from lif_checks import Target
 from reference_cases import SURROGATES, Case, make_neuron
 
 CPU = Target("cpu", "cpu")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def narrow_levels():
@@ -100,3 +105,47 @@ def test_unknown_level():
     done = run_at("v5", "from ckd_kernels import build_info; build_info()")
     levels = ", ".join([*narrow_levels(), build_info()["compiled"]["cpu_level_in_use"]])
     assert f"ValueError: CKD_CPU_LEVEL must be one of {levels}; got v5" in done.stderr
+
+
+def choose_levels(folder: Path, wish: str) -> subprocess.CompletedProcess:
+    """What cmake/cpu.cmake makes of CKD_CPU_LEVELS."""
+    (folder / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.26)\nproject(levels LANGUAGES CXX)\n"
+        f"include({ROOT}/cmake/cpu.cmake)\nckd_choose_cpu_levels()\n"
+    )
+    command = [sys.executable, "-m", "cmake", f"-DCKD_CPU_LEVELS={wish}", "-S", folder, "-B", folder / "build"]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="there is no choice of levels")
+@pytest.mark.parametrize(("wish", "chosen"), [("all", "baseline v3 v4 (all)"), ("v4, v3", "baseline v3 v4 (")])
+def test_levels_that_are_compiled(wish, chosen, tmp_path):
+    done = choose_levels(tmp_path, wish)
+    assert done.returncode == 0, done.stderr
+    assert f"CPU kernels: {chosen}" in done.stdout
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="there is no choice of levels")
+def test_native_is_the_baseline_and_one_level(tmp_path):
+    done = choose_levels(tmp_path, "native")
+    assert done.returncode == 0, done.stderr
+    chosen = re.search(r"CPU kernels: ([a-z0-9 ]+) \(native", done.stdout)[1].split()
+    assert chosen[0] == "baseline"
+    assert len(chosen) <= 2
+    if build_info()["compiled"]:
+        assert chosen[-1] == native.compiled().cpu.widest_level()
+
+
+def test_unknown_levels_are_refused(tmp_path):
+    done = choose_levels(tmp_path, "v3 v9")
+    assert done.returncode != 0
+    assert "CKD_CPU_LEVELS has 'v9'; write native, all, or levels out of: baseline" in " ".join(done.stderr.split())
+
+
+@pytest.mark.skipif(build_info()["compiled"] is None, reason="the compiled module is missing")
+def test_the_module_stays_small():
+    """Compile time and size have a budget: a template parameter that multiplies must earn its place."""
+    facts, size = build_info()["compiled"], os.path.getsize(native.compiled().__file__)
+    per_level, host_and_baseline, per_arch = 4.0, 2.0, 16.0  # MB
+    budget = host_and_baseline + per_level * (len(facts["cpu_levels"]) - 1) + per_arch * len(facts["cuda_archs"])
+    assert size < budget * 1e6

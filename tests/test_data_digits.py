@@ -24,6 +24,16 @@ def test_split_is_fixed_and_disjoint():
 FIRST_TEST_TARGETS = [5, 1, 2, 1, 5, 5, 0, 3, 1, 9, 2, 3]
 
 
+def test_digits_are_those_of_scikit_learn():
+    datasets = pytest.importorskip("sklearn.datasets")
+    given = datasets.load_digits()
+    wanted = sorted((image.tolist(), target) for image, target in zip(given.images / 16, given.target, strict=True))
+    parts = digits_split()
+    images, targets = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    assert (images.dtype, targets.dtype) == (torch.float32, torch.int64)
+    assert sorted((image.tolist(), int(target)) for image, target in zip(images, targets, strict=True)) == wanted
+
+
 def test_rendering_is_a_function_of_the_seed():
     digits = digits_split().test.images[:20]
     assert torch.equal(render_canvas(digits, generator(1)), render_canvas(digits, generator(1)))

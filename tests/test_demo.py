@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from ckdsnn.demo import DemoSettings, main
+from ckdsnn.demo import DemoSettings, main, run, schedule
 from ckdsnn.demo.cells import read_cell
 from ckdsnn.demo.figures import MapRow, accuracy_figure, curves_figure, maps_figure
 from ckdsnn.demo.report import Spread, statement, summarise, table
@@ -144,10 +144,39 @@ def test_bad_options(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+def test_a_signal_is_its_status(monkeypatch, tmp_path, capsys, number, word):
+    def run_demo(*arguments, **options):
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr(run, "run_demo", run_demo)
+    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["--quick", "--out", str(tmp_path)]) == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    assert f"{word}: the trainings that were finished are kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == terminate
+
+
+@pytest.mark.parametrize("number", schedule.STOPPING)
+def test_signals_wait_while_a_worker_starts(number):
+    came = []
+    before = signal.signal(number, lambda *_: came.append(number))
+    with schedule._signals_held_back():
+        os.kill(os.getpid(), number)
+        assert number in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert came == []
+    assert came == [number]
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    signal.signal(number, before)
+
+
 def test_out_that_is_a_file_or_taken(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["--quick", "--out", str(tmp_path / "file")]) == 1
-    assert "out must be a folder" in capsys.readouterr().err
+    assert "is not a folder: name another one" in capsys.readouterr().err
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert main(["--quick", "--out", str(tmp_path)]) == 1

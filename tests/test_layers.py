@@ -48,6 +48,7 @@ def test_state_survives_between_calls_until_reset(target, make):
             pieces = [layer(piece, **options).spikes for piece in x.split([1, 2, 3])]
             assert_same("spikes", torch.cat(pieces), whole(x, **options).spikes)
             assert layer.v.shape == X.shape[1:]
+            assert layer(x[:0], **options).v is None  # it is the layer's to keep
             layer.reset()
             assert layer.v is None
         # Without the reset the second sequence goes on from the first.

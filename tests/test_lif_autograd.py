@@ -143,14 +143,6 @@ def test_no_graph_without_need(target):
         assert lif(x, Neuron.paper()).requires_grad
 
 
-def test_second_derivative_is_refused(target):
-    x, upstream = leaf((4, 2, 3), target), torch.ones(4, 2, 3, device=target.device, requires_grad=True)
-    with use_backend(target.backend):
-        (g,) = torch.autograd.grad(lif(x, Neuron.paper()), x, upstream, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            g.sum().backward()
-
-
 @pytest.mark.parametrize("options", [{}, {"return_v": True, "return_sam": True}], ids=["spikes", "everything"])
 @pytest.mark.parametrize("steps", [1, 4, 16])
 def test_saved_for_backward_is_x_alone(target, steps, options):

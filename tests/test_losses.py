@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from ckdsnn.losses import kd_loss, nld_loss, normalise_map, samd_loss
+from ckdsnn.losses import (
+    class_activation_map,
+    grad_cam,
+    grad_cam_closed_form,
+    grad_cam_spiking,
+    kd_loss,
+    nld_loss,
+    normalise_map,
+    samd_loss,
+)
+from ckdsnn.losses.methods.dkd import dkd_loss
+from ckdsnn.losses.methods.hta_kl import hta_kl_loss
 from ckdsnn.losses.nld import DISTRIBUTIONS, standard_noise
 from ckdsnn.losses.resize import resize_to
 
@@ -60,6 +71,23 @@ def test_samd_value_and_gradient():
     gradient = 2 * ((1 - p) - p)  # T * (P_st - P_te)
     torch.testing.assert_close(student.grad, torch.tensor([[[gradient, -gradient]]], dtype=DOUBLE))
     assert teacher.grad is None
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "student", "teacher"),
+    # What is left of [0, 0.5] and of [4, 2] after it.
+    [
+        ("minmax", (0, 1), (1, 0)),
+        ("zscore", (-1, 1), (1, -1)),
+        ("minmax_batch", (0, 0.5 / 0.501), (2 / 2.001, 0)),
+        ("none", (0, 0.5), (4, 2)),
+    ],
+)
+def test_samd_normalises_both_maps(normalisation, student, teacher):
+    maps = torch.tensor([[[0.0, 0.5]]], dtype=DOUBLE), torch.tensor([[[4.0, 2.0]]], dtype=DOUBLE)
+    p, q = (1 / (1 + math.exp((b - a) / 2)) for a, b in (teacher, student))
+    expected = 4 * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    assert samd_loss(*maps, normalisation=normalisation).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_samd_temperature_and_its_factor():
@@ -135,6 +163,8 @@ def test_samd_resizes_the_teachers_map():
     small = resize_to(maps, (2, 2))
     assert small.shape == (1, 2, 2)
     assert small[0, 0, 0] < small[0, 0, 1] < small[0, 1, 1]
+    # Half the size: a triangle of 2 pixels on either side, whose weights are 3/7, 3/7 and 1/7 at the edge.
+    torch.testing.assert_close(resize_to(torch.tensor([[[7.0, 0.0, 0.0, 0.0]]]), (1, 2)), torch.tensor([[[3.0, 0.0]]]))
     student = torch.rand(1, 8, 8)
     torch.testing.assert_close(samd_loss(student, maps), samd_loss(student, resize_to(maps, (8, 8))))
 
@@ -255,3 +285,96 @@ def test_noise_follows_the_generator_only(distribution):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.randn(2, 3), torch.rand(2, 3, 3))
+
+
+Z, MAPS, TARGET = torch.zeros(2, 3), torch.zeros(2, 3, 3), torch.tensor([0, 1])
+FEATURES, WEIGHT = torch.zeros(2, 4, 3, 3), torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", 1.0, [[1.0]], torch.zeros(2, 3, dtype=torch.int64)], ids=repr)
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("student_logits", lambda x: kd_loss(x, Z)),
+        ("teacher_logits", lambda x: kd_loss(Z, x)),
+        ("student_logits", lambda x: nld_loss(x, Z, generator=generator())),
+        ("teacher_logits", lambda x: nld_loss(Z, x, generator=generator())),
+        ("student_logits", lambda x: dkd_loss(x, Z, TARGET, 1.0, 8.0, 4.0)),
+        ("teacher_logits", lambda x: hta_kl_loss(Z, x, 4.0, 0.5)),
+        ("student_map", lambda x: samd_loss(x, MAPS)),
+        ("teacher_map", lambda x: samd_loss(MAPS, x)),
+        ("maps", lambda x: normalise_map(x, "minmax")),
+        ("features", lambda x: class_activation_map(x, WEIGHT, TARGET)),
+        ("classifier_weight", lambda x: class_activation_map(FEATURES, x, TARGET)),
+        ("logits", lambda x: grad_cam(x, FEATURES, TARGET)),
+        ("features", lambda x: grad_cam(Z, x, TARGET)),
+        ("step_logits", lambda x: grad_cam_spiking(x, FEATURES[None], TARGET)),
+        ("features", lambda x: grad_cam_spiking(Z[None], x, TARGET)),
+    ],
+)
+def test_what_is_no_tensor_is_refused_by_name(argument, call, wrong):
+    with pytest.raises(TypeError, match=rf"^{argument} must be (a torch.Tensor|of a floating-point dtype)"):
+        call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda y: dkd_loss(Z, Z, y, 1.0, 8.0, 4.0),
+        lambda y: class_activation_map(FEATURES, WEIGHT, y),
+        lambda y: grad_cam_closed_form(FEATURES, WEIGHT, y),
+        lambda y: grad_cam(Z, FEATURES, y),
+        lambda y: grad_cam_spiking(Z[None], FEATURES[None], y),
+    ],
+)
+def test_a_class_that_does_not_exist_is_refused(call, wrong):
+    with pytest.raises(ValueError, match=rf"target must hold classes from 0 to 2, got {wrong}"):
+        call(torch.tensor([0, wrong]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, "2"])
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("tau", lambda v: kd_loss(Z, Z, v)),
+        ("temperature", lambda v: samd_loss(MAPS, MAPS, temperature=v)),
+        ("resolution", lambda v: samd_loss(MAPS, MAPS, resolution=v)),
+        ("resolution", lambda v: normalise_map(MAPS, "minmax", v)),
+        ("temperature", lambda v: nld_loss(Z, Z, generator=generator(), temperature=v)),
+        ("strength", lambda v: nld_loss(Z, Z, generator=generator(), strength=v)),
+        ("sigma", lambda v: nld_loss(Z, Z, generator=generator(), noise="fixed", sigma=v)),
+        ("alpha", lambda v: dkd_loss(Z, Z, TARGET, v, 8.0, 4.0)),
+        ("beta", lambda v: dkd_loss(Z, Z, TARGET, 1.0, v, 4.0)),
+        ("tau", lambda v: dkd_loss(Z, Z, TARGET, 1.0, 8.0, v)),
+        ("tau", lambda v: hta_kl_loss(Z, Z, v, 0.5)),
+        ("head_mass", lambda v: hta_kl_loss(Z, Z, 4.0, v)),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(argument, call, value):
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument} must be"):
+        call(value)
+
+
+def test_one_class_is_refused():
+    one = torch.zeros(2, 1)
+    for call in (
+        lambda: kd_loss(one, one),
+        lambda: nld_loss(one, one, generator=generator()),
+        lambda: dkd_loss(one, one, torch.tensor([0, 0]), 1.0, 8.0, 4.0),
+        lambda: hta_kl_loss(one, one, 4.0, 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"must be of at least 2 classes, got \[2, 1\]"):
+            call()
+
+
+def test_nld_options_that_are_none():
+    for options, message in (
+        ({"generator": 0}, "generator must be a torch.Generator, got 0"),
+        ({"detach_statistics": "no"}, "detach_statistics must be True or False, got 'no'"),
+        ({"strength": torch.zeros((), dtype=torch.int64)}, "strength must be of a floating-point dtype"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            nld_loss(Z, Z, **{"generator": generator(), **options})
+    with pytest.raises(ValueError, match=r"strength must be one number, got a tensor \[2\]"):
+        nld_loss(Z, Z, generator=generator(), strength=torch.zeros(2))

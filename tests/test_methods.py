@@ -20,7 +20,8 @@ from ckdsnn.losses import (
 )
 from ckdsnn.models import build_model
 
-ALL = ("ce", "kd", "dkd", "kdsnn", "bkdsnn", "tser", "decoupled", "hta_kl", "catkd", "e2kd", "samd", "nld", "ckd")
+LOGITS = ("kd", "dkd", "tser", "decoupled", "hta_kl", "seal", "nld")
+ALL = ("ce", *LOGITS, "kdsnn", "bkdsnn", "catkd", "e2kd", "samd", "ckd")
 
 
 def networks(method, time_steps=2, **options):
@@ -134,7 +135,7 @@ def test_ckd_released_code(batch):
     method = build_method("ckd", preset="released-code")
     parts, out, wanted, _ = run(method, batch)
     assert method.teacher_mode == "train"
-    assert method.student_options == {"last_activation": "relu"}
+    assert method.student_options == {"last_activation": "relu", "head": "released"}
     sums = out.features[3].sum((0, 2))
     scaled = sums / (sums.max() + 1e-3) if sums.min() == 0 else (sums - sums.min()) / (sums.max() - sums.min() + 1e-3)
     cam = wanted.cams[-1] - wanted.cams[-1].min()
@@ -193,6 +194,13 @@ def test_several_stages_are_averaged(batch):
     torch.testing.assert_close(parts["samd"], sum(each) / 2)
 
 
+@pytest.mark.parametrize("name", ["samd", "ckd"])
+def test_what_is_asked_of_the_teacher(name):
+    options = {"teacher_map": "class_weights", "stages": (2, -1), "teacher_stages": (1, 3)}
+    method = build_method(name, **(options if name == "samd" else {"samd": options}))
+    assert (method.teacher_map, method.teacher_map_stages, method.sam_stages) == ("class_weights", (1, 3), (2, -1))
+
+
 def test_a_teachers_stage_may_be_another(batch):
     parts, out, wanted, _ = run(build_method("samd", stages=(2,), teacher_stages=(-1,)), batch)
     torch.testing.assert_close(parts["samd"], samd_loss(out.sams[2], wanted.cams[-1]))
@@ -227,8 +235,8 @@ def test_learnable_strength(batch):
     parts, *_ = run(method, batch)
     torch.testing.assert_close(parts["nld"], run(build_method("nld", strength=0.2), batch)[0]["nld"])
     parts["nld"].backward()
-    assert method.nld.strength.grad.abs() > 0
-    assert "nld.strength" in method.state_dict()
+    assert method.nld.raw_strength.grad.abs() > 0
+    assert "nld.raw_strength" in method.state_dict()
 
 
 @pytest.mark.parametrize("name", ["nld", "ckd", "bkdsnn"])
@@ -294,6 +302,14 @@ def test_global_seed_does_not_touch_the_noise(batch):
         ("nld", {"noise": "none", "learnable_strength": True}, ValueError, "learnable_strength=True is not used"),
         ("nld", {"preset": "released-code", "noise": "none"}, ValueError, "spread='variance' is not used"),
         ("kd", {"tau": 0.0}, ValueError, "tau must be > 0, got 0.0"),
+        (3, {}, TypeError, "the method must be a name, got 3"),
+        ("nld", {"learnable_strength": True, "strength": 0}, ValueError, "cannot start at the limit, strength=0"),
+        (
+            "nld",
+            {"learnable_strength": True, "strength": 1, "mixing": "probabilities"},
+            ValueError,
+            "cannot start at the limit, strength=1",
+        ),
     ],
 )
 def test_bad_options(name, options, error, message):
@@ -306,6 +322,26 @@ def test_a_student_spikes():
     with pytest.raises(TypeError, match="KD distils into a spiking network, got ANNResNet"):
         build_method("kd").bind(ann, ann)
     build_method("ce").bind(ann)
+
+
+def test_a_teacher_does_not():
+    snn = build_model("snn_resnet_small", num_classes=10)
+    for wrong in (snn, "teacher", torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match="the teacher must be a conventional network, got"):
+            build_method("kd").bind(snn, wrong)
+
+
+def test_one_class_is_refused():
+    student, teacher = (build_model(f"{kind}_resnet_small", num_classes=1) for kind in ("snn", "ann"))
+    with pytest.raises(ValueError, match="the networks have one class, whose distribution teaches nothing"):
+        build_method("kd").bind(student, teacher)
+
+
+def test_the_released_codes_head(batch):
+    """512-256-classes for the ResNet-19, here 8-256-10; a head that the network's own options ask for stays."""
+    student, _ = networks(build_method("ckd", preset="released-code"))
+    assert [tuple(layer.weight.shape) for layer in student.head] == [(256, 8), (10, 256)]
+    assert build_method("ckd").student_options == build_method("ckd", preset="paper").student_options == {}
 
 
 def test_bind_checks_stages():

@@ -176,39 +176,6 @@ def test_copies_watch_their_own_layers(batch):
     assert not any(module._forward_hooks for module in teacher.modules())
 
 
-def test_by_import_path(tmp_path, monkeypatch, batch):
-    (tmp_path / "my_networks.py").write_text(
-        "from torch import nn\n"
-        "def make(width):\n"
-        "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
-        "                         nn.Linear(width, 7))\n"
-        "def wrong():\n"
-        "    return 3\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    options = {"num_classes": 7, "layers": ["1"], "image_size": 16, "classifier": "4"}
-    torch.manual_seed(0)
-    teacher = build_model("external", source="my_networks:make", model_options={"width": 9}, **options)
-    assert teacher.stage_channels == (9,)
-    torch.save(teacher.model.state_dict(), tmp_path / "weights.pt")
-    again = build_model(
-        "external",
-        source="my_networks:make",
-        model_options={"width": 9},
-        weights=str(tmp_path / "weights.pt"),
-        **options,
-    )
-    torch.testing.assert_close(again(batch[0]).logits, teacher(batch[0]).logits)
-    with pytest.raises(ValueError, match=r"must make an nn\.Module, got int"):
-        build_model("external", source="my_networks:wrong", **options)
-    with pytest.raises(ValueError, match="source 'my_networks:nothing' cannot be imported"):
-        build_model("external", source="my_networks:nothing", **options)
-    with pytest.raises(ValueError, match="source must be 'timm:NAME'"):
-        build_model("external", source="my_networks", **options)
-    with pytest.raises(FileNotFoundError, match="weights: there is no file"):
-        build_model("external", source="my_networks:make", model_options={"width": 9}, weights="none.pt", **options)
-
-
 @pytest.mark.parametrize(
     ("layers", "options", "message"),
     [
@@ -238,33 +205,91 @@ def test_more_bad_options():
         HookedANN(unused, ["patches", "spare"], 7, 3, 16)
 
 
+class Tail(nn.Module):
+    """Works in place on what it watched, as densenet121 does, or on what that shares its memory with."""
+
+    def __init__(self, work):
+        super().__init__()
+        self.stem, self.watched, self.head, self.work = nn.Conv2d(3, 4, 3), nn.Identity(), nn.Linear(4, 7), work
+
+    def forward(self, images):
+        stem = self.stem(images)
+        watched = self.watched(stem)
+        return self.head(self.work(stem, watched).mean((2, 3)))
+
+
+def by_output(stem, watched):
+    return nn.functional.relu(watched, inplace=True)
+
+
+def by_input(stem, watched):
+    stem.mul_(-3.0)  # what an identity, a dropout or a flatten returns shares its input's memory
+    return stem
+
+
+@pytest.mark.parametrize("differentiated", [None, 1])
+@pytest.mark.parametrize("make", [
+    lambda: (Tail(by_output), "watched"),
+    lambda: (Tail(by_input), "watched"),
+    lambda: (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                           nn.Dropout(inplace=True), nn.Linear(4, 7)), "1"),
+], ids=["densenet", "identity", "vgg"])  # fmt: skip
+def test_layers_that_work_in_place_leave_the_features_alone(batch, make, differentiated):
+    images, _ = batch
+    torch.manual_seed(0)
+    model, layer = make()
+    plain = copy.deepcopy(model).eval()
+    teacher = HookedANN(model, [layer], 7, 3, 16).eval()
+    seen = []
+    plain.get_submodule(layer).register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    with torch.set_grad_enabled(differentiated is not None):
+        wanted = plain(images)
+        out = teacher(images, differentiable_from=differentiated)
+    assert torch.equal(out.logits, wanted)
+    assert torch.equal(out.features[1], seen[0])
+    assert bool((seen[0] < 0).any())  # what the layers behind would overwrite
+
+
+def test_grad_cam_before_a_layer_that_works_in_place(batch):
+    images, target = batch
+    maps = []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
+        teacher = HookedANN(nn.Sequential(*layers), ["0"], 7, 3, 16)
+        maps.append(FrozenTeacher(teacher, build_method("samd"))(images, target).cams[-1])
+    assert torch.equal(*maps)
+    assert maps[0].max() > 0
+
+
+def test_a_head_can_be_trained_alone(batch):
+    images, target = batch
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
+    network = HookedANN(nn.Sequential(*layers), ["2"], 7, 3, 16, trainable=["5"]).train()
+    before = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    nn.functional.cross_entropy(network(images).logits, target).backward()
+    optimizer.step()
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"model.5.weight", "model.5.bias"}
+    with pytest.raises(ValueError, match="the model has no layer 'fc'"):
+        HookedANN(nn.Sequential(*layers), ["2"], 7, 3, 16, trainable=["fc"])
+
+
 @pytest.mark.parametrize(
-    ("source", "options"),
+    ("options", "error", "message"),
     [
-        (
-            "timm:vit_small_patch16_224",
-            {
-                "model_options": {"img_size": 32, "patch_size": 4, "depth": 2},
-                "layers": ["blocks.0.norm1", "blocks.1.norm1"],
-                "layout": "tokens",
-            },
-        ),
-        ("timm:resnet18", {"layers": ["layer3", "layer4"], "classifier": "fc"}),
-        ("torchvision:resnet18", {"layers": ["layer3", "layer4"], "classifier": "fc"}),
+        ({"model": "resnet"}, TypeError, r"model must be an nn\.Module, got str"),
+        ({"layers": "blocks"}, TypeError, "layers must be a list of layer names, got 'blocks'"),
+        ({"layers": [1]}, TypeError, r"layers must be a list of layer names, got \[1\]"),
+        ({"trainable": "head"}, TypeError, "trainable must be a list of layer names, got 'head'"),
+        ({"image_size": True}, ValueError, "image_size must be a positive integer, got True"),
+        ({"image_size": 0}, ValueError, "image_size must be a positive integer, got 0"),
+        ({"classifier": "blocks"}, ValueError, "classifier 'blocks' is no linear layer"),
     ],
 )
-def test_libraries(source, options):
-    pytest.importorskip(source.partition(":")[0], exc_type=ImportError)
-    teacher = build_model("external", num_classes=7, source=source, image_size=32, **options)
-    method = build_method("ckd")
-    student = build_model("snn_resnet_small", num_classes=7, in_channels=3, widths=(4, 4, 4), time_steps=1)
-    method.bind(student, teacher)
-    images, target = torch.randn(2, 3, 32, 32), torch.tensor([1, 2])
-    parts = method(student(images), FrozenTeacher(teacher, method)(images, target), target)
-    assert torch.isfinite(sum(parts.values()))
-
-
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(ImportError, match=r"needs timm, which cannot be imported .* run pip install timm"):
-        build_model("external", num_classes=7, source="timm:resnet18", layers=["layer4"], image_size=32)
+def test_wrong_types_are_named(options, error, message):
+    given = {"model": TinyViT(), "layers": ["blocks.0"], "image_size": 16, **options}
+    with pytest.raises(error, match=message):
+        HookedANN(num_classes=7, in_channels=3, layout="tokens", **given)

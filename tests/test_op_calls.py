@@ -1,13 +1,14 @@
-"""The short way past the dispatcher: taken where nobody watches, and only there."""
+"""The short way past the dispatcher: taken where nobody watches, and only there; and who may watch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from ckd_kernels import Neuron, bn_lif, lif, sam
+from ckd_kernels import Neuron, bn_lif, layers, lif, sam
 
 NEURON = Neuron.paper()
 
@@ -16,7 +17,7 @@ def normalised(y: torch.Tensor) -> torch.Tensor:
     return bn_lif(y, torch.ones(3, device=y.device), None, None, None, NEURON)
 
 
-CALLS = {"lif": lambda x: lif(x, NEURON), "bn_lif": normalised, "sam": sam}
+CALLS = {"lif": lambda x: lif(x, NEURON), "bn_lif": normalised, "sam": lambda x: sam(x)}
 OPS = {"lif": {"lif_forward", "lif_backward"}, "bn_lif": {"bn_lif_forward", "bn_lif_backward"}, "sam": {"sam"}}
 
 
@@ -54,10 +55,73 @@ def test_modes_see_every_op(name):
     assert seen.names == {op for op in OPS[name] if "backward" not in op}
 
 
+@pytest.fixture
+def dispatched(monkeypatch) -> list[str]:
+    """The names of our ops that were called by way of the dispatcher."""
+    names: list[str] = []
+    call = torch._ops.OpOverloadPacket.__call__
+
+    def counting(self, *args, **kwargs):
+        if self._qualified_op_name.startswith("ckd_kernels::"):
+            names.append(self.__name__)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch._ops.OpOverloadPacket, "__call__", counting)
+    return names
+
+
 @pytest.mark.parametrize("name", CALLS)
-def test_nothing_else_goes_through_the_dispatcher(name):
-    assert not profiled(lambda: CALLS[name](x()).sum().backward())
-    assert not profiled(lambda: CALLS[name](x(requires_grad=False)))
+def test_nothing_goes_through_the_dispatcher_where_nobody_watches(name, dispatched):
+    CALLS[name](x()).sum().backward()
+    CALLS[name](x(requires_grad=False))
+    assert dispatched == []
+    with Seen():
+        CALLS[name](x(requires_grad=False))
+    assert dispatched
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_profiler_shows_every_op(name):
+    given = x()
+    assert OPS[name] <= profiled(lambda: CALLS[name](given).sum().backward())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_function_modes_see_every_op(name):
+    class Heard(torch.overrides.TorchFunctionMode):
+        names: tuple[str, ...] = ()
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            Heard.names += (getattr(func, "__name__", ""),)
+            return func(*args, **(kwargs or {}))
+
+    with Heard():
+        CALLS[name](x(requires_grad=False))
+    assert any(name in heard for heard in Heard.names)
+
+
+def test_flops_of_a_network_are_counted():
+    """A neuron has no matrix product: what its neighbours take is all."""
+    net = torch.nn.Sequential(torch.nn.Linear(5, 7), layers.LIF(), torch.nn.Linear(7, 5), layers.BatchNormLIF(3))
+    with FlopCounterMode(display=False) as flops:
+        net(x()).sum().backward()
+    assert flops.get_total_flops() == 2 * 3 * (2 * 5 * 7 * 4 * 2 * 3 * 5)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("name", CALLS)
+def test_make_fx_records_the_ops(name, mode):
+    def both_ways(given):
+        leaf = given.detach().requires_grad_()
+        out = CALLS[name](leaf)
+        return out, torch.autograd.grad(out, leaf, torch.ones_like(out))[0]
+
+    graph = make_fx(both_ways, tracing_mode=mode)(x(requires_grad=False))
+    other = torch.randn(4, 2, 3, 5, 5)
+    for actual, expected in zip(graph(other), both_ways(other), strict=True):
+        assert torch.equal(actual, expected)
+    recorded = {node.target._opname for node in graph.graph.nodes if "ckd_kernels" in str(node.target)}
+    assert recorded == OPS[name]
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -90,15 +154,3 @@ def test_tensors_of_other_classes_hear_of_the_op(requires_grad):
     Marked.heard = ()
     lif(x().detach().as_subclass(Marked).requires_grad_(requires_grad), NEURON)
     assert any("lif_forward" in name for name in Marked.heard)
-
-
-@pytest.mark.parametrize("name", ["lif", "bn_lif"])
-def test_derivatives_that_are_not_there_are_refused(name):
-    """Also where no tensor says that it requires a gradient."""
-    given = x(requires_grad=False)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        CALLS[name](forward_ad.make_dual(given, given))
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.jvp(CALLS[name], (given,), (given,))
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.grad(lambda x: CALLS[name](x).sum())(given)

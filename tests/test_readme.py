@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, and its tables name every variable that the code reads."""
+"""The README's examples run as they stand, and docs/install.md names every variable that the code reads."""
 
 import re
 from pathlib import Path
@@ -18,9 +18,13 @@ def test_example_runs(code):
 
 
 def test_environment_variables_are_documented():
-    read = re.compile(r"""(?:environ(?:\.get\(|\[)\s*|getenv\()["'](CKD_\w+)""")
-    files = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "ckd_kernels").rglob("*.py")]
-    files += (ROOT / "python").rglob("*.py")
+    read = re.compile(r"""(?:environ(?:\.get\(|\[)\s*|environment\.get\(|getenv\()["']((?:CKD|CMAKE|CXX|CUDA)\w*)""")
+    files = [ROOT / "tests" / "test_packaging.py", *(ROOT / "csrc").rglob("*.cpp")]
+    for folder in ("build_support", "ckd_kernels", "python"):
+        files += (ROOT / folder).rglob("*.py")
     names = {name for file in files for name in read.findall(file.read_text())}
-    assert {"CKD_CUDA", "CKD_CUDA_ARCHS", "CKD_BACKEND"} <= names
-    assert not {name for name in names if f"`{name}`" not in README}
+    cmake = re.compile(r"ENV\{?\s?(CKD\w+|CUDA\w+)")
+    names |= {name for file in (ROOT / "cmake").glob("*.cmake") for name in cmake.findall(file.read_text())}
+    assert {"CKD_CUDA", "CKD_CUDA_ARCHS", "CKD_BACKEND", "CKD_TEST_DIST", "CUDAHOSTCXX", "CXX"} <= names
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert not {name for name in names if f"`{name}`" not in page}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..normalisation import module_arguments
+from ..normalisation import count_batch, module_arguments
 from .adopt import Adopted, own_class
 
 _ADDITIONS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__}
@@ -93,6 +93,10 @@ class DeferredNorm:
         self._check_operands()
         normalisation.fused = True
         return normalisation.y, {**module_arguments(normalisation.norm), "residual": self._residual}
+
+    def counted(self) -> None:
+        """To be called when a neuron has done what it has taken."""
+        count_batch(self._normalisation.norm)
 
     def _fits(self, other: Any) -> bool:
         y = self._normalisation.y

@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import graphlib
 import operator
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..layers import IF, LIF, ParametricLIF
+from ..arguments import check_number
+from ..layers import IF, LIF, BatchNormLIF, ParametricLIF
 from ..neuron import Neuron
-from ..surrogate import Surrogate, Triangle
+from ..surrogate import BY_NAME, Surrogate, Triangle
 from .adopt import Unsupported
 
 __all__ = ["from_nir", "to_nir"]
@@ -51,6 +53,7 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = 1e-4) -> Any:
 
     Raises:
         ImportError: nir or nirtorch is not installed.
+        TypeError, ValueError: an argument of a wrong type, or a ``dt`` that is not > 0.
         ValueError: a module that NIR has no node for, a neuron that does not reset to ``v_reset``, or one that leaks
             differently in each channel.
 
@@ -61,6 +64,11 @@ def to_nir(model: nn.Module, sample: Tensor, *, dt: float = 1e-4) -> Any:
         ['Input', 'Affine', 'LIF', 'Output']
     """
     nir = _library("nir")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not isinstance(sample, Tensor):
+        raise TypeError(f"sample must be a torch.Tensor, got {type(sample).__name__}")
+    _check_dt(dt)
     shapes = _frame_shapes(model, sample)
     nodes = {module: _node(nir, name, module, shapes[name], dt) for name, module in _leaves(model)}
     graph = _library("nirtorch").torch_to_nir(model, {type(module): nodes.__getitem__ for module in nodes})
@@ -81,6 +89,7 @@ def from_nir(graph: Any, *, dt: float = 1e-4, surrogate: Surrogate | None = None
 
     Raises:
         ImportError: nir is not installed.
+        TypeError, ValueError: an argument of a wrong type, or a ``dt`` that is not > 0.
         ValueError: a node that we do not have, a neuron whose parameters differ within its population or that is none
             of ours, or recurrent connections.
 
@@ -90,6 +99,11 @@ def from_nir(graph: Any, *, dt: float = 1e-4, surrogate: Surrogate | None = None
         >>> spikes = model(torch.rand(100, 1, 8))  # doctest: +SKIP
     """
     nir = _library("nir")
+    if not isinstance(graph, nir.NIRGraph):
+        raise TypeError(f"graph must be a nir.NIRGraph, e.g. nir.read(file); got {type(graph).__name__}")
+    _check_dt(dt)
+    if surrogate is not None and type(surrogate) not in BY_NAME.values():
+        raise TypeError(f"surrogate must be one of ckd_kernels.surrogate, e.g. Triangle(); got {surrogate!r}")
     root, traced = nn.Module(), fx.Graph()
     values: dict[str, fx.Node] = {}
     ends: list[fx.Node] = []
@@ -123,6 +137,10 @@ def from_nir(graph: Any, *, dt: float = 1e-4, surrogate: Surrogate | None = None
     return fx.GraphModule(root, traced)
 
 
+def _check_dt(dt: float) -> None:
+    check_number("dt", dt, low=5e-324, high=sys.float_info.max, expected="a finite number > 0")
+
+
 def _library(name: str) -> Any:
     try:
         return __import__(name)
@@ -139,7 +157,7 @@ def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
     if isinstance(model, (*_LAYERS, *_STATELESS)) or hasattr(model, "current_neuron"):
         yield prefix, model
         return
-    if next(model.children(), None) is None:
+    if isinstance(model, BatchNormLIF) or next(model.children(), None) is None:
         raise ValueError(f"NIR has no node for {prefix or 'the model'}, a {type(model).__name__}")
     for name, child in model.named_children():
         yield from _leaves(child, f"{prefix}.{name}" if prefix else name)

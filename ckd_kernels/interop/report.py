@@ -29,7 +29,8 @@ class ConversionReport:
     """What `convert` did; ``print(report)`` shows a table.
 
     Args:
-        entries: one for every neuron, and with ``fuse=True`` every normalisation before a neuron, in the model's order.
+        entries: one for every neuron and everything that looks like one, and with ``fuse=True`` every batch
+            normalisation, in the model's order.
 
     Example:
         >>> from ckd_kernels.interop import ConversionReport, Entry

@@ -71,6 +71,9 @@ else:
     _Base = object
 
 
+_BLANK = object()  # what copy and pickle make, to be filled
+
+
 class MultiStep(Adopted, _Base):
     """Makes a ``snntorch.Leaky`` take all time steps in one call, ``[T, B, ...]``, instead of one a call.
 
@@ -104,8 +107,8 @@ class MultiStep(Adopted, _Base):
 
     mem: Tensor
 
-    def __new__(cls, neuron: Any = None) -> Any:
-        if neuron is None:  # A blank one, to be filled by copy or pickle.
+    def __new__(cls, neuron: Any = _BLANK) -> Any:
+        if neuron is _BLANK:
             return super().__new__(cls)
         if type(neuron).__name__ != "Leaky" or not is_snntorch_neuron(neuron):
             raise TypeError(f"neuron must be a snntorch.Leaky, got {type(neuron).__name__}")

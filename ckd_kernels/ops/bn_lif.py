@@ -1,4 +1,4 @@
-"""The ops of batch normalisation and LIF in one, and their autograd function.
+"""The ops of batch normalisation and LIF in one; their autograd function is in bn_lif_autograd.py.
 
 Forward: statistics of a channel (one read), then normalisation, residual, neuron and map in one pass.  Backward: a
 first pass over y and the upstream gradient sums what the statistics' gradient needs, a second one writes dL/dy; both
@@ -10,18 +10,15 @@ What lies between the passes, arithmetic on such vectors, is in bn_fold.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backend import resolve
 from ..neuron import Neuron
 from .bn_fold import bn_coefficients, bn_fold
 from .layout import Layout, layout_of
 from .library import LIBRARY, register
-from .lif import allocate, allocate_gradients, nothing_fired, present, state_dtype
+from .lif import allocate, allocate_gradients, constant_neuron, nothing_fired, present, state_dtype
 
 _PLACE = "str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim"
 _STATE = "Tensor? residual, Tensor? v_init, Tensor? leak"
@@ -99,7 +96,7 @@ def _bn_lif_forward(
     out = allocate(y, layout, return_v, return_sam, save_checkpoints)
     if out[0].numel() > 0:
         residual, v_init = _aligned(layout, residual), _aligned(layout, v_init, time_dim)
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_forward(
+        resolve(backend, "bn_lif", y.device, y.dtype, constant_neuron(neuron, leak)).bn_lif_forward(
             Neuron.from_spec(neuron), layout, y, folded, residual, v_init, leak, *out
         )
     else:
@@ -190,8 +187,9 @@ def _sums(
 ) -> Tensor:
     """The first backward pass: gradients of the current, and their products with y - mean, summed a channel."""
     sums = _channel_pairs(y, layout)
+    _, _, leak, _ = state
     if y.numel() > 0:
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_reduce(
+        resolve(backend, "bn_lif", y.device, y.dtype, constant_neuron(neuron, leak)).bn_lif_reduce(
             Neuron.from_spec(neuron), layout, y, folded, *state, *upstream, sums
         )
     else:
@@ -238,14 +236,14 @@ def _bn_lif_backward(
     made = []
     if coefficients is None and (need_affine or (by_batch and need_y)):
         sums = _sums(neuron, backend, layout, y, folded, state, upstream)
-        coefficients = bn_coefficients(sums, folded[1], None, max(y.numel() // layout.channels, 1), backend)
+        coefficients = bn_coefficients(sums, folded[1], None, max(y.numel() // max(layout.channels, 1), 1), backend)
         made.append(coefficients)
     if not (need_y or need_residual or need_v_init or need_leak):
         return made
     out = _allocate_backward(y, leak, layout, need_residual, need_v_init, need_leak)
     if y.numel() > 0:
         through = coefficients if by_batch else None
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_lif_backward(
+        resolve(backend, "bn_lif", y.device, y.dtype, constant_neuron(neuron, leak)).bn_lif_backward(
             Neuron.from_spec(neuron), layout, y, folded, *state, *upstream, through, *out
         )
     else:
@@ -303,80 +301,8 @@ def _aligned_upstream(
 
 
 bn_statistics = register("bn_statistics", _bn_statistics, _bn_statistics_fake)
-bn_lif_forward = register("bn_lif_forward", _bn_lif_forward, _bn_lif_forward_fake)
+
+
+bn_lif_forward = register("bn_lif_forward", _bn_lif_forward, _bn_lif_forward_fake, autograd=True)
 bn_lif_reduce = register("bn_lif_reduce", _bn_lif_reduce, _bn_lif_reduce_fake)
 bn_lif_backward = register("bn_lif_backward", _bn_lif_backward, _bn_lif_backward_fake)
-
-
-class BNLIFFunction(torch.autograd.Function):
-    """Differentiable normalisation and LIF over the ops.
-
-    ``statistics``: running mean and variance, momentum and eps; ``source``: whether y is normalised by the batch's own
-    statistics, and the process group that shares them.  Returns what weight, bias and statistics were folded into (see
-    bn_fold.py), spikes, then v and sam where asked for.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        y: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        v_init: Tensor | None,
-        leak: Tensor | None,
-        folded: Tensor | None,
-        count: Tensor | None,
-        statistics: tuple[Tensor | None, Tensor | None, float, float],
-        source: tuple[bool, Any],
-        place: tuple[str, str, int, int, int],
-        returned: tuple[bool, bool],
-        save_checkpoints: bool,
-    ) -> tuple[Tensor, ...]:
-        out = bn_lif_forward(
-            *(y, folded, weight, bias, *statistics, residual, v_init, leak, *place, *returned, save_checkpoints)
-        )
-        if folded is None:
-            folded, *out = out
-        checkpoints = out[-1] if save_checkpoints else None
-        ctx.save_for_backward(y, folded, residual, v_init, leak, checkpoints, count)
-        ctx.source, ctx.place, ctx.returned = source, place, returned
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(folded)
-        return folded, *(out[:-1] if save_checkpoints else out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _: None, *grads: Tensor | None) -> tuple:  # type: ignore[override]
-        if all(grad is None for grad in grads):
-            return (None,) * 13
-        y, folded, residual, v_init, leak, checkpoints, count = ctx.saved_tensors
-        return_v, return_sam = ctx.returned
-        upstream = grads[0], grads[1] if return_v else None, grads[-1] if return_sam else None
-        given = y, folded, residual, v_init, leak, checkpoints, *upstream
-        need_y, need_weight, need_bias, need_residual, need_v_init, need_leak = ctx.needs_input_grad[:6]
-        need_affine = need_weight or need_bias
-        by_batch, group = ctx.source
-        own = coefficients = None
-        if group is not None and by_batch and (need_affine or need_y):
-            # Each process has its own part of dL/dweight and dL/dbias; dL/dy takes the sums of all.
-            sums, backend = bn_lif_reduce(*given, *ctx.place), ctx.place[1]
-            own = bn_coefficients(sums, folded[1], None, 1, backend)
-            torch.distributed.all_reduce(sums, group=group)
-            coefficients = bn_coefficients(sums, folded[1], count, 1, backend)
-        needs = need_y, need_affine, need_residual, need_v_init, need_leak
-        out = bn_lif_backward(*given, coefficients, by_batch, *ctx.place, *needs)
-        at = 0
-        if own is None and (need_affine or (by_batch and need_y)):
-            own, at = out[0], 1
-        grad_residual = out[at + 1] if need_residual else None
-        grad_v_init = out[at + 1 + need_residual] if need_v_init else None
-        return (
-            out[at] if need_y else None,
-            own[2] if need_weight and own is not None else None,
-            own[3] if need_bias and own is not None else None,
-            grad_residual,
-            grad_v_init,
-            out[-1] if need_leak else None,
-            *(None,) * 7,
-        )

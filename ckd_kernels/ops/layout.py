@@ -123,6 +123,11 @@ def _layout(
         return None
     outer = math.prod([sizes[d] for d in order[:at]])
     repeated = sizes[time_dim] != time_steps
+    if repeated and sizes[time_dim] != 1:
+        raise ValueError(
+            f"the input has {sizes[time_dim]} time steps where there must be {time_steps};"
+            " a graph that was traced takes no other number than that it was traced with"
+        )
     out_sizes = tuple(time_steps if d == time_dim else n for d, n in enumerate(sizes))
     return Layout(outer, time_steps, rows, channels, inner, repeated, out_sizes, order, time_dim, channel_dim)
 
@@ -130,12 +135,27 @@ def _layout(
 _cached_layout = functools.lru_cache(maxsize=4096)(_layout)
 
 
-def layout_of(x: Tensor, *, time_dim: int, time_steps: int, channel_dim: int) -> Layout | None:
+def sizes_of(x: Tensor) -> tuple[int, ...]:
+    """x's shape as numbers, also where `torch.jit.trace` has tensors for them, as what follows is not recorded."""
+    sizes = x.shape
+    if sizes and type(sizes[0]) is Tensor:
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            sizes = x.shape
+        finally:
+            torch._C._set_tracing_state(state)
+    return sizes
+
+
+def layout_of(x: Tensor, *, time_dim: int, time_steps: int | None = None, channel_dim: int) -> Layout | None:
     """The layout of x, or None where a kernel cannot see it in place and it has to be copied.
 
-    ``x`` has ``time_steps`` time steps, or one that stands for all of them.
+    ``x`` has ``time_steps`` time steps, or one that stands for all of them; by default as many as it has.
     """
-    sizes, strides = tuple(x.shape), x.stride()
+    sizes, strides = sizes_of(x), x.stride()
+    if time_steps is None:
+        time_steps = sizes[time_dim]
     if not torch.compiler.is_compiling():
         try:
             return _cached_layout(sizes, strides, time_dim, time_steps, channel_dim)
@@ -146,7 +166,7 @@ def layout_of(x: Tensor, *, time_dim: int, time_steps: int, channel_dim: int) ->
 
 def dense(x: Tensor, *, time_dim: int, channel_dim: int) -> Tensor:
     """x itself where the kernels can see it in place, else a copy that they can."""
-    if layout_of(x, time_dim=time_dim, time_steps=x.shape[time_dim], channel_dim=channel_dim) is not None:
+    if layout_of(x, time_dim=time_dim, channel_dim=channel_dim) is not None:
         return x
     # Time outermost, the rest in the order of their indices: always seen in place.
     return x.movedim(time_dim, 0).contiguous().movedim(0, time_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,22 +15,37 @@ LIBRARY = torch.library.Library("ckd_kernels", "DEF")
 # Arguments that concern nobody but the op.  Not tensors of other classes, such as fake ones, or symbols.
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype})
 
+# Who may be watching, each a call into C++.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_tracing = torch._C._is_tracing
+_profiling = torch._C._autograd._profiler_enabled
+_transforms = torch._C._are_functorch_transforms_active
+_legacy_batch = torch._C._functorch.is_legacy_batchedtensor
 
-def register(name: str, implementation: Callable, fake: Callable) -> Callable:
+
+def register(name: str, implementation: Callable, fake: Callable, *, autograd: bool = False) -> Callable:
     """Registers an op's implementation (which picks a backend itself) for every device, and its fake.
 
     Returns what autograd functions call: the op, or where nobody watches the implementation itself.  The dispatcher
     would come back to Python with the same arguments, and behind a kernel that has filled the caches with data every
     piece of code is fetched from memory: the way there took longer than the copy of a small tensor.
+
+    ``autograd``: the op has a gradient, see `register_autograd`.
     """
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ckd_kernels::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.ckd_kernels, name)
+    if not autograd:
+        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
     def call(*args: Any) -> Any:
         if (
             torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
+            or _dispatch_modes()
+            or _function_modes()
+            or _tracing()
+            or _profiling()
             or not _PLAIN.issuperset(map(type, args))
             or args[0].is_meta
         ):
@@ -37,6 +53,20 @@ def register(name: str, implementation: Callable, fake: Callable) -> Callable:
         return implementation(*args)
 
     return call
+
+
+def register_autograd(name: str, differentiable: Callable) -> None:
+    """Registers what computes an op for those who call it by way of the dispatcher, such as a traced graph.
+
+    It takes the op without a gradient, and then the op's arguments.
+    """
+    op = getattr(torch.ops.ckd_kernels, name)
+
+    def below_autograd(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    LIBRARY.impl(name, functools.partial(differentiable, below_autograd), "Autograd")
 
 
 def requires_grad(*tensors: Tensor | None) -> bool:
@@ -48,11 +78,42 @@ def requires_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
-def followed() -> bool:
-    """Whether derivatives are followed that `requires_grad` does not tell of, or may be.
+# Who computes a call: the op, which may be recorded and has a gradient of its own; the autograd function over the ops;
+# or PyTorch's own functions, see composed.py.
+OP, FUNCTION, COMPOSED = "op", "function", "composed"
 
-    They are refused by autograd functions; an op alone would drop them without a word.
+
+def way_of(*tensors: Tensor | None) -> str:
+    """Who computes a call on these tensors.
+
+    Transforms of `torch.func` and forward-mode derivatives follow calls whose tensors do not tell of a gradient;
+    `torch.jit.trace` cannot record an autograd function.
     """
+    if torch.compiler.is_compiling():
+        return FUNCTION
+    if _transforms() or forward_ad._current_level >= 0:
+        return COMPOSED
+    if _tracing():
+        # ONNX has no such op, but all that it is composed of.
+        return COMPOSED if torch.onnx.is_in_onnx_export() else OP
+    return FUNCTION if requires_grad(*tensors) else OP
+
+
+def observed(t: Tensor) -> bool:
+    """Whether looking at the values of a tensor would be recorded, or is not possible."""
     return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        torch.compiler.is_compiling()
+        or type(t) not in _PLAIN
+        or bool(_dispatch_modes() or _function_modes() or _tracing() or _transforms())
     )
+
+
+def batched(grads: tuple[Tensor | None, ...]) -> bool:
+    """Whether a backward pass is that of many gradients at once: `torch.vmap`, or ``is_grads_batched``."""
+    return _transforms() or any(g is not None and _legacy_batch(g) for g in grads)
+
+
+def beyond_kernels(grads: tuple[Tensor | None, ...]) -> bool:
+    """Whether the backward pass that runs does what the kernels do not: it is to be differentiated itself
+    (``create_graph``), or that of many gradients at once."""
+    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or batched(grads))

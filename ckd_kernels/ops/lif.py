@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backend import resolve
 from ..neuron import Neuron
+from . import composed
 from .layout import Layout, layout_of
-from .library import LIBRARY, register
+from .library import LIBRARY, beyond_kernels, register, register_autograd, requires_grad
 
 CHECKPOINT_EVERY = 16
 
@@ -39,6 +39,11 @@ LIBRARY.define(
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Membrane potential and arithmetic: float32, or float64 for float64 storage."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def constant_neuron(neuron: str, leak: Tensor | None) -> str | None:
+    """What the choice of a backend may depend on: no kernel is compiled for a decay or tau that is a tensor."""
+    return neuron if leak is None else None
 
 
 def checkpoint_count(time_steps: int) -> int:
@@ -100,7 +105,7 @@ def _lif_forward(
     if out[0].numel() > 0:
         if v_init is not None:
             v_init = layout.aligned(v_init, without=(time_dim,))
-        resolve(backend, "lif", x.device, x.dtype).lif_forward(
+        resolve(backend, "lif", x.device, x.dtype, constant_neuron(neuron, leak)).lif_forward(
             Neuron.from_spec(neuron),
             layout,
             x,
@@ -167,7 +172,7 @@ def _lif_backward(
             grad_v = layout.aligned(grad_v, without=(time_dim,))
         if grad_sam is not None:
             grad_sam = layout.aligned(grad_sam, without=(time_dim, channel_dim))
-        resolve(backend, "lif", x.device, x.dtype).lif_backward(
+        resolve(backend, "lif", x.device, x.dtype, constant_neuron(neuron, leak)).lif_backward(
             Neuron.from_spec(neuron),
             layout,
             x,
@@ -208,7 +213,7 @@ def _lif_backward_fake(
     return present(allocate_gradients(x, leak, layout, need_v_init, need_leak))
 
 
-lif_forward = register("lif_forward", _lif_forward, _lif_forward_fake)
+lif_forward = register("lif_forward", _lif_forward, _lif_forward_fake, autograd=True)
 lif_backward = register("lif_backward", _lif_backward, _lif_backward_fake)
 
 
@@ -236,16 +241,53 @@ class LIFFunction(torch.autograd.Function):
         return tuple(out[:-1] if save_checkpoints else out)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:  # type: ignore[override]
         if all(grad is None for grad in grads):
             return (None,) * 6
-        return_v, return_sam = ctx.returned
-        grad_v = grads[1] if return_v else None
-        grad_sam = grads[-1] if return_sam else None
-        need_x, need_v_init, need_leak = ctx.needs_input_grad[:3]
-        out = lif_backward(*ctx.saved_tensors, grads[0], grad_v, grad_sam, *ctx.place, need_v_init, need_leak)
-        grad_x = out[0] if need_x else None
-        grad_v_init = out[1] if need_v_init else None
-        grad_leak = out[-1] if need_leak else None
-        return grad_x, grad_v_init, grad_leak, None, None, None
+        saved, needs, place, returned = ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.place, ctx.returned
+        if not beyond_kernels(grads):
+            return *_gradients(saved, grads, needs, place, returned), None, None, None
+        found = composed.backward(
+            lambda x, v_init, leak: composed.lif(x, v_init, leak, place, returned),
+            lambda: _gradients(saved, grads, needs, place, returned),
+            *(saved[:3], grads, needs),
+        )
+        return *found, None, None, None
+
+
+def _gradients(
+    saved: tuple[Tensor | None, ...],
+    grads: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+    place: tuple[str, str, int, int, int],
+    returned: tuple[bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, v_init and leak where they are needed, by the kernels."""
+    return_v, return_sam = returned
+    need_x, need_v_init, need_leak = needs
+    grad_v, grad_sam = grads[1] if return_v else None, grads[-1] if return_sam else None
+    out = lif_backward(*saved, grads[0], grad_v, grad_sam, *place, need_v_init, need_leak)
+    return out[0] if need_x else None, out[1] if need_v_init else None, out[-1] if need_leak else None
+
+
+def _lif_differentiable(
+    below_autograd: Any,
+    x: Tensor,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    neuron: str,
+    backend: str,
+    time_dim: int,
+    time_steps: int,
+    channel_dim: int,
+    return_v: bool,
+    return_sam: bool,
+    save_checkpoints: bool,
+) -> list[Tensor]:
+    place, returned = (neuron, backend, time_dim, time_steps, channel_dim), (return_v, return_sam)
+    if save_checkpoints or not requires_grad(x, v_init, leak):
+        return below_autograd(x, v_init, leak, *place, *returned, save_checkpoints)
+    return list(LIFFunction.apply(x, v_init, leak, place, returned, checkpoint_count(time_steps) > 0))
+
+
+register_autograd("lif_forward", _lif_differentiable)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backend import resolve
 from .layout import Layout, layout_of
-from .library import LIBRARY, register
+from .library import LIBRARY, register, register_autograd, requires_grad
 
 LIBRARY.define(
     "sam(Tensor spikes, str backend, int time_dim, SymInt time_steps, int channel_dim) -> Tensor",
@@ -41,7 +41,7 @@ def _sam_fake(spikes: Tensor, backend: str, time_dim: int, time_steps: int, chan
     return _allocate(spikes, time_dim, time_steps, channel_dim)[1]
 
 
-sam = register("sam", _sam, _sam_fake)
+sam = register("sam", _sam, _sam_fake, autograd=True)
 
 
 class SAMFunction(torch.autograd.Function):
@@ -62,3 +62,14 @@ class SAMFunction(torch.autograd.Function):
         first, second = sorted((ctx.time_dim, ctx.channel_dim))
         spread = (grad / ctx.count).to(ctx.dtype).unsqueeze(first).unsqueeze(second)
         return spread.expand(ctx.shape), None, None, None, None
+
+
+def _sam_differentiable(
+    below_autograd: Any, spikes: Tensor, backend: str, time_dim: int, time_steps: int, channel_dim: int
+) -> Tensor:
+    if not requires_grad(spikes):
+        return below_autograd(spikes, backend, time_dim, time_steps, channel_dim)
+    return SAMFunction.apply(spikes, backend, time_dim, time_steps, channel_dim)
+
+
+register_autograd("sam", _sam_differentiable)

@@ -28,22 +28,6 @@ inline void with_charge_and_reset(const Neuron& neuron, const F& f) {
 
 inline bool is_delayed(const Neuron& neuron) { return neuron.drop_later != 0 && !neuron.detach_reset; }
 
-// f(integral_constant<Through>, bool_constant<Delayed>).
-template <class F>
-inline void with_through(const Neuron& neuron, const F& f) {
-  switch (through(neuron)) {
-    case Through::kHard:
-      return f(std::integral_constant<Through, Through::kHard>{}, std::false_type{});
-    case Through::kHardDetached:
-      return f(std::integral_constant<Through, Through::kHardDetached>{}, std::false_type{});
-    case Through::kSubtractDetached:
-      return f(std::integral_constant<Through, Through::kSubtractDetached>{}, std::false_type{});
-    case Through::kSubtract:
-      if (is_delayed(neuron)) return f(std::integral_constant<Through, Through::kSubtract>{}, std::true_type{});
-      return f(std::integral_constant<Through, Through::kSubtract>{}, std::false_type{});
-  }
-}
-
 // A group function for each number of steps.
 template <class Function>
 struct ByGroup {
@@ -107,14 +91,21 @@ struct AdvanceSteps {
 
 template <class Real>
 struct BackwardSteps {
-  using Function = decltype(&backward_steps<1, Through::kHard, false, Real>);
+  using Function = decltype(&backward_steps<1, Reset::kHard, false, Real>);
   ByGroup<Function> steps;
   explicit BackwardSteps(const Neuron& neuron) {
-    with_through(neuron, [&](auto through, auto delayed) {
-      constexpr Through R = decltype(through)::value;
+    const auto choose = [&](auto reset, auto delayed) {
+      constexpr Reset R = decltype(reset)::value;
       constexpr bool D = decltype(delayed)::value;
       steps = {backward_steps<4, R, D, Real>, backward_steps<2, R, D, Real>, backward_steps<1, R, D, Real>};
-    });
+    };
+    if (neuron.reset == Reset::kHard) {
+      choose(std::integral_constant<Reset, Reset::kHard>{}, std::false_type{});
+    } else if (is_delayed(neuron)) {
+      choose(std::integral_constant<Reset, Reset::kSubtract>{}, std::true_type{});
+    } else {
+      choose(std::integral_constant<Reset, Reset::kSubtract>{}, std::false_type{});
+    }
   }
 };
 

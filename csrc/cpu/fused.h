@@ -16,14 +16,10 @@ struct FusedRows {
 };
 
 // The way back through G steps of one element: v is what it was before the first of them; gv, dL/dv after the last,
-// becomes dL/dv before the first. `drop_back` is what the way back takes for drop_now: 0 where the reset is detached,
-// since gv*(1 - sg*0) is gv.
-template <int G, Charge C, Through T, class Surrogate>
-CKD_FN void element_back(const Constants<float>& k, float drop_back, float leak, float v, const float (&x)[G],
-                         const float (&gs)[G], float& gv, float (&gx)[G]) {
-  constexpr Reset R = T == Through::kSubtract ? Reset::kSubtract : Reset::kHard;
-  Constants<float> back = k;
-  back.drop_now = drop_back;
+// becomes dL/dv before the first.
+template <int G, Charge C, Reset R, class Surrogate>
+CKD_FN void element_back(const Constants<float>& k, float leak, float v, const float (&x)[G], const float (&gs)[G],
+                         float& gv, float (&gx)[G]) {
   float h[G];
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g) {
@@ -33,14 +29,14 @@ CKD_FN void element_back(const Constants<float>& k, float drop_back, float leak,
 #pragma GCC unroll 4
   for (int g = G - 1; g >= 0; --g) {
     const float sg = Surrogate::derivative(h[g] - k.threshold, k.c0, k.c1);
-    const float gh = fire_backward<T>(h[g], gs[g], gv, sg, back);
+    const float gh = fire_backward<R>(h[g], gs[g], gv, sg, k);
     gx[g] = grad_input<C>(gh, leak);
     gv = grad_before<C>(gh, leak);
   }
 }
 
-template <int G, Charge C, Through T, class Surrogate>
-void fused_steps(const Constants<float> k, float drop_back, int64_t n, FusedRows rows) {
+template <int G, Charge C, Reset R, class Surrogate>
+void fused_steps(const Constants<float> k, int64_t n, FusedRows rows) {
   const float* __restrict x_rows = rows.x.first;
   const float* __restrict gs_rows = rows.gs.first;
   float* __restrict gx_rows = rows.gx.first;
@@ -55,36 +51,17 @@ void fused_steps(const Constants<float> k, float drop_back, int64_t n, FusedRows
       x[g] = x_rows[g * rows.x.stride + i];
       gs[g] = gs_rows[g * rows.gs.stride + i];
     }
-    element_back<G, C, T, Surrogate>(k, drop_back, leak[i], v[i], x, gs, gv, gx);
+    element_back<G, C, R, Surrogate>(k, leak[i], v[i], x, gs, gv, gx);
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) gx_rows[g * rows.gx.stride + i] = gx[g];
     gv_row[i] = gv;
   }
 }
 
-// f(integral_constant<Charge>, integral_constant<Through>, Surrogate): a detached subtraction goes back as one that
-// takes nothing.
-template <class F>
-inline void with_fused(const Neuron& neuron, const F& f) {
-  with_charge_and_reset(neuron, [&](auto charge, auto reset) {
-    const auto choose = [&](auto through) {
-      with_surrogate(neuron.surrogate, [&](auto surrogate) { f(charge, through, surrogate); });
-    };
-    if constexpr (decltype(reset)::value == Reset::kSubtract) {
-      choose(std::integral_constant<Through, Through::kSubtract>{});
-    } else if (neuron.detach_reset) {
-      choose(std::integral_constant<Through, Through::kHardDetached>{});
-    } else {
-      choose(std::integral_constant<Through, Through::kHard>{});
-    }
-  });
-}
-
-// Chosen once a call; compiled in a file of its own.
+// For every neuron. Chosen once a call; compiled in a file of its own.
 struct FusedSteps {
-  ByGroup<decltype(&fused_steps<1, Charge::kDecay, Through::kHard, Triangle>)> steps;
+  ByGroup<decltype(&fused_steps<1, Charge::kDecay, Reset::kHard, Triangle>)> steps;
   Constants<float> k;
-  float drop_back;
 
   explicit FusedSteps(const Neuron& neuron);
 };

@@ -1,17 +1,17 @@
-// Compiles the fused steps of every neuron over rows of bfloat16.
+// Compiles the fused steps of the usual neurons over rows of bfloat16.
 #ifdef CKD_FUSED
 #include "fused_pairs.h"
 
 namespace ckd::cpu::CKD_ISA {
 
-FusedPairs::FusedPairs(const Neuron& neuron, Part part) : k(neuron), drop_back(neuron.detach_reset ? 0 : k.drop_now) {
-  with_fused(neuron, [&](auto charge, auto through, auto surrogate) {
-    constexpr Charge C = decltype(charge)::value;
-    constexpr Through T = decltype(through)::value;
-    using S = decltype(surrogate);
+FusedPairs::FusedPairs(const Neuron& neuron, Part part) : k(neuron) {
+  with_usual(neuron, [&](auto usual) {
+    using N = decltype(usual);
     const auto choose = [&](auto p) {
       constexpr Part P = decltype(p)::value;
-      steps = {fused_pairs<4, C, T, S, P>, fused_pairs<2, C, T, S, P>, fused_pairs<1, C, T, S, P>};
+      steps = {fused_pairs<4, N::charge, N::reset, typename N::Surrogate, P>,
+               fused_pairs<2, N::charge, N::reset, typename N::Surrogate, P>,
+               fused_pairs<1, N::charge, N::reset, typename N::Surrogate, P>};
     };
     switch (part) {
       case Part::kWhole:

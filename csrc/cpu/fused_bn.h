@@ -1,7 +1,8 @@
 // The way back through four steps behind a normalisation, in one loop that keeps everything in registers: normalise,
-// recompute, surrogate, gradient, and what either pass makes of it. It serves neurons that decay, which most are, and
-// gives the bits of the steps one by one (fused.h, grad_input.h).
+// recompute, surrogate, gradient, and what either pass makes of it. It serves the usual neurons and gives the bits of
+// the steps one by one (fused.h, grad_input.h).
 #pragma once
+#include "ckd/usual.h"
 #include "fused.h"
 #include "grad_input.h"
 
@@ -37,8 +38,8 @@ CKD_FN BnChannel channel_at(const BatchTerms<float>& terms, const float* shift, 
 
 // The way back through the steps of one element, as element_back goes. With Sums it adds to sum and moment, else it
 // gives gradients of y and the residual.
-template <Through T, class Surrogate, bool Sums, bool Residual>
-CKD_FN void bn_element(const Constants<float>& k, float drop_back, const BnChannel& channel, float leak, float v,
+template <class N, bool Sums, bool Residual>
+CKD_FN void bn_element(const Constants<float>& k, const BnChannel& channel, float leak, float v,
                        const float (&y)[kGroup], const float (&residual)[kGroup], const float (&gs)[kGroup], float& gv,
                        float& sum, float& moment, float (&gy)[kGroup], float (&grad_residual)[kGroup]) {
   float x[kGroup], gx[kGroup];
@@ -47,7 +48,7 @@ CKD_FN void bn_element(const Constants<float>& k, float drop_back, const BnChann
     x[g] = y[g] * channel.scale + channel.shift;
     if constexpr (Residual) x[g] = x[g] + residual[g];
   }
-  element_back<kGroup, Charge::kDecay, T, Surrogate>(k, drop_back, leak, v, x, gs, gv, gx);
+  element_back<kGroup, N::charge, N::reset, typename N::Surrogate>(k, leak, v, x, gs, gv, gx);
 #pragma GCC unroll 4
   for (int g = kGroup - 1; g >= 0; --g) {
     const float centred = y[g] - channel.mean;
@@ -78,8 +79,8 @@ CKD_FN void with_channels(const FusedBnRows<L>& rows, int64_t begin, int64_t end
 }
 
 // With Sums, the pass that sums, else the one that applies.
-template <Through T, class Surrogate, bool Sums, bool Residual, class L>
-void fused_bn_steps(const Constants<float> k, float drop_back, int64_t n, const FusedBnRows<L> rows) {
+template <class N, bool Sums, bool Residual, class L>
+void fused_bn_steps(const Constants<float> k, int64_t n, const FusedBnRows<L> rows) {
   constexpr int G = kGroup;
   constexpr int64_t kToRead = 1024, kToWrite = 512;  // bytes that are looked ahead from block to block
   const typename L::Raw* __restrict y_rows = rows.y.first;
@@ -102,39 +103,36 @@ void fused_bn_steps(const Constants<float> k, float drop_back, int64_t n, const 
         if constexpr (Residual) prefetch_to_write(grad_residual_rows + g * rows.grad_residual.stride + i, kToWrite);
       }
     }
-    with_channels(rows, begin, std::min(n, begin + kBlock),
-                  [&](int64_t i, const BnChannel& channel) __attribute__((always_inline)) {
-                    float y[G], residual[G] = {}, gs[G], gy[G], grad_residual[G], sum = 0, moment = 0,
-                                gv = carry.before[i];
+    with_channels(
+        rows, begin, std::min(n, begin + kBlock),
+        [&](int64_t i, const BnChannel& channel) __attribute__((always_inline)) {
+          float y[G], residual[G] = {}, gs[G], gy[G], grad_residual[G], sum = 0, moment = 0, gv = carry.before[i];
 #pragma GCC unroll 4
-                    for (int g = 0; g < G; ++g) {
-                      y[g] = L::get(y_rows[g * rows.y.stride + i]);
-                      gs[g] = L::get(gs_rows[g * rows.gs.stride + i]);
-                      if constexpr (Residual) residual[g] = L::get(residual_rows[g * rows.residual.stride + i]);
-                    }
-                    if constexpr (Sums) sum = sums.before[i], moment = moments.before[i];
-                    bn_element<T, Surrogate, Sums, Residual>(k, drop_back, channel, leak[i], v[i], y, residual, gs, gv,
-                                                             sum, moment, gy, grad_residual);
-                    if constexpr (Sums) {
-                      sums.after[i] = sum, moments.after[i] = moment;
-                    } else {
+          for (int g = 0; g < G; ++g) {
+            y[g] = L::get(y_rows[g * rows.y.stride + i]);
+            gs[g] = L::get(gs_rows[g * rows.gs.stride + i]);
+            if constexpr (Residual) residual[g] = L::get(residual_rows[g * rows.residual.stride + i]);
+          }
+          if constexpr (Sums) sum = sums.before[i], moment = moments.before[i];
+          bn_element<N, Sums, Residual>(k, channel, leak[i], v[i], y, residual, gs, gv, sum, moment, gy, grad_residual);
+          if constexpr (Sums) {
+            sums.after[i] = sum, moments.after[i] = moment;
+          } else {
 #pragma GCC unroll 4
-                      for (int g = 0; g < G; ++g) {
-                        gy_rows[g * rows.gy.stride + i] = L::put(gy[g]);
-                        if constexpr (Residual)
-                          grad_residual_rows[g * rows.grad_residual.stride + i] = L::put(grad_residual[g]);
-                      }
-                    }
-                    carry.after[i] = gv;
-                  });
+            for (int g = 0; g < G; ++g) {
+              gy_rows[g * rows.gy.stride + i] = L::put(gy[g]);
+              if constexpr (Residual) grad_residual_rows[g * rows.grad_residual.stride + i] = L::put(grad_residual[g]);
+            }
+          }
+          carry.after[i] = gv;
+        });
   }
 }
 
 // The same of rows of bfloat16, two elements at a time, where these steps are the whole sequence, from rest, and
 // nothing comes back to it. An odd element at the end is left to the caller.
-template <Through T, class Surrogate, bool Sums, bool Residual>
-void fused_bn_pairs(const Constants<float> k, float drop_back, int64_t n, float leak,
-                    const FusedBnRows<BFloat16> rows) {
+template <class N, bool Sums, bool Residual>
+void fused_bn_pairs(const Constants<float> k, int64_t n, float leak, const FusedBnRows<BFloat16> rows) {
   constexpr int G = kGroup;
   const BatchTerms<float> terms = rows.terms;
   const float* __restrict shift = rows.shift;
@@ -148,8 +146,8 @@ void fused_bn_pairs(const Constants<float> k, float drop_back, int64_t n, float 
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       float gv = 0;
-      bn_element<T, Surrogate, Sums, Residual>(k, drop_back, j == 0 ? first : second, leak, k.rest, y[j], residual[j],
-                                               gs[j], gv, sum[j], moment[j], gy[j], grad_residual[j]);
+      bn_element<N, Sums, Residual>(k, j == 0 ? first : second, leak, k.rest, y[j], residual[j], gs[j], gv, sum[j],
+                                    moment[j], gy[j], grad_residual[j]);
       if constexpr (Sums) sums[2 * i + j] = sum[j], moments[2 * i + j] = moment[j];
     }
     if constexpr (!Sums) {
@@ -171,10 +169,11 @@ void fused_bn_pairs(const Constants<float> k, float drop_back, int64_t n, float 
 
 template <class L>
 struct FusedBnSteps {
-  decltype(&fused_bn_steps<Through::kHard, Triangle, true, false, L>) four = nullptr;
-  decltype(&fused_bn_pairs<Through::kHard, Triangle, true, false>) pairs = nullptr;
+  using AnUsualNeuron = UsualNeuron<Charge::kDecay, Reset::kHard, Triangle>;
+  decltype(&fused_bn_steps<AnUsualNeuron, true, false, L>) four = nullptr;
+  decltype(&fused_bn_pairs<AnUsualNeuron, true, false>) pairs = nullptr;
 
-  // None where a call asks for more than the loop does.
+  // None where a call asks for more than the loops do, or of another neuron.
   explicit FusedBnSteps(const LifBackward& call);
 };
 
@@ -182,34 +181,24 @@ template <class L>
 FusedBnSteps<L>::FusedBnSteps(const LifBackward& call) {
   const bool residual = call.affine.residual, sums = call.sums;
   if (!call.affine.scale || !call.mean || !call.grad_spikes || call.grad_sam || call.shape.repeated ||
-      call.neuron.charge != Charge::kDecay || (!sums && residual != (call.grad_residual != nullptr))) {
+      (!sums && residual != (call.grad_residual != nullptr))) {
     return;
   }
-  const auto choose = [&](auto through) {
-    constexpr Through T = decltype(through)::value;
-    with_surrogate(call.neuron.surrogate, [&](auto surrogate) {
-      using G = decltype(surrogate);
+  with_usual(call.neuron, [&](auto usual) {
+    using N = decltype(usual);
+    if (sums) {
+      four = residual ? fused_bn_steps<N, true, true, L> : fused_bn_steps<N, true, false, L>;
+    } else {
+      four = residual ? fused_bn_steps<N, false, true, L> : fused_bn_steps<N, false, false, L>;
+    }
+    if constexpr (std::is_same_v<L, BFloat16>) {
       if (sums) {
-        four = residual ? fused_bn_steps<T, G, true, true, L> : fused_bn_steps<T, G, true, false, L>;
+        pairs = residual ? fused_bn_pairs<N, true, true> : fused_bn_pairs<N, true, false>;
       } else {
-        four = residual ? fused_bn_steps<T, G, false, true, L> : fused_bn_steps<T, G, false, false, L>;
+        pairs = residual ? fused_bn_pairs<N, false, true> : fused_bn_pairs<N, false, false>;
       }
-      if constexpr (std::is_same_v<L, BFloat16>) {
-        if (sums) {
-          pairs = residual ? fused_bn_pairs<T, G, true, true> : fused_bn_pairs<T, G, true, false>;
-        } else {
-          pairs = residual ? fused_bn_pairs<T, G, false, true> : fused_bn_pairs<T, G, false, false>;
-        }
-      }
-    });
-  };
-  if (call.neuron.reset != Reset::kHard) {
-    choose(std::integral_constant<Through, Through::kSubtract>{});
-  } else if (call.neuron.detach_reset) {
-    choose(std::integral_constant<Through, Through::kHardDetached>{});
-  } else {
-    choose(std::integral_constant<Through, Through::kHard>{});
-  }
+    }
+  });
 }
 
 // Compiled in a file of its own each.

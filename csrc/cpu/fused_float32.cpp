@@ -4,12 +4,14 @@
 
 namespace ckd::cpu::CKD_ISA {
 
-FusedSteps::FusedSteps(const Neuron& neuron) : k(neuron), drop_back(neuron.detach_reset ? 0 : k.drop_now) {
-  with_fused(neuron, [&](auto charge, auto through, auto surrogate) {
+FusedSteps::FusedSteps(const Neuron& neuron) : k(neuron) {
+  with_charge_and_reset(neuron, [&](auto charge, auto reset) {
     constexpr Charge C = decltype(charge)::value;
-    constexpr Through T = decltype(through)::value;
-    using S = decltype(surrogate);
-    steps = {fused_steps<4, C, T, S>, fused_steps<2, C, T, S>, fused_steps<1, C, T, S>};
+    constexpr Reset R = decltype(reset)::value;
+    with_surrogate(neuron.surrogate, [&](auto surrogate) {
+      using S = decltype(surrogate);
+      steps = {fused_steps<4, C, R, S>, fused_steps<2, C, R, S>, fused_steps<1, C, R, S>};
+    });
   });
 }
 

@@ -1,5 +1,6 @@
 // The way back (fused.h) through a few steps of rows of bfloat16, in pairs.
 #pragma once
+#include "ckd/usual.h"
 #include "fused.h"
 #include "pairs.h"
 
@@ -19,8 +20,8 @@ struct PairRows {
   Halves<float> gv;
 };
 
-template <int G, Charge C, Through T, class Surrogate, Part P>
-void fused_pairs(const Constants<float> k, float drop_back, int64_t n, const PairRows& given) {
+template <int G, Charge C, Reset R, class Surrogate, Part P>
+void fused_pairs(const Constants<float> k, int64_t n, const PairRows& given) {
   using L = BFloat16;
   const PairRows rows = given;  // which no store can change
   const auto element = [&](int64_t i, int j, const float (&x)[G], float (&gs)[G], float (&gx)[G])
@@ -33,7 +34,7 @@ void fused_pairs(const Constants<float> k, float drop_back, int64_t n, const Pai
 #pragma GCC unroll 4
                                for (int g = 0; g < G; ++g) gs[g] = gs[g] + rows.from_map[2 * i + j];
                              }
-                             element_back<G, C, T, Surrogate>(k, drop_back, leak, v, x, gs, gv, gx);
+                             element_back<G, C, R, Surrogate>(k, leak, v, x, gs, gv, gx);
                              if constexpr (P == Part::kOfMany) rows.gv.first[at] = gv;
                            };
   CKD_SIMD
@@ -55,11 +56,10 @@ void fused_pairs(const Constants<float> k, float drop_back, int64_t n, const Pai
   for (int g = 0; g < G; ++g) rows.gx.first[g * rows.gx.stride + n - 1] = L::put(gx[g]);
 }
 
-// Chosen once a call; compiled in a file of its own.
+// For the usual neurons. Chosen once a call; compiled in a file of its own.
 struct FusedPairs {
-  ByGroup<decltype(&fused_pairs<1, Charge::kDecay, Through::kHard, Triangle, Part::kWhole>)> steps;
+  ByGroup<decltype(&fused_pairs<1, Charge::kDecay, Reset::kHard, Triangle, Part::kWhole>)> steps;
   Constants<float> k;
-  float drop_back;
 
   FusedPairs(const Neuron& neuron, Part part);
 };

@@ -66,17 +66,17 @@ class FusedTile {
             const FusedBnRows<S> rows = bn_rows(outer, t, begin, v);
             if (std::is_same_v<S, BFloat16> && pairs_ && n % 2 == 0) {
               if constexpr (std::is_same_v<S, BFloat16>) {
-                fused_bn_.pairs(fused_.k, fused_.drop_back, n, float(call_.neuron.leak), rows);
+                fused_bn_.pairs(fused_.k, n, float(call_.neuron.leak), rows);
               }
             } else {
-              fused_bn_.four(fused_.k, fused_.drop_back, n, rows);
+              fused_bn_.four(fused_.k, n, rows);
             }
             return grad_input_.template send<G>(t);
           }
         }
         in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t at, int64_t length) {
           const auto gx = grad_input_.template rows<G>(t, at, length);
-          fused_.steps.template get<G>()(fused_.k, fused_.drop_back, length,
+          fused_.steps.template get<G>()(fused_.k, length,
                                          {floats(input_.template rows<G>(t, at, length)),
                                           upstream_.template rows<G>(t, at, length), gx, leak_ + at, v + at, gv_ + at});
           grad_input_.template take<G>(t, at, length, {gx.first, gx.stride});

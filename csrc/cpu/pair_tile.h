@@ -13,7 +13,8 @@ class PairTile {
 
   // Which of the calls that the fused steps serve.
   static bool serves(const LifBackward& call) {
-    return call.grad_spikes && !call.affine.scale && !call.shape.repeated && (!call.grad_sam || is_whole(call));
+    return is_usual(call.neuron) && call.grad_spikes && !call.affine.scale && !call.shape.repeated &&
+           (!call.grad_sam || is_whole(call));
   }
 
   PairTile(const LifBackward& call, int64_t length)
@@ -51,7 +52,7 @@ class PairTile {
         const int64_t place = (t - first) / kGroup + (G == 1 && (t - first) % kGroup == 2 ? 1 : 0);
         const Rows<uint16_t> to{static_cast<uint16_t*>(call_.grad_x) + at_.step(outer, t, begin), at_.frame};
         back_.steps.template get<G>()(
-            back_.k, back_.drop_back, n,
+            back_.k, n,
             {rows(call_.x, outer, t, begin), rows(call_.grad_spikes, outer, t, begin), output_.rows(to, 0, G, n),
              float(call_.neuron.leak), upstream_.from_sam(), leak_, place == 0 ? start : before(place), gv_});
         output_.send(to, G, n);

@@ -119,7 +119,7 @@ struct Carry {
 };
 
 // G steps back: gh from dL/ds and the carry.
-template <int G, Through R, bool Delayed, class Real>
+template <int G, Reset R, bool Delayed, class Real>
 void backward_steps(const Constants<Real> k, int64_t n, Rows<const Real> h, Rows<const Real> sg, Rows<const Real> gs,
                     Carry<Real> carry, Rows<Real> gh) {
   const Real* __restrict potentials = h.first;

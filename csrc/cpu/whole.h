@@ -9,12 +9,12 @@ namespace ckd::cpu::CKD_ISA {
 enum class Source { kPlain, kNormalised, kResidual };
 
 // What a sequence is given; scale and shift have a value for each element.
-template <class In, class Out>
+template <class S>
 struct WholeRows {
-  Rows<const typename In::Raw> x, residual;
-  const typename In::Real *scale, *shift;
-  typename In::Real leak;
-  Rows<typename Out::Raw> spikes;
+  Rows<const typename S::Raw> x, residual;
+  const typename S::Real *scale, *shift;
+  typename S::Real leak;
+  Rows<typename S::Raw> spikes;
   uint32_t* count;  // becomes how often each element fires, where that is counted
 
   // From element i on, where all of it is given.
@@ -42,15 +42,15 @@ CKD_FN void element_forward(const Constants<Real>& k, Real leak, const Real (&x)
   }
 }
 
-template <int G, Charge C, Reset R, bool Count, Source X, class In, class Out>
-void whole_steps(const Constants<typename In::Real> k, int64_t n, const WholeRows<In, Out>& given) {
-  const WholeRows<In, Out> rows = given;  // which no store can change
-  using Real = typename In::Real;
-  const typename In::Raw* __restrict from = rows.x.first;
-  const typename In::Raw* __restrict other = rows.residual.first;
+template <int G, Charge C, Reset R, bool Count, Source X, class S>
+void whole_steps(const Constants<typename S::Real> k, int64_t n, const WholeRows<S>& given) {
+  const WholeRows<S> rows = given;  // which no store can change
+  using Real = typename S::Real;
+  const typename S::Raw* __restrict from = rows.x.first;
+  const typename S::Raw* __restrict other = rows.residual.first;
   const Real* __restrict scale = rows.scale;
   const Real* __restrict shift = rows.shift;
-  typename Out::Raw* __restrict to = rows.spikes.first;
+  typename S::Raw* __restrict to = rows.spikes.first;
   uint32_t* __restrict count = rows.count;
   CKD_SIMD
   for (int64_t i = 0; i < n; ++i) {
@@ -58,15 +58,15 @@ void whole_steps(const Constants<typename In::Real> k, int64_t n, const WholeRow
     Real h[G];
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      const Real residual = X == Source::kResidual ? In::get(other[g * rows.residual.stride + i]) : Real(0);
+      const Real residual = X == Source::kResidual ? S::get(other[g * rows.residual.stride + i]) : Real(0);
       const Real a = X == Source::kPlain ? Real(0) : scale[i], b = X == Source::kPlain ? Real(0) : shift[i];
-      x[g] = charged_by<X>(In::get(from[g * rows.x.stride + i]), residual, a, b);
+      x[g] = charged_by<X>(S::get(from[g * rows.x.stride + i]), residual, a, b);
     }
     element_forward<G, C, R>(k, rows.leak, x, h);
     uint32_t fired = 0;
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      to[g * rows.spikes.stride + i] = h[g] >= k.fire_level ? Out::kOne : typename Out::Raw(0);
+      to[g * rows.spikes.stride + i] = h[g] >= k.fire_level ? S::kOne : typename S::Raw(0);
       fired += h[g] >= k.fire_level ? 1u : 0u;
     }
     if constexpr (Count) count[i] = fired;
@@ -75,8 +75,8 @@ void whole_steps(const Constants<typename In::Real> k, int64_t n, const WholeRow
 
 // The same of rows of bfloat16, two elements at a time.
 template <int G, Charge C, Reset R, bool Count, Source X>
-void whole_pairs(const Constants<float> k, int64_t n, const WholeRows<BFloat16, BFloat16>& given) {
-  const WholeRows<BFloat16, BFloat16> rows = given;
+void whole_pairs(const Constants<float> k, int64_t n, const WholeRows<BFloat16>& given) {
+  const WholeRows<BFloat16> rows = given;
   using L = BFloat16;
   const float* __restrict scale = rows.scale;
   const float* __restrict shift = rows.shift;
@@ -108,10 +108,19 @@ void whole_pairs(const Constants<float> k, int64_t n, const WholeRows<BFloat16, 
   if (n % 2 != 0) whole_steps<G, C, R, Count, X>(k, 1, rows.from(n - 1));
 }
 
+// Which storage types have such loops: those that networks train with on a CPU.
+template <class S>
+inline constexpr bool kHasWholeSteps =
+#ifdef CKD_FUSED
+    std::is_same_v<S, Float32> || std::is_same_v<S, BFloat16>;
+#else
+    false;
+#endif
+
 // Chosen once a call.
-template <class In, class Out>
+template <class S>
 struct WholeSteps {
-  using Function = void (*)(Constants<typename In::Real>, int64_t, const WholeRows<In, Out>&);
+  using Function = void (*)(Constants<typename S::Real>, int64_t, const WholeRows<S>&);
   ByGroup<Function> steps;
 
   WholeSteps(const Neuron& neuron, bool count, Source source) {
@@ -126,11 +135,13 @@ struct WholeSteps {
           steps = {function<4, C, R, false, X>(), function<2, C, R, false, X>(), function<1, C, R, false, X>()};
         }
       };
-      if (source == Source::kPlain) return choose(std::integral_constant<Source, Source::kPlain>{});
-      // Rows that have to be converted are normalised on the way.
-      if constexpr (std::is_same_v<In, Out>) {
-        if (source == Source::kNormalised) return choose(std::integral_constant<Source, Source::kNormalised>{});
-        return choose(std::integral_constant<Source, Source::kResidual>{});
+      switch (source) {
+        case Source::kPlain:
+          return choose(std::integral_constant<Source, Source::kPlain>{});
+        case Source::kNormalised:
+          return choose(std::integral_constant<Source, Source::kNormalised>{});
+        case Source::kResidual:
+          return choose(std::integral_constant<Source, Source::kResidual>{});
       }
     });
   }
@@ -138,10 +149,10 @@ struct WholeSteps {
  private:
   template <int G, Charge C, Reset R, bool Count, Source X>
   static Function function() {
-    if constexpr (std::is_same_v<In, BFloat16>) {
+    if constexpr (std::is_same_v<S, BFloat16>) {
       return whole_pairs<G, C, R, Count, X>;
     } else {
-      return whole_steps<G, C, R, Count, X, In, Out>;
+      return whole_steps<G, C, R, Count, X, S>;
     }
   }
 };

@@ -80,8 +80,7 @@ template <class S>
 int usual_width(const LifBackward& call) {
   const Shape& shape = call.shape;
   const Rule rule(call.neuron, call.leak);
-  const bool paper = PaperNeuron::is(rule);
-  if (!has_static_steps(shape) || shape.repeated || !(paper || SpikingJellyNeuron::is(rule)) || rule.delayed) return 0;
+  if (!has_static_steps(shape) || shape.repeated || !is_compiled_in(rule) || rule.delayed) return 0;
   if (call.leak || call.v_init || call.grad_v || call.grad_v_init || !call.grad_spikes || !call.mean) return 0;
   if (!backward_aligned(call)) return 0;
   if (shape.inner == 1) {
@@ -91,7 +90,7 @@ int usual_width(const LifBackward& call) {
   }
   if (!aligned({call.grad_sam})) return 0;
   // With more steps, or exponentials and divisions, wide accesses take too many registers.
-  if (paper && shape.steps == 1 && shape.inner % kWide<S> == 0) return kWide<S>;
+  if (PaperNeuron::is(rule) && shape.steps == 1 && shape.inner % kWide<S> == 0) return kWide<S>;
   return shape.inner % kRunTimeWidth == 0 ? kRunTimeWidth : 0;
 }
 
@@ -132,9 +131,11 @@ cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void*
 template <class Pass, int W, template <int> class Channels, class S>
 cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void* stream) {
   if constexpr (W == kRunTimeWidth) {
-    if (!PaperNeuron::is(call.rule)) {
-      return launch_usual<Pass, W, SpikingJellyNeuron, true, Channels>(call, size, stream);
-    }
+    cudaError_t status = cudaSuccess;
+    const auto launch_one = [&](auto neuron) {
+      status = launch_usual<Pass, W, decltype(neuron), true, Channels>(call, size, stream);
+    };
+    if (with_spikingjelly_neuron(call.rule, launch_one)) return status;
   }
   return call.residual || call.grad_sam ? launch_usual<Pass, W, PaperNeuron, true, Channels>(call, size, stream)
                                         : launch_usual<Pass, W, PaperNeuron, false, Channels>(call, size, stream);

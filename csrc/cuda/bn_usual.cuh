@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kUsualForwardThreads, kResidual               
         return packets;
       },
       [&](const Packets& packets) {
-        AnyNeuron::dynamics(rule, [&](auto dynamics) {
+        with_dynamics<true>(rule, [&](auto dynamics) {
           using D = decltype(dynamics);
           float v[W];
           fill(rule.k.rest, v);
@@ -104,11 +104,12 @@ __global__ void __launch_bounds__(kUsualForwardThreads, kResidual               
 #pragma unroll
               for (int j = 0; j < W; ++j) x[j] = x[j] + residual[j];
             }
+            float h[W];
+            D::charge(v, x, leak, rule, h);
 #pragma unroll
             for (int j = 0; j < W; ++j) {
-              const float h = D::charged(v[j], x[j], leak, j, rule);
-              spikes[j] = h >= rule.k.fire_level ? 1.0f : 0.0f;
-              v[j] = after_reset<D::reset>(h, rule.k);
+              spikes[j] = h[j] >= rule.k.fire_level ? 1.0f : 0.0f;
+              v[j] = D::after_reset(h[j], rule);
             }
             store(call.spikes + packets.at + t * frame, narrow<S>(spikes));
           }
@@ -184,11 +185,9 @@ CKD_DEVICE void usual_way_back(const UsualCall<S>& call, const UsualPackets<S, W
           for (int j = 0; j < W; ++j) x[j] = x[j] + residual[j];
         }
       }
+      D::charge(v, x, leak, rule, h[t]);
 #pragma unroll
-      for (int j = 0; j < W; ++j) {
-        h[t][j] = D::charged(v[j], x[j], leak, j, rule);
-        v[j] = after_reset<D::reset>(h[t][j], k);
-      }
+      for (int j = 0; j < W; ++j) v[j] = D::after_reset(h[t][j], rule);
     }
     NeuronKind::surrogate(rule, [&](auto kind) {
       NeuronKind::reset_gradient(rule, [&](auto reset) {
@@ -201,10 +200,10 @@ CKD_DEVICE void usual_way_back(const UsualCall<S>& call, const UsualPackets<S, W
           for (int j = 0; j < W; ++j) {
             if constexpr (kExtras) g[j] = g[j] + map[j];
             const float sg = decltype(kind)::derivative(h[t][j] - k.threshold, k.c0, k.c1);
-            g[j] = fire_backward<decltype(reset)::through>(h[t][j], g[j], gv[j], sg, k);
+            g[j] = fire_backward<decltype(reset)::reset>(h[t][j], g[j], gv[j], sg, k);
             gv[j] = g[j] * keep[j];
-            g[j] = D::input_gradient(g[j], leak, j, rule);
           }
+          D::input_gradient(g, leak, rule);
           if constexpr (kExtras) {
             if (call.grad_residual) {
               store(call.grad_residual + packets.at + t * call.extent.frame, narrow<S>(g));

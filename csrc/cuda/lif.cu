@@ -46,4 +46,6 @@ int lif_backward(const LifBackward& call, void* workspace, int device, void* str
   });
 }
 
+bool is_compiled_in(const Neuron& neuron) { return is_compiled_in(Rule(neuron, nullptr)); }
+
 }  // namespace ckd::cuda

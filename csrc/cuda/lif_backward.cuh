@@ -138,11 +138,9 @@ class BackwardVector {
           if (kSteps == 0 && begin + i >= steps) break;
           float x[W], h[W];
           current.values(packets[i], x);
+          D::charge(v, x, leak, rule, h);
 #pragma unroll
-          for (int j = 0; j < W; ++j) {
-            h[j] = D::charged(v[j], x[j], leak, j, rule);
-            v[j] = after_reset<D::reset>(h[j], k);
-          }
+          for (int j = 0; j < W; ++j) v[j] = D::after_reset(h[j], rule);
           history.set(begin + i, h);
         }
       }
@@ -191,7 +189,7 @@ class BackwardVector {
   CKD_DEVICE void through_firing(const float (&h)[W], const float (&sg)[W], float (&g)[W]) const {
     NeuronKind::reset_gradient(rule, [&](auto kind) {
 #pragma unroll
-      for (int j = 0; j < W; ++j) g[j] = fire_backward<decltype(kind)::through>(h[j], g[j], gv[j], sg[j], k);
+      for (int j = 0; j < W; ++j) g[j] = fire_backward<decltype(kind)::reset>(h[j], g[j], gv[j], sg[j], k);
     });
   }
 
@@ -200,14 +198,14 @@ class BackwardVector {
     if (t == 0) start_of(first, before);
     if (t > 0) history.get(t - 1, before);
     current.values(current.from(first + t).load(), x);
-    NeuronKind::dynamics(rule, [&](auto dynamics) {
-      using D = decltype(dynamics);
+    if (t > 0) {
+      NeuronKind::dynamics(rule, [&](auto dynamics) {
 #pragma unroll
-      for (int j = 0; j < W; ++j) {
-        const float v = t == 0 ? before[j] : after_reset<D::reset>(before[j], k);
-        terms[j] = grad_leak<D::charge>(gh[j], v, x[j], leak[j], k.rest);
-      }
-    });
+        for (int j = 0; j < W; ++j) before[j] = decltype(dynamics)::after_reset(before[j], rule);
+      });
+    }
+#pragma unroll
+    for (int j = 0; j < W; ++j) terms[j] = leak_gradient(gh[j], before[j], x[j], leak[j], rule);
     extras.leak.add(terms);
   }
 
@@ -215,10 +213,7 @@ class BackwardVector {
   CKD_DEVICE void through_charge(float (&g)[W]) {
 #pragma unroll
     for (int j = 0; j < W; ++j) gv[j] = g[j] * keep[j];
-    NeuronKind::dynamics(rule, [&](auto dynamics) {
-#pragma unroll
-      for (int j = 0; j < W; ++j) g[j] = decltype(dynamics)::input_gradient(g[j], leak, j, rule);
-    });
+    NeuronKind::dynamics(rule, [&](auto dynamics) { decltype(dynamics)::input_gradient(g, leak, rule); });
   }
 
   // What the current has stored, last step first: loaded again, or nothing where nobody asks for it.

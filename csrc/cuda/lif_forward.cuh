@@ -48,15 +48,15 @@ CKD_DEVICE void fire(const ForwardCall<Current>& call, const Place& place, const
 #pragma unroll
     for (int i = 0; i < Input::kGroup; ++i) {
       if (kSteps == 0 && first + i >= steps) break;
-      float x[W], spikes[W];
+      float x[W], h[W], spikes[W];
       current.values(packets[i], x);
+      D::charge(v, x, leak, call.rule, h);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
-        const float h = D::charged(v[j], x[j], leak, j, call.rule);
-        const bool fires = h >= k.fire_level;
+        const bool fires = h[j] >= k.fire_level;
         spikes[j] = fires ? 1.0f : 0.0f;
         count.add(j, fires);
-        v[j] = after_reset<D::reset>(h, k);
+        v[j] = D::after_reset(h[j], call.rule);
       }
       store(spikes_to, narrow<S>(spikes));
       spikes_to += e.frame;
@@ -81,8 +81,8 @@ CKD_DEVICE void fire_all_steps(const ForwardCall<Current>& call, const Place& pl
   } else {
     fill(call.rule.k.rest, v);
   }
-  AnyNeuron::dynamics(call.rule,
-                      [&](auto dynamics) { fire<kSteps, decltype(dynamics)>(call, place, current, leak, v, count); });
+  with_dynamics<(W > 1)>(
+      call.rule, [&](auto dynamics) { fire<kSteps, decltype(dynamics)>(call, place, current, leak, v, count); });
   if (call.v_last) store_floats(call.v_last + place.state, v);
 }
 

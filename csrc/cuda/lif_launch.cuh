@@ -2,7 +2,6 @@
 // parallel.
 #pragma once
 #include "launch.h"
-#include "leak_gradient.cuh"
 #include "lif_backward.cuh"
 #include "lif_forward.cuh"
 
@@ -134,17 +133,8 @@ inline int run_time_width(const LifBackward& call) {
   return call.shape.frame() % kRunTimeWidth == 0 && backward_aligned(call) ? kRunTimeWidth : 1;
 }
 
-inline cudaError_t add_up(const LeakTerms& terms, double* workspace, float* out, void* stream) {
-  constexpr size_t kShared = kSumThreads * sizeof(double);
-  double* slices = workspace + terms.count();
-  const LeakSumCall<double> first{workspace, terms.rows, terms.channels, Divider(terms.inner), Divider(terms.slices),
-                                  slices};
-  const LeakSumCall<float> second{slices, 1, terms.channels, Divider(terms.slices), Divider(1), out};
-  const auto size = [](int64_t blocks) { return LaunchSize{block_count(blocks, 1), kSumThreads, kShared}; };
-  const cudaError_t status = launch(leak_sum_kernel<double>, size(terms.channels * terms.slices), stream, first);
-  if (status != cudaSuccess) return status;
-  return launch(leak_sum_kernel<float>, size(terms.channels), stream, second);
-}
+// leak_gradient.cu: adds the terms up.
+cudaError_t add_up(const LeakTerms& terms, double* workspace, float* out, void* stream);
 
 template <class Current, class Gradient>
 BackwardCall<Current, Gradient> backward_call(const LifBackward& call, int width, void* workspace,
@@ -209,12 +199,14 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
   const auto arguments = with_width(W);
   if (is_general(call, arguments)) return launch_general_backward<W>(call, arguments, workspace, stream);
   if (PaperNeuron::is(arguments.rule)) return launch_backward<W, PaperNeuron, 0, false, false>(arguments, stream);
-  if (SpikingJellyNeuron::is(arguments.rule)) {
+  cudaError_t status = cudaSuccess;
+  const auto launch_one = [&](auto neuron) {
+    using N = decltype(neuron);
     // Exponentials and divisions of many neighbours at once take too many registers.
-    return call.grad_spikes && call.shape.steps == 4
-               ? launch_backward<W, SpikingJellyNeuron, 4, false, false>(arguments, stream)
-               : launch_backward<W, SpikingJellyNeuron, 0, false, false>(arguments, stream);
-  }
+    status = call.grad_spikes && call.shape.steps == 4 ? launch_backward<W, N, 4, false, false>(arguments, stream)
+                                                       : launch_backward<W, N, 0, false, false>(arguments, stream);
+  };
+  if (with_spikingjelly_neuron(arguments.rule, launch_one)) return status;
   return launch_backward<W, AnyNeuron, 0, false, false>(arguments, stream);
 }
 

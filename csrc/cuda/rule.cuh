@@ -16,7 +16,6 @@ struct Rule {
   Constants<float> k;
   Charge charge;
   Reset reset;
-  Through through;
   SurrogateKind surrogate;
   bool delayed;  // a spike's gradient comes from the next step's potential, too
   bool power_of_two;
@@ -27,7 +26,6 @@ struct Rule {
       : k(n),
         charge(n.charge),
         reset(n.reset),
-        through(ckd::through(n)),
         surrogate(n.surrogate),
         delayed(n.drop_later != 0 && !n.detach_reset),
         power_of_two(n.charge != Charge::kDecay && !leak && is_power_of_two(static_cast<float>(n.leak))),
@@ -74,38 +72,119 @@ struct Leak : ChannelValues<W, kEach> {
   }
 };
 
-// How a potential moves. kPowerOfTwo: tau is one.
+// How W neighbours' potentials move, for one charge and reset. kPowerOfTwo: tau is one.
 template <Charge C, Reset R, bool kPowerOfTwo>
 struct Dynamics {
-  static constexpr Charge charge = C;
-  static constexpr Reset reset = R;
-
-  template <class LeakOf>
-  static CKD_DEVICE float charged(float v, float x, const LeakOf& leak, int j, const Rule& rule) {
-    if constexpr (kPowerOfTwo) return potential<C, R>(v, x, PowerOfTwo{rule.tau_inverse}, rule.k);
-    return potential<C, R>(v, x, leak[j], rule.k);
+  static CKD_FN bool is(const Rule& rule) {
+    return rule.charge == C && rule.reset == R && rule.power_of_two == kPowerOfTwo;
   }
-  template <class LeakOf>
-  static CKD_DEVICE float input_gradient(float gh, const LeakOf& leak, int j, const Rule& rule) {
-    if constexpr (kPowerOfTwo) return grad_input<C>(gh, PowerOfTwo{rule.tau_inverse});
-    return grad_input<C>(gh, leak[j]);
+
+  template <int W, class LeakOf>
+  static CKD_DEVICE void charge(const float (&v)[W], const float (&x)[W], const LeakOf& leak, const Rule& rule,
+                                float (&h)[W]) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      if constexpr (kPowerOfTwo) {
+        h[j] = potential<C, R>(v[j], x[j], PowerOfTwo{rule.tau_inverse}, rule.k);
+      } else {
+        h[j] = potential<C, R>(v[j], x[j], leak[j], rule.k);
+      }
+    }
+  }
+  static CKD_DEVICE float after_reset(float h, const Rule& rule) { return ckd::after_reset<R>(h, rule.k); }
+
+  // From dL/dh to dL/dx, in place.
+  template <int W, class LeakOf>
+  static CKD_DEVICE void input_gradient(float (&g)[W], const LeakOf& leak, const Rule& rule) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      if constexpr (kPowerOfTwo) {
+        g[j] = grad_input<C>(g[j], PowerOfTwo{rule.tau_inverse});
+      } else {
+        g[j] = grad_input<C>(g[j], leak[j]);
+      }
+    }
   }
 };
 
-template <Through G>
+// The same for all of them, looked up at run time: bit by bit what the one that it stands for computes.
+struct AnyDynamics {
+  template <int W, class LeakOf>
+  static CKD_DEVICE void charge(const float (&v)[W], const float (&x)[W], const LeakOf& leak, const Rule& rule,
+                                float (&h)[W]) {
+    if (rule.charge == Charge::kDecay) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) h[j] = potential<Charge::kDecay, Reset::kSubtract>(v[j], x[j], leak[j], rule.k);
+    } else if (rule.power_of_two) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) h[j] = leaked(v[j], x[j], PowerOfTwo{rule.tau_inverse}, rule);
+    } else {
+#pragma unroll
+      for (int j = 0; j < W; ++j) h[j] = leaked(v[j], x[j], leak[j], rule);
+    }
+  }
+  static CKD_DEVICE float after_reset(float h, const Rule& rule) {
+    const float reset = rule.reset == Reset::kHard ? rule.k.rest : h - rule.k.drop_now;
+    return h >= rule.k.fire_level ? reset : h;
+  }
+  template <int W, class LeakOf>
+  static CKD_DEVICE void input_gradient(float (&g)[W], const LeakOf& leak, const Rule& rule) {
+    if (rule.charge != Charge::kLeakInput) return;
+    if (rule.power_of_two) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) g[j] = grad_input<Charge::kLeakInput>(g[j], PowerOfTwo{rule.tau_inverse});
+    } else {
+#pragma unroll
+      for (int j = 0; j < W; ++j) g[j] = grad_input<Charge::kLeakInput>(g[j], leak[j]);
+    }
+  }
+
+ private:
+  // A hard reset has nothing to take away later.
+  template <class Tau>
+  static CKD_DEVICE float leaked(float v, float x, Tau tau, const Rule& rule) {
+    const bool leaks_input = rule.charge == Charge::kLeakInput;
+    const float above = v - rule.k.rest, part = (leaks_input ? x - above : above) / tau;
+    return (leaks_input ? v + part : v - part + x) - delayed_drop(v, rule.k);
+  }
+};
+
+CKD_DEVICE float leak_gradient(float gh, float v, float x, float leak, const Rule& rule) {
+  switch (rule.charge) {
+    case Charge::kDecay:
+      return grad_leak<Charge::kDecay>(gh, v, x, leak, rule.k.rest);
+    case Charge::kLeak:
+      return grad_leak<Charge::kLeak>(gh, v, x, leak, rule.k.rest);
+    default:
+      return grad_leak<Charge::kLeakInput>(gh, v, x, leak, rule.k.rest);
+  }
+}
+
+// Calls f with the dynamics of a forward kernel: those of the usual neurons are compiled in, the others looked up. Of
+// kernels that few calls take, all are.
+template <bool kUsual, class F>
+CKD_DEVICE void with_dynamics(const Rule& rule, F&& f) {
+  if constexpr (kUsual) {
+    using PaperDynamics = Dynamics<Charge::kDecay, Reset::kHard, false>;
+    using SpikingJellyDynamics = Dynamics<Charge::kLeakInput, Reset::kHard, true>;
+    using SnnTorchDynamics = Dynamics<Charge::kDecay, Reset::kSubtract, false>;
+    if (PaperDynamics::is(rule)) return f(PaperDynamics());
+    if (SpikingJellyDynamics::is(rule)) return f(SpikingJellyDynamics());
+    if (SnnTorchDynamics::is(rule)) return f(SnnTorchDynamics());
+  }
+  f(AnyDynamics());
+}
+
+template <Reset R>
 struct ResetGradient {
-  static constexpr Through through = G;
+  static constexpr Reset reset = R;
 };
 
 // A neuron that is known at run time: each function calls f with the type that stands for a choice.
 struct AnyNeuron {
   template <class F>
-  static CKD_DEVICE void dynamics(const Rule& rule, F&& f) {
-    if (rule.reset == Reset::kHard) {
-      charge<Reset::kHard>(rule, f);
-    } else {
-      charge<Reset::kSubtract>(rule, f);
-    }
+  static CKD_DEVICE void dynamics(const Rule&, F&& f) {
+    f(AnyDynamics());
   }
   template <class F>
   static CKD_DEVICE void surrogate(const Rule& rule, F&& f) {
@@ -113,43 +192,18 @@ struct AnyNeuron {
   }
   template <class F>
   static CKD_DEVICE void reset_gradient(const Rule& rule, F&& f) {
-    switch (rule.through) {
-      case Through::kHard:
-        return f(ResetGradient<Through::kHard>());
-      case Through::kHardDetached:
-        return f(ResetGradient<Through::kHardDetached>());
-      case Through::kSubtract:
-        return f(ResetGradient<Through::kSubtract>());
-      case Through::kSubtractDetached:
-        return f(ResetGradient<Through::kSubtractDetached>());
-    }
-  }
-
- private:
-  template <Reset R, class F>
-  static CKD_DEVICE void charge(const Rule& rule, F&& f) {
-    switch (rule.charge) {
-      case Charge::kDecay:
-        return f(Dynamics<Charge::kDecay, R, false>());
-      case Charge::kLeak:
-        return rule.power_of_two ? f(Dynamics<Charge::kLeak, R, true>()) : f(Dynamics<Charge::kLeak, R, false>());
-      case Charge::kLeakInput:
-        return rule.power_of_two ? f(Dynamics<Charge::kLeakInput, R, true>())
-                                 : f(Dynamics<Charge::kLeakInput, R, false>());
-    }
+    rule.reset == Reset::kHard ? f(ResetGradient<Reset::kHard>()) : f(ResetGradient<Reset::kSubtract>());
   }
 };
 
-// A neuron that a kernel was compiled for.
-template <Charge C, Through G, class Surrogate, SurrogateKind kKind, bool kPowerOfTwo>
+// A neuron that a kernel was compiled for, with a detached reset or without.
+template <Charge C, Reset R, class Surrogate, SurrogateKind kKind, bool kPowerOfTwo>
 struct OneNeuron {
-  static bool is(const Rule& rule) {
-    return rule.charge == C && rule.through == G && rule.surrogate == kKind && rule.power_of_two == kPowerOfTwo;
-  }
+  using Moves = Dynamics<C, R, kPowerOfTwo>;
+  static bool is(const Rule& rule) { return Moves::is(rule) && rule.surrogate == kKind; }
   template <class F>
   static CKD_DEVICE void dynamics(const Rule&, F&& f) {
-    constexpr bool kHard = G == Through::kHard || G == Through::kHardDetached;
-    f(Dynamics<C, kHard ? Reset::kHard : Reset::kSubtract, kPowerOfTwo>());
+    f(Moves());
   }
   template <class F>
   static CKD_DEVICE void surrogate(const Rule&, F&& f) {
@@ -157,12 +211,28 @@ struct OneNeuron {
   }
   template <class F>
   static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
-    f(ResetGradient<G>());
+    f(ResetGradient<R>());
   }
 };
 
-// The usual ones: that of the CKDSNN paper, and SpikingJelly's default.
-using PaperNeuron = OneNeuron<Charge::kDecay, Through::kHard, Triangle, SurrogateKind::kTriangle, false>;
-using SpikingJellyNeuron = OneNeuron<Charge::kLeakInput, Through::kHard, Sigmoid, SurrogateKind::kSigmoid, true>;
+// The ones that backward kernels are compiled for: that of the CKDSNN paper, and SpikingJelly's LIF with its default
+// surrogate and with the one that most of its users choose.
+using PaperNeuron = OneNeuron<Charge::kDecay, Reset::kHard, Triangle, SurrogateKind::kTriangle, false>;
+template <class Surrogate, SurrogateKind kKind>
+using SpikingJellyNeuron = OneNeuron<Charge::kLeakInput, Reset::kHard, Surrogate, kKind, true>;
+
+// Calls f(OneNeuron) with the one of SpikingJelly's neurons that this is; whether it is one.
+template <class F>
+bool with_spikingjelly_neuron(const Rule& rule, F&& f) {
+  using WithSigmoid = SpikingJellyNeuron<Sigmoid, SurrogateKind::kSigmoid>;
+  using WithATan = SpikingJellyNeuron<ATan, SurrogateKind::kATan>;
+  if (WithSigmoid::is(rule)) return f(WithSigmoid()), true;
+  if (WithATan::is(rule)) return f(WithATan()), true;
+  return false;
+}
+
+inline bool is_compiled_in(const Rule& rule) {
+  return PaperNeuron::is(rule) || with_spikingjelly_neuron(rule, [](auto) {});
+}
 
 }  // namespace ckd::cuda

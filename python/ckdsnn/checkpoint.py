@@ -6,18 +6,15 @@ import os
 import platform
 import random
 import subprocess
-import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-PACKAGES = ("ckd-kernels", "torch", "lightning", "torchmetrics", "numpy")
+from ckdsnn.files import load_tensors, replacing
+from ckdsnn.versions import versions
 
 
 class RunError(RuntimeError):
@@ -25,32 +22,45 @@ class RunError(RuntimeError):
 
 
 def save_atomically(state: Any, path: str | os.PathLike[str]) -> None:
-    """`torch.save` to a temporary file beside `path`, then one rename: `path` is the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """`torch.save` to a temporary file beside `path`, then one rename: `path` is the old file or the whole new one.
+
+    Raises:
+        RunError: the file cannot be written, e.g. on a full disk; `path` is as it was.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except (OSError, RuntimeError) as error:
+        # After a write that failed, PyTorch fails to close its archive, and raises that.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise _not_written(path, cause) from cause
 
 
 def write_text_atomically(text: str, path: str | os.PathLike[str]) -> None:
-    """Writes a small text file beside `path` and renames it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    """Writes a small text file beside `path` and renames it.
+
+    Raises:
+        RunError: the file cannot be written, e.g. on a full disk; `path` is as it was.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: str | os.PathLike[str], error: OSError) -> RunError:
+    before = "the file of that name is as it was" if Path(path).exists() else "no file of that name is left"
+    return RunError(
+        f"cannot write {path}: {error.strerror or error}; {before}. Make room or choose another folder (--out), then "
+        "go on with the same command"
+    )
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint without running any code from it.
+    """Reads a checkpoint without running any code from it, and verifies the checksums that it carries.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,25 +70,77 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: check the path, or train it first")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        checkpoint = load_tensors(path, map_location)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"it holds {type(checkpoint).__name__}, not a dictionary")
+    except (OSError, ValueError) as error:
         raise RunError(
-            f"the checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {first_line} It is corrupted, cut "
+            f"the checkpoint {path} ({path.stat().st_size} bytes) cannot be read: {error}. It is corrupted, cut "
             "short or not a checkpoint: name another one, or delete it and train again"
         ) from error
+    return checkpoint
+
+
+# The number of the form in which a run is written; version 0.1.0 wrote none, which is 0. It rises when older versions
+# would misread the file; a new key with a default is no reason.
+SCHEMA = 1
+
+# What every run writes beside its weights, and of which type.
+RUN_KEYS = {"network": dict, "config": dict, "finished": bool}
+# What going on with it needs; beyond these, Lightning reads its own.
+TRAINING_KEYS = {
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "random_state": list,
+    "train_loader": dict,
+}
+NETWORK_KEYS = {"name": str, "options": dict, "num_classes": int, "in_channels": int}
 
 
 def load_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`load_checkpoint` of a run of this package, whose `"ckdsnn"` says what made it.
 
     Raises:
-        RunError: as `load_checkpoint`, or something else wrote the file.
+        RunError: as `load_checkpoint`, or something else, or a later version of this package, wrote the file.
     """
     checkpoint = load_checkpoint(path)
     if "ckdsnn" not in checkpoint:
         raise RunError(f"the checkpoint {path} was not written by ckdsnn: its model and configuration are not known")
+    made = checkpoint["ckdsnn"]
+    schema = made.get("schema", 0) if isinstance(made, dict) else 0
+    if type(schema) is not int or not 0 <= schema <= SCHEMA:
+        raise RunError(
+            f"the checkpoint {path} has schema {schema!r:.100}, this version of ckdsnn knows up to {SCHEMA}: use the "
+            "version that wrote it, or a later one"
+        )
+    wrong = _wrong_keys(checkpoint, {"state_dict": dict, "ckdsnn": dict}, "")
+    wrong = wrong or _wrong_keys(made, RUN_KEYS, "ckdsnn.")
+    wrong = wrong or _wrong_keys(made["network"], NETWORK_KEYS, "ckdsnn.network.")
+    if wrong:
+        raise RunError(
+            f"the checkpoint {path} has no usable {', '.join(wrong)}, which every run of ckdsnn writes: name another "
+            "one, or delete it and train again"
+        )
     return checkpoint
+
+
+def check_training_state(checkpoint: dict[str, Any]) -> None:
+    """Raises RunError unless a run's checkpoint holds what going on with its training needs, not the weights alone."""
+    if wrong := _wrong_keys(checkpoint, TRAINING_KEYS, ""):
+        raise RunError(
+            f"the checkpoint has no usable {', '.join(wrong)}, so training cannot go on from it: use the last.ckpt of "
+            "a run, or begin anew in another folder"
+        )
+
+
+def _wrong_keys(values: dict[str, Any], wanted: dict[str, type], prefix: str) -> list[str]:
+    def fits(value: Any, kind: type) -> bool:
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+    return [prefix + key for key, kind in wanted.items() if not fits(values.get(key), kind)]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -95,40 +157,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(path, map_location or "cpu")
-
-
-class ResumeCheckpoint(Checkpoint):
-    """Writes `path` at the end of every epoch and, if asked, every so many steps in between.
-
-    Args:
-        path: the file to (over)write.
-        every_n_steps: also save after every this many optimiser steps; None: at epoch ends only.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1 or None, got {every_n_steps}")
-        self.path, self.every_n_steps = Path(path), every_n_steps
-        self._saved_at = 0
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.every_n_steps is None or trainer.global_step - self._saved_at < self.every_n_steps:
-            return
-        if not trainer.is_last_batch:  # the end of the epoch is saved after its validation
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: L.Trainer) -> None:
-        self._saved_at = trainer.global_step
-        trainer.save_checkpoint(self.path)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"saved_at": self._saved_at}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._saved_at = state["saved_at"]
 
 
 def random_state() -> dict[str, Any]:
@@ -157,13 +185,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 def provenance() -> dict[str, Any]:
     """Versions, machine and, where the working folder is in a git repository, its commit and whether it is dirty."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a source tree that was not installed
-            versions[package] = "not installed"
-    return {"versions": versions, "platform": platform.platform(), "git": _git_state()}
+    return {"versions": versions(), "platform": platform.platform(), "git": _git_state()}
 
 
 def _git_state() -> dict[str, Any] | None:

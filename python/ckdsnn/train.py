@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 import ckd_kernels
 from ckdsnn.analysis import FiringRate
-from ckdsnn.checkpoint import RunError, provenance, random_state, restore_random_state
-from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
+from ckdsnn.building import method_from, with_method_options
+from ckdsnn.checkpoint import SCHEMA, RunError, check_training_state, provenance, random_state, restore_random_state
+from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain
 from ckdsnn.data import ArrayDataModule, Batch
-from ckdsnn.losses import METHODS, FrozenTeacher, Method, NoiseSource, build_method
-from ckdsnn.models import MODELS, ANNOutput, SNNOutput, build_model
-from ckdsnn.optimisation import OptimizerConfig
+from ckdsnn.losses import FrozenTeacher, Method, NoiseSource
+from ckdsnn.models import ANNOutput, SNNOutput, build_model
+from ckdsnn.models.ann_resnet import ANNResNet
+from ckdsnn.optimisation import OptimizerConfig, Schedule
+from ckdsnn.resume import changed_network, changed_run
 from ckdsnn.teacher import TeacherCache, load_teacher
+from ckdsnn.training import EagerRunner, GraphRunner, Telemetry, TrainStep
+from ckdsnn.training.feed import Feed
+from ckdsnn.training.lightning import check_capture, loss_scaler, make_feed, own_backward, share_buffers, share_state
+from ckdsnn.training.writer import ends
+from ckdsnn.weights import fingerprint, start_from
 
 
 class Distillation(L.LightningModule):
@@ -44,6 +51,8 @@ class Distillation(L.LightningModule):
         compile: run the network through torch.compile.
         one_bit_spikes: keep spikes at one bit each from forward to backward, see `ckd_kernels.one_bit_spikes`: less
             memory for some time, and the same weights bit for bit.
+        graph: capture the training step in a CUDA graph and replay it, which a GPU needs to be kept busy: "auto" does
+            where it is possible and says why where it is not, true insists, false never does.
 
     Raises:
         ValueError: a method that needs a teacher without one, a teacher for a method that uses none, one_bit_spikes
@@ -62,17 +71,20 @@ class Distillation(L.LightningModule):
         channels_last: bool = False,
         compile: bool = False,
         one_bit_spikes: bool = False,
+        graph: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
+        if graph not in (True, False, "auto"):
+            raise ValueError(f"model.graph must be auto, true or false, got {graph!r}")
         if compile and one_bit_spikes:
             raise ValueError("one_bit_spikes has no effect on what torch.compile keeps: set one of the two to false")
-        self.method: Method = _build_method(method, seed)
+        self.method: Method = method_from(method, seed)
         if self.method.needs_teacher and teacher is None:
             raise ValueError(f"method {method.name} needs a teacher: give teacher.checkpoint")
         if not self.method.needs_teacher and teacher is not None:
             raise ValueError(f"method {method.name} uses no teacher: leave teacher out")
         self.optimizer_config = optimizer
-        options = _with_method_options(network, self.method)
+        options = with_method_options(network, self.method)
         self.network = build_model(network.name, num_classes=num_classes, in_channels=in_channels, **options)
         self._network_config = {
             "name": network.name,
@@ -81,11 +93,13 @@ class Distillation(L.LightningModule):
             "num_classes": num_classes,
             "in_channels": in_channels,
         }
-        # What the weights depend on: going on with a run under another configuration is refused.
+        # What the weights depend on: going on with a run under another configuration is refused. Weights that come from
+        # files are known by what they are, not where they lie.
         self.run_config: dict[str, Any] = {
             "network": self._network_config,
+            "weights": network.weights and start_from(self.network, network.weights),
             "method": as_plain(method),
-            "teacher": as_plain(teacher and replace(teacher, epochs=1)),  # its own training is another run
+            "teacher": as_plain(teacher),
             "optimizer": as_plain(optimizer),
         }
         # In a list, so that it is not registered: see the class docstring.
@@ -94,7 +108,10 @@ class Distillation(L.LightningModule):
         self._cache: TeacherCache | None = None
         if teacher is not None:
             model = load_teacher(teacher, num_classes, in_channels)
+            self.run_config["teacher"]["weights"] = fingerprint(model.state_dict())
             self.method.bind(self.network, model)
+            if self.method.teacher_mode == "eval" and isinstance(model, ANNResNet):
+                model.fold()
             if channels_last:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._frozen.append(FrozenTeacher(model, self.method))
@@ -105,8 +122,13 @@ class Distillation(L.LightningModule):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.network.compile()
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.eval_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.graph = graph
+        self.schedule = Schedule([])
+        self.feed: Feed | None = None
+        self.telemetry: Telemetry | None = None
+        self._runner: EagerRunner | None = None
+        self._captured = False
+        self._restored: dict[str, Any] | None = None
         self._firing_rate: FiringRate | None = None
         self._state_to_restore: dict[str, Any] | None = None
 
@@ -124,22 +146,35 @@ class Distillation(L.LightningModule):
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    # Training
+    # Training. The step is `ckdsnn.training.TrainStep`; Lightning's loop around it counts, validates, logs and saves.
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.global_rank > 0:  # equal noise on all processes would be noise on fewer samples
+        if stage != "fit":
+            return
+        if self.global_rank > 0:  # equal noise on all processes would be noise on fewer samples
             for source in noise_sources(self.method):
                 source.restart(self.global_rank)
+        own_backward(self.trainer)
 
-    def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches
+        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         parameters = [p for p in (*self.network.parameters(), *self.method.parameters()) if p.requires_grad]
         try:
-            return self.optimizer_config.lightning(parameters, steps, steps / max(1, self.trainer.max_epochs or 1))
-        except ValueError as error:  # a warm-up longer than the training
+            self.schedule = self.optimizer_config.build_schedule(steps, an_epoch)
+        except ValueError as error:  # a warm-up longer than the training, or a training without an end
             raise RunError(str(error)) from error
+        return self.optimizer_config.build(parameters)
 
     def on_fit_start(self) -> None:
+        share_state((self.network, self.method))
+        for source in noise_sources(self.method):
+            source.to_device(self.device)
+        reason = check_capture(self.trainer, self.network, self.method, self.schedule, self.graph)
+        if reason is not None and self.graph == "auto" and self.device.type == "cuda":
+            rank_zero_info(f"the training step runs eagerly, not as a CUDA graph: {reason}")
+        self._captured = reason is None and self.graph is not False
         if self.teacher is None:
             return
         self.teacher.to(self.device)
@@ -155,6 +190,7 @@ class Distillation(L.LightningModule):
 
     def on_train_start(self) -> None:
         # As late as possible: whatever drew random numbers on the way here would otherwise show.
+        self._restored = self._state_to_restore
         if self._state_to_restore is not None:
             mine = self._state_to_restore["random_state"][self.global_rank]
             restore_random_state(mine["global"])
@@ -164,57 +200,124 @@ class Distillation(L.LightningModule):
             loader: Any = self.trainer.train_dataloader
             loader.load_state_dict(self._state_to_restore["train_loader"])
             self._state_to_restore = None
+        self.feed = make_feed(self.trainer, self.device, channels_last=self.channels_last)
+        self.telemetry = Telemetry(self.device)
+        if self._restored is not None and "telemetry" in self._restored:  # not in those of 0.1.0
+            self.telemetry.load_state_dict(self._restored["telemetry"])
+        self._runner = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, teacher = self._in_memory_format(batch.images), None
-        if self._cache is not None:
-            teacher = self._cache(batch)
-        elif self.teacher is not None:
-            teacher = self.teacher(images, batch.targets)
-        output = self(images)
-        epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
-        parts = self.method(output, teacher, batch.targets, epoch=epoch)
-        loss = torch.stack(list(parts.values())).sum()
-        if not math.isfinite(loss.item()):
-            raise RunError(self._not_finite(parts))
-        size = len(batch.targets)
-        self.train_accuracy(output.logits, batch.targets)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
-        accuracy = (output.logits.argmax(1) == batch.targets).float().mean()
-        self.log("accuracy", accuracy, prog_bar=True, logger=False, batch_size=size)
-        for name, part in (("loss", loss), *parts.items()):
-            self.log(f"train/{name}", part.detach(), on_step=False, on_epoch=True, batch_size=size)
-            self.log(name, part.detach(), prog_bar=True, logger=False, batch_size=size)
-        return loss
+        if self._runner is None:
+            self._runner = self._make_runner()
+        assert self.feed is not None
+        assert self.telemetry is not None
+        if self.feed.started != self.current_epoch:
+            self.feed.start(self.current_epoch, batch_idx)
+            if batch_idx == 0:
+                self.telemetry.restart()
+        self.feed.load(batch)
+        accumulate = self.trainer.accumulate_grad_batches
+        last = (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
+        self._runner(self.global_step, first=batch_idx % accumulate == 0, last=last)
+        self.telemetry.poll(self.current_epoch)
+        return self._runner.step.loss
 
-    def _not_finite(self, parts: dict[str, Tensor]) -> str:
-        values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items())
-        return (
-            f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}): {values}. The weights of "
-            "the last checkpoint are from before this step; lower optimizer.lr, set trainer.gradient_clip_val, or use "
-            "trainer.precision 32-true"
+    def _make_runner(self) -> EagerRunner:
+        """At the first step, in whose surroundings Lightning has set the precision."""
+        trainer, kind = self.trainer, self.device.type
+        assert self.feed is not None
+        assert self.telemetry is not None
+        clip = trainer.gradient_clip_val or None
+        by_value = trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE
+        step = TrainStep(
+            self._converted,
+            self.method,
+            self._answers,
+            trainer.optimizers[0],
+            self.schedule,
+            self.feed,
+            self.telemetry,
+            accumulate=trainer.accumulate_grad_batches,
+            clip_norm=None if by_value else clip,
+            clip_value=clip if by_value else None,
+            autocast=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+            scaler=loss_scaler(trainer),
         )
+        step.updates.fill_(self.global_step)
+        return GraphRunner(step) if self._captured else EagerRunner(step)
+
+    def _converted(self, images: Tensor) -> ANNOutput | SNNOutput:
+        return self(self.trainer.precision_plugin.convert_input(images))
+
+    def _answers(self, batch: Batch) -> ANNOutput | None:
+        if self._cache is not None:
+            return self._cache(batch)
+        if self.teacher is None:
+            return None
+        images = self.trainer.precision_plugin.convert_input(batch.images)
+        return self.teacher(self._in_memory_format(images), batch.targets)
+
+    # The step has done all of this.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer_closure()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        pass
+
+    def on_validation_model_zero_grad(self) -> None:
+        pass  # gradients that a graph writes must stay where they are
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        trainer = self.trainer
+        if trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step:
+            assert self.telemetry is not None
+            self.telemetry.wait(self.current_epoch)
+            means = {f"train/{name}": value for name, value in self.telemetry.means().items()}
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
+            share_buffers(self.network)
+
+    def on_fit_end(self) -> None:
+        self._runner = self.feed = None  # and with them, the memory of an epoch and of a graph
 
     # Evaluation
 
+    def on_validation_epoch_start(self) -> None:
+        self._correct, self._seen = torch.zeros(2, dtype=torch.float64, device=self.device).unbind()
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val/accuracy")
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_accuracy("val/accuracy")
 
     def on_test_start(self) -> None:
         self._firing_rate = FiringRate(self.network).__enter__()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test/accuracy")
+        self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
+        self._log_accuracy("test/accuracy")
         assert self._firing_rate is not None
         self._firing_rate.__exit__(None, None, None)
         if self._firing_rate.mean is not None:
             self.log("test/firing_rate", self._firing_rate.mean, sync_dist=True)
 
-    def _evaluate(self, batch: Batch, name: str) -> None:
-        self.eval_accuracy(self(batch.images).logits, batch.targets)
-        self.log(name, self.eval_accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.targets))
+    def _evaluate(self, batch: Batch) -> None:
+        self._correct += (self(batch.images).logits.argmax(1) == batch.targets).sum()
+        self._seen += len(batch.targets)
+
+    def _log_accuracy(self, name: str) -> None:
+        counts = torch.stack([self._correct, self._seen])
+        correct, seen = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        if seen:
+            self.log(name, correct / seen, batch_size=1, rank_zero_only=False)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Indices, targets, predicted classes and their probabilities, each [B]."""
@@ -225,9 +328,10 @@ class Distillation(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ckdsnn"] = {
+            "schema": SCHEMA,
             "network": self._network_config,
             "config": self.run_config,
-            "finished": 0 < (self.trainer.max_epochs or 0) <= self.current_epoch + 1 and self.trainer.is_last_batch,
+            "finished": ends(self.trainer) and self.trainer.is_last_batch,
             **provenance(),
         }
         noise = [source.get_extra_state() for source in noise_sources(self.method)]
@@ -236,6 +340,8 @@ class Distillation(L.LightningModule):
         loader: Any = self.trainer.train_dataloader
         if loader is not None:
             checkpoint["train_loader"] = loader.state_dict()
+        if self.telemetry is not None:
+            checkpoint["telemetry"] = self.telemetry.state_dict()
         if self.teacher is not None and self.teacher.mode == "train":
             # Its running statistics move with training, so the file that it came from does not tell them.
             checkpoint["teacher_buffers"] = dict(self.teacher.named_buffers())
@@ -245,14 +351,16 @@ class Distillation(L.LightningModule):
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         self.check_resumable(checkpoint, self.trainer.world_size)
-        self._state_to_restore = {name: checkpoint[name] for name in ("random_state", "train_loader")}
+        self._state_to_restore = {
+            name: checkpoint[name] for name in ("random_state", "train_loader", "telemetry") if name in checkpoint
+        }
         if self.teacher is not None and "teacher_buffers" in checkpoint:
             self.teacher.load_state_dict(checkpoint["teacher_buffers"], strict=False)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises RunError unless `checkpoint` holds this network."""
         written = checkpoint["ckdsnn"]["network"]
-        if written != self._network_config:
+        if changed_network(written, self._network_config):
             raise RunError(
                 f"the checkpoint holds {written}, the configuration asks for {self._network_config}: use "
                 "the configuration that it was trained with"
@@ -261,7 +369,8 @@ class Distillation(L.LightningModule):
     def check_resumable(self, checkpoint: dict[str, Any], processes: int) -> None:
         """Raises RunError unless `processes` can go on from `checkpoint` as if training had never stopped."""
         self.check_checkpoint(checkpoint)
-        if changed := differing_keys(checkpoint["ckdsnn"]["config"], self.run_config):
+        check_training_state(checkpoint)
+        if changed := changed_run(checkpoint["ckdsnn"]["config"], self.run_config, type(self)):
             raise RunError(
                 "this run was started with another configuration; resuming would mix the two. Different: "
                 + "; ".join(changed)
@@ -287,27 +396,3 @@ def _gathered(mine: Any) -> list[Any]:
     everyones: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
     return everyones
-
-
-def _with_method_options(network: ModelConfig, method: Method) -> dict[str, Any]:
-    """The network's options, completed by what the method asks of a student; what the user said stays."""
-    if network.name not in MODELS:
-        return network.options  # build_model has the words for it
-    asked = dict(method.student_options)
-    if method.sam_stages:
-        asked["sam_stages"] = method.sam_stages
-    known = inspect.signature(MODELS[network.name]).parameters
-    if missing := {name: value for name, value in asked.items() if name not in known}:
-        raise ValueError(
-            f"method {method.name} asks its student for "
-            + ", ".join(f"{name}={value!r}" for name, value in missing.items())
-            + f", and {network.name} has no such option: choose another network, method or preset"
-        )
-    return asked | network.options
-
-
-def _build_method(method: MethodConfig, seed: int) -> Method:
-    options = dict(method.options)
-    if method.name in METHODS and "seed" in inspect.signature(METHODS[method.name]).parameters:
-        options.setdefault("seed", seed)
-    return build_method(method.name, **options)

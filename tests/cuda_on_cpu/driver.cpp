@@ -52,7 +52,8 @@ void options() {
           c.neuron.detach = bits & 2;
           c.neuron.surrogate = ckd::SurrogateKind(surrogate);
           c.neuron.alpha = 0.7 + 0.4 * surrogate;
-          c.neuron.leak = charge == 0 ? 0.5f : 1.7f;
+          // A tau that is a power of two has arithmetic of its own.
+          c.neuron.leak = charge == 0 ? 0.5f : surrogate % 2 ? 2.0f : 1.7f;
           c.neuron.v_reset = reset == 0 ? -0.25f : 0.0f;
           c.shape = {1, 4, 1, 3, 4, false};
           c.v_init = c.grad_v = c.grad_v_init = true;
@@ -67,6 +68,18 @@ void options() {
 std::mt19937 random_numbers(7);
 int64_t one_of(std::initializer_list<int64_t> values) { return values.begin()[random_numbers() % values.size()]; }
 bool coin() { return random_numbers() % 2 == 0; }
+
+// One of the neurons that kernels are compiled for.
+plain::Definition draw_compiled_neuron() {
+  plain::Definition neuron;
+  neuron.strict = coin();
+  if (coin()) return neuron;
+  neuron.charge = plain::Charge::kLeakInput;
+  neuron.leak = 2.0f;
+  neuron.surrogate = coin() ? ckd::SurrogateKind::kSigmoid : ckd::SurrogateKind::kATan;
+  neuron.detach = coin();
+  return neuron;
+}
 
 // A call drawn at random, the i-th.
 Case draw_case(int i, bool float32_only) {
@@ -115,7 +128,16 @@ void compare_in_some_order(const Case& c, int i) {
 
 void layouts(bool float32_only) {
   random_numbers.seed(7);
-  for (int i = 0; i < (float32_only ? 45 : 90); ++i) compare_in_some_order(draw_case(i, float32_only), i);
+  for (int i = 0; i < (float32_only ? 45 : 90); ++i) {
+    Case c = draw_case(i, float32_only);
+    if (i % 4 == 1) {
+      c.neuron = draw_compiled_neuron();
+      c.leak = Case::Leak::kConstant;
+      c.grad_leak = c.shape.repeated = false;
+      if (coin()) c.shape.steps = one_of({1, 4, 17});
+    }
+    compare_in_some_order(c, i);
+  }
 }
 
 void normalised(bool float32_only) {
@@ -128,8 +150,8 @@ void normalised(bool float32_only) {
     c.grad_residual = c.residual && coin();
     c.through_statistics = coin();
     if (i % 3 == 1) {  // the neuron, the steps and the calls that have kernels of their own
-      if (i % 2) c.neuron = plain::Definition();
-      c.neuron.strict = coin();
+      c.neuron = draw_compiled_neuron();
+      if (i % 2) c.leak = Case::Leak::kConstant, c.v_init = c.v_last = c.grad_v = c.grad_v_init = false;
       c.shape.steps = one_of({1, 4});
       c.grad_spikes = true;
       c.shape.repeated = c.grad_leak = c.misaligned = false;

@@ -27,11 +27,18 @@ FLAGS = (
 )
 
 # What is compiled again with mistakes.
-PLANTED_UNITS = ("lif_float32.cu", "bn_lif_float32.cu", "bn_reduce_float32.cu", "bn_statistics.cu", "pack.cu")
+PLANTED_UNITS = (
+    "lif_float32.cu",
+    "bn_lif_float32.cu",
+    "bn_reduce_float32.cu",
+    "bn_statistics.cu",
+    "leak_gradient.cu",
+    "pack.cu",
+)
 # file, what it says, what the copy says instead; MISTAKE is true where this mistake is asked for
 MISTAKES = {
     "guard": ("lif_forward.cuh", "neuron >= call.extent.neurons", "neuron >= call.extent.neurons + (MISTAKE ? W : 0)"),
-    "strictness": ("lif_forward.cuh", "h >= k.fire_level", "(MISTAKE ? h > k.fire_level : h >= k.fire_level)"),
+    "strictness": ("lif_forward.cuh", "h[j] >= k.fire_level", "(MISTAKE ? h[j] > k.fire_level : h[j] >= k.fire_level)"),
     "checkpoint": ("lif_forward.cuh", "done % kCheckpointEvery", "(done - (MISTAKE ? 4 : 0)) % kCheckpointEvery"),
     "repeated": (
         "current.cuh",
@@ -39,7 +46,7 @@ MISTAKES = {
         "frame_(e.repeated && !MISTAKE ? 0 : e.frame) {}",
     ),
     "prefetch": ("series.cuh", "if (i < left_)", "if (i < left_ + (MISTAKE ? 1 : 0))"),
-    "reset": ("lif_backward.cuh", "v[j] = after_reset<D", "v[j] = MISTAKE ? h[j] : after_reset<D"),
+    "reset": ("lif_backward.cuh", "v[j] = D::after_reset", "v[j] = MISTAKE ? h[j] : D::after_reset"),
     "stride": ("current.cuh", "to_ -= frame_;", "to_ -= MISTAKE ? frame_ - 1 : frame_;"),
     "history": ("lif_backward.cuh", "(W / kPart) + p)", "(W / kPart) + p + (MISTAKE ? 1 : 0))"),
     "chunk": ("lif_backward.cuh", "kCheckpointEvery - 1)", "kCheckpointEvery - (MISTAKE ? 0 : 1))"),
@@ -48,7 +55,7 @@ MISTAKES = {
     "shuffle": ("locations.cuh", "sum, apart)", "sum, MISTAKE ? 1 : apart)"),
     "mask": ("locations.cuh", "0xffffffffu", "(MISTAKE ? 0xffu : 0xffffffffu)"),
     "locations": ("locations.cuh", "first + left < e.inner", "first + left < e.inner + (MISTAKE ? W : 0)"),
-    "reduction": ("leak_gradient.cuh", "__syncthreads();", "if (!MISTAKE) __syncthreads();"),
+    "reduction": ("leak_gradient.cu", "__syncthreads();", "if (!MISTAKE) __syncthreads();"),
     "channel": ("extent.cuh", "++column < e.inner", "++column < e.inner + (MISTAKE ? 1 : 0)"),
     "channel values": ("extent.cuh", "e.inner == 1 && walk", "(MISTAKE || e.inner == 1) && walk"),
     "alignment": ("launch.h", "return std::all_of(", "return MISTAKE || std::all_of("),
@@ -57,6 +64,9 @@ MISTAKES = {
     "sign": ("pack.cuh", "word & 0x7FFFFFFFu", "word & (MISTAKE ? ~0u : 0x7FFFFFFFu)"),
     "wide access": ("pack.cuh", "call.wide && whole", "(call.wide || MISTAKE) && whole"),
     "power of two": ("rule.cuh", "frexp(tau, &exponent) == 0.5f", "frexp(tau, &exponent) < (MISTAKE ? 1.0f : 0.51f)"),
+    "looked-up charge": ("rule.cuh", "? v + part : v - part + x", "? v + part : v - part + (MISTAKE ? v : x)"),
+    "looked-up reset": ("rule.cuh", "? rule.k.rest : h - rule.k", "? rule.k.rest : h - (MISTAKE ? 0 : 1) * rule.k"),
+    "compiled-in charge": ("rule.cuh", "{rule.tau_inverse}, rule.k);", "{MISTAKE ? 1.0f : rule.tau_inverse}, rule.k);"),
     "residual": (
         "normalise.cuh",
         "if (residual.given()) residual.next();",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +23,26 @@ _CHARGES = {"decay": 0, "integrate": 0, "leak": 1, "leak_input": 2}
 def compiled() -> ModuleType | None:
     """ckd_kernels._C, or None where it was not built."""
     try:
-        return importlib.import_module("ckd_kernels._C")
+        module = importlib.import_module("ckd_kernels._C")
     except ModuleNotFoundError as error:
         if error.name != "ckd_kernels._C":
             raise
         return None
+    _warn_of_narrow_level(module)
+    return module
+
+
+def _warn_of_narrow_level(module: ModuleType) -> None:
+    """A module that was compiled for one machine's processor runs on an older one, but slowly."""
+    widest = module.cpu.widest_level()
+    if widest == "baseline" or os.environ.get("CKD_CPU_LEVEL") or module.cpu.level() != "baseline":
+        return
+    warnings.warn(
+        f"ckd_kernels was compiled for {', '.join(module.build_info()['cpu_levels'])} and runs the slow baseline on "
+        f"this processor, which has {widest}; install it again on this machine, or with CKD_CPU_LEVELS=all",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def address(t: Tensor | None) -> int:

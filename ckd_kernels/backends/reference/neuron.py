@@ -43,17 +43,25 @@ class Step:
         else:
             h = v + x
         if n.reset == "soft_delayed":
-            h = h - torch.where(self.fires(v), self.threshold, 0.0)
+            h = h - self.lost(v)
         return h
 
     def reset(self, h: Tensor) -> Tensor:
         """v[t] from h[t]."""
         n = self.neuron
         if n.reset == "hard":
-            return torch.where(self.fires(h), torch.full_like(h, self.rest), h)
+            return self.to_rest(h)
         if n.reset == "soft":
-            return h - torch.where(self.fires(h), self.threshold, 0.0)
+            return h - self.lost(h)
         return h
+
+    def lost(self, h: Tensor) -> Tensor:
+        """What a reset by subtraction takes from the potential."""
+        return torch.where(self.fires(h), self.threshold, 0.0)
+
+    def to_rest(self, h: Tensor) -> Tensor:
+        """The potential after a hard reset."""
+        return torch.where(self.fires(h), torch.full_like(h, self.rest), h)
 
     def fire_backward(self, h: Tensor, grad_spikes: Tensor, grad_v: Tensor) -> Tensor:
         """gh = gs*sg(u) + gv*R."""

@@ -25,6 +25,8 @@ CKD_CPU_CALLS(CKD_DECLARE)
 #undef CKD_DECLARE
 
 const char* level();
+// What the processor could run, whether it was compiled or not.
+const char* widest_level();
 
 // What the kernels want to know of the processor that they run on.
 struct Processor {

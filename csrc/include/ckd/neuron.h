@@ -2,6 +2,10 @@
 // The order of operations is the numerics contract (no FMA, true division); every loop over time,
 // on the CPU and on the GPU, is made of these.
 #pragma once
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
 #include "ckd/params.h"
 #include "ckd/platform.h"
 
@@ -10,7 +14,12 @@ namespace ckd {
 // Constants of a neuron rounded once to the arithmetic's precision.
 template <class Real>
 struct Constants {
+  using Bits = std::conditional_t<sizeof(Real) == 4, uint32_t, uint64_t>;
   Real threshold, fire_level, rest, drop_now, drop_later, c0, c1;
+  // Whether gradients pass through the reset is data, so that both kinds of neuron share a loop: drop_now, or 0 where
+  // the reset is detached, and all bits, or none.
+  Real drop_back;
+  Bits attached;
   CKD_FN explicit Constants(const Neuron& n)
       : threshold(Real(n.threshold)),
         fire_level(Real(n.fire_level)),
@@ -18,7 +27,9 @@ struct Constants {
         drop_now(Real(n.drop_now)),
         drop_later(Real(n.drop_later)),
         c0(Real(n.c0)),
-        c1(Real(n.c1)) {}
+        c1(Real(n.c1)),
+        drop_back(n.detach_reset ? Real(0) : drop_now),
+        attached(n.detach_reset ? Bits(0) : ~Bits(0)) {}
 };
 
 // h[t] from v[t-1] and x[t]; `leak` is the decay or tau, a Real or what a Real can be multiplied with or divided by.
@@ -49,23 +60,25 @@ CKD_FN Real after_reset(Real h, const Constants<Real>& k) {
   return h - (fires ? k.drop_now : Real(0));
 }
 
-// How dL/dv[t] reaches h[t] past the reset: gh = gs*sg + gv*R.
-enum class Through { kHard, kHardDetached, kSubtract, kSubtractDetached };
-
-CKD_FN Through through(const Neuron& n) {
-  if (n.reset == Reset::kHard) return n.detach_reset ? Through::kHardDetached : Through::kHard;
-  return n.detach_reset ? Through::kSubtractDetached : Through::kSubtract;
+// x, or +0 where the reset is detached, also of what is not finite.
+template <class Real>
+CKD_FN Real where_attached(Real x, const Constants<Real>& k) {
+  typename Constants<Real>::Bits bits;
+  memcpy(&bits, &x, sizeof x);
+  bits &= k.attached;
+  memcpy(&x, &bits, sizeof x);
+  return x;
 }
 
-template <Through G, class Real>
+// gh = gs*sg + gv*R: dL/dv[t] reaches h[t] past the reset by R. What a detached reset takes away is added as 0, or
+// multiplied with it, which leaves every bit as it is.
+template <Reset R, class Real>
 CKD_FN Real fire_backward(Real h, Real gs, Real gv, Real sg, const Constants<Real>& k) {
-  if constexpr (G == Through::kHard || G == Through::kHardDetached) {
-    Real r = Real(1) - (h >= k.fire_level ? Real(1) : Real(0));
-    if constexpr (G == Through::kHard) r = r + (k.rest - h) * sg;
-    return gs * sg + gv * r;
+  if constexpr (R == Reset::kHard) {
+    const Real kept = Real(1) - (h >= k.fire_level ? Real(1) : Real(0));
+    return gs * sg + gv * (kept + where_attached((k.rest - h) * sg, k));
   }
-  if constexpr (G == Through::kSubtract) return gs * sg + gv * (Real(1) - sg * k.drop_now);
-  return gs * sg + gv;
+  return gs * sg + gv * (Real(1) - sg * k.drop_back);
 }
 
 // Gradients of x[t] and v[t-1] from gh.

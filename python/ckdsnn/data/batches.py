@@ -1,4 +1,4 @@
-"""In-memory batches whose order and augmentation depend on (seed, epoch, batch) and on nothing else.
+"""In-memory batches whose order depends on (seed, epoch), and their augmentation on (seed, epoch, sample), alone.
 
 Because no random state is carried from one batch to the next, training that resumes in the middle of an epoch sees
 exactly the batches that it would have seen without the interruption.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ckdsnn.data.augment import Augmentation
+from ckdsnn.data.draws import mixed
 
 
 class Batch(NamedTuple):
@@ -32,13 +33,8 @@ def counter_generator(seed: int, *counters: int) -> torch.Generator:
         >>> bool(torch.equal(torch.rand(4, generator=a), torch.rand(4, generator=b)))
         True
     """
-    mixed = 0
-    for number in (seed, *counters):  # splitmix64: neighbouring numbers give unrelated generators
-        mixed = (mixed + 0x9E3779B97F4A7C15 * (number + 1)) & 0xFFFFFFFFFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        mixed ^= mixed >> 31
-    return torch.Generator().manual_seed(mixed >> 32)  # the CPU's generator takes 32 bits and ignores the rest
+    # The CPU's generator takes 32 bits and ignores the rest.
+    return torch.Generator().manual_seed(mixed(seed, *counters) >> 32)
 
 
 class EpochSampler:
@@ -92,13 +88,17 @@ class EpochSampler:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def order(self, epoch: int) -> Tensor:
+        """Indices of this process's samples in an epoch, one after the other, int64."""
+        order = torch.arange(self.length)
+        if self.shuffle:
+            order = torch.randperm(self.length, generator=counter_generator(self.seed, epoch))
+        return order[self.rank :: self.world_size] + self.length * (epoch % self.views)
+
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """Yields (number of the batch in the epoch, sample indices int64)."""
         # Evaluated at the first batch, not when the iterator is made: Lightning sets the epoch in between.
-        order = torch.arange(self.length)
-        if self.shuffle:
-            order = torch.randperm(self.length, generator=counter_generator(self.seed, self.epoch))
-        order = order[self.rank :: self.world_size] + self.length * (self.epoch % self.views)
+        order = self.order(self.epoch)
         batches = order.split(self.batch_size) if self.drop_last else order.tensor_split(len(self))
         first = 0
         if self._resume is not None and self._resume[0] == self.epoch:
@@ -116,15 +116,18 @@ class EpochSampler:
 
 
 class BatchLoader:
-    """Batches of a data set that lies in memory, gathered, scaled and augmented as whole batches on its device.
+    """Batches of a data set that lies in memory, gathered where it lies and augmented on the device.
+
+    Set `gathers` to False where something else gathers the samples, with `fill`: batches then hold indices alone.
 
     Args:
-        images: [N, C, H, W] uint8 or float32 (or frames [N, T, C, H, W]); on any device.
+        images: [N, C, H, W] uint8 or float32 (or frames [N, T, C, H, W]); on `device`, or in pinned memory of the host.
         targets: int64 [N].
         sampler: order and batches.
         mean, std: per channel; images become `(image / 255 - mean) / std` if they are uint8, else
             `(image - mean) / std`. None leaves the values (uint8 are still divided by 255).
-        augment: random augmentation; every batch has a generator of its own.
+        augment: random augmentation, which depends on the sampler's seed, its epoch and the sample alone.
+        device: of the batches; None: where the images are.
     """
 
     def __init__(
@@ -136,36 +139,41 @@ class BatchLoader:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         augment: Augmentation | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.images, self.targets = images, targets
-        self.sampler, self.augment = sampler, augment
+        self.device = images.device if device is None else device
+        self.gathers = True
+        self.sampler, self.augment = sampler, augment or Augmentation()
+        self.mean, self.std = mean, std
         self.batch_sampler = None  # Lightning looks for it wherever there is a sampler
-        per_channel = (-1, 1, 1)
-        scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
-        mean_t = torch.tensor(mean or [0.0], dtype=torch.float32, device=images.device).view(per_channel)
-        std_t = torch.tensor(std or [1.0], dtype=torch.float32, device=images.device).view(per_channel)
-        self._multiply, self._add = scale / std_t, -mean_t / std_t
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for number, indices in self.sampler:
-            # Augmentation parameters come from the CPU, so a run augments alike on every device.
-            generator = counter_generator(self.sampler.seed, self.sampler.epoch, number, self.sampler.rank)
-            yield self.batch(indices, generator)
+    def fill(self, order: Tensor, epoch: int, out: Tensor) -> None:
+        """Writes the samples `order` of an epoch, as its batches hold them, into `out` [N, C, H, W] (or
+        [N, T, C, H, W])."""
+        pixels = self._gathered(self.images, order)
+        self.augment.apply(pixels, order, self.sampler.seed, epoch, self.mean, self.std, out=out)
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        indices = indices.to(self.images.device)
-        pixels = self.images[indices]
-        if self.augment is not None:
-            pixels = self.augment.on_pixels(pixels, generator)
-        images = torch.addcmul(self._add, pixels.float(), self._multiply)
-        if images.ndim == 5:  # frames lie sample by sample in memory; the models take time first
-            images = images.transpose(0, 1)
-        if self.augment is not None:
-            images = self.augment(images, generator)
-        return Batch(images, self.targets[indices], indices)
+    def __iter__(self) -> Iterator[Batch]:
+        for _, indices in self.sampler:
+            if not self.gathers:
+                yield Batch(self.targets[:0], self.targets[:0], indices)
+                continue
+            order = indices.to(self.device)
+            pixels, sampler = self._gathered(self.images, indices), self.sampler
+            images = self.augment.apply(pixels, order, sampler.seed, sampler.epoch, self.mean, self.std)
+            if images.ndim == 5:  # frames lie sample by sample in memory; the models take time first
+                images = images.transpose(0, 1)
+            yield Batch(images, self._gathered(self.targets, indices), order)
+
+    def _gathered(self, rows: Tensor, indices: Tensor) -> Tensor:
+        gathered = rows.index_select(0, indices.to(rows.device))
+        if gathered.device != self.device:  # without waiting, from memory that the device reads by itself
+            gathered = gathered.pin_memory().to(self.device, non_blocking=True)
+        return gathered
 
     def state_dict(self) -> dict[str, int]:
         return self.sampler.state_dict()

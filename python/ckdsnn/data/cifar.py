@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from ckdsnn.data.arguments import folder_name, whole_number
 from ckdsnn.data.augment import Augmentation
+from ckdsnn.data.files import read_file
 from ckdsnn.data.module import ArrayDataModule, Arrays
+from ckdsnn.data.pickled import read_pickled
 from ckdsnn.data.split import balanced_subset, split_off
 
 
@@ -66,59 +67,63 @@ LAYOUTS = {
 }
 
 
-RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own name for it moved between its versions
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays and plain values; a file that wants anything else called is refused."""
-
-    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
-        ("numpy._core.multiarray", "_reconstruct"): RECONSTRUCT,
-        # Protocol 2 writes bytes as a call of this, with a string and an encoding.
-        ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}, which no CIFAR file does") from None
+LARGEST_FILE = 2**29  # bytes; the largest official one has 155 million
 
 
 def read_batch(path: Path, label_key: str, num_classes: int) -> Arrays:
-    """One official batch file as uint8 [N, 3, 32, 32] and int64 [N]; no code in it can run.
+    """One batch file, as issued or as Python 3 writes it again; no code in it can run (see `pickled`).
+
+    Args:
+        path: the file, a pickled dict of "data", uint8 [N, 3072], and labels; keys are str or bytes.
+        label_key: which of its entries are the labels, a list or an array of N integers.
+        num_classes: labels lie in [0, num_classes).
+
+    Returns:
+        Images uint8 [N, 3, 32, 32], targets int64 [N].
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is cut short or not what the official files are.
     """
+    remedy = "extract the official archive again"
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: extract the official archive again") from None
+        raw = read_file(path, LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}: {remedy}") from None
     try:
-        content = _ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
-    except Exception as error:
+        content = read_pickled(raw)
+    except ValueError as error:
         raise ValueError(
-            f"{path} ({len(raw)} bytes) cannot be read: {error}. It is cut short, damaged or no CIFAR file: extract "
-            "the official archive again"
+            f"{path} ({len(raw)} bytes) cannot be read: {error}. It is cut short, damaged or no CIFAR file: {remedy}"
         ) from error
-    if not isinstance(content, dict) or "data" not in content or label_key not in content:
-        raise ValueError(f"{path} has no 'data' and {label_key!r}: it is not a file of this data set")
-    data, labels = content["data"], content[label_key]
+    if "data" not in content or label_key not in content:
+        raise ValueError(f"{path} has no 'data' and {label_key!r}: it is not a file of this data set; {remedy}")
+    try:
+        labels = _labels(content[label_key], num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}: {remedy}") from None
+    data = content["data"]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(labels), 3072):
         found = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise ValueError(f"{path} must hold uint8 [{len(labels)}, 3072] for its {len(labels)} labels, got {found}")
-    targets = torch.tensor(labels, dtype=torch.int64)
-    if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < num_classes):
         raise ValueError(
-            f"{path} has labels from {int(targets.min())} to {int(targets.max())}, they must lie in "
-            f"[0, {num_classes - 1}]"
+            f"{path} must hold uint8 [{len(labels)}, 3072] for its {len(labels)} labels, got {found}: {remedy}"
         )
-    return Arrays(torch.from_numpy(data.reshape(-1, 3, 32, 32)), targets)
+    pixels = torch.from_numpy(np.array(data, order="C"))  # a copy: the array is a view of the file's bytes
+    return Arrays(pixels.view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64))
+
+
+def _labels(found: object, num_classes: int) -> list[int]:
+    labels = found.tolist() if isinstance(found, np.ndarray) and found.ndim == 1 else found
+    if not isinstance(labels, list | tuple):
+        raise ValueError(f"must hold a list of labels, got {type(found).__name__}")
+    # bool is a subclass of int, and True is no label.
+    if others := {type(label).__name__.lstrip("_") for label in labels if type(label) is not int}:
+        raise ValueError(f"must hold integers as labels, got {', '.join(sorted(others))}")
+    if labels and not (min(labels) >= 0 and max(labels) < num_classes):
+        # A number of a million digits is not for printing.
+        low, high = (max(-(2**63), min(2**63, end)) for end in (min(labels), max(labels)))
+        raise ValueError(f"has labels from {low} to {high}, they must lie in [0, {num_classes - 1}]")
+    return list(labels)
 
 
 class CIFAR(ArrayDataModule):
@@ -153,17 +158,17 @@ class CIFAR(ArrayDataModule):
         train_samples: int | None = None,
         seed: int = 0,
         augmentation: Augmentation = Augmentation(shift=4, flip=True),
-        eval_batch_size: int = 500,
+        eval_batch_size: int | None = None,
+        where: Literal["device", "host"] = "device",
     ) -> None:
-        super().__init__(batch_size, seed, augmentation, eval_batch_size)
+        super().__init__(batch_size, seed, augmentation, eval_batch_size, where)
         if name not in LAYOUTS:
             raise ValueError(f"name must be one of {', '.join(LAYOUTS)}, got {name!r}")
-        if validation < 0:
-            raise ValueError(f"validation is a number of samples >= 0, got {validation}")
-        if train_samples is not None and train_samples < 1:
-            raise ValueError(f"train_samples must be at least 1 or None for all, got {train_samples}")
+        whole_number("validation", validation, 0)
+        if train_samples is not None:
+            whole_number("train_samples", train_samples, 1)
         layout = LAYOUTS[name]
-        self.folder = Path(root) / layout.folder
+        self.folder = folder_name("root", root) / layout.folder
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"root {root} has no folder {layout.folder}: download {layout.url} (md5 {layout.archive_md5}) and "
@@ -200,6 +205,7 @@ class CIFAR(ArrayDataModule):
         return self._files[names]
 
     def _say_if_not_official(self, names: tuple[str, ...]) -> None:
-        found = {n: hashlib.md5((self.folder / n).read_bytes(), usedforsecurity=False).hexdigest() for n in names}
+        raw = {name: read_file(self.folder / name, LARGEST_FILE) for name in names}
+        found = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in raw.items()}
         if others := [f"{name} {md5}" for name, md5 in found.items() if md5 != self.layout.md5[name]]:
             print(f"note: not the official files in {self.folder}; md5 {', '.join(others)}")

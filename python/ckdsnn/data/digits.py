@@ -7,12 +7,15 @@ saliency maps of teacher and student have something to show.
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ckdsnn.data.augment import Augmentation
@@ -40,12 +43,24 @@ def digits_split() -> DigitsSplit:
         >>> [len(part.targets) for part in digits_split()]
         [897, 300, 600]
     """
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).float() / 16
-    targets = torch.from_numpy(digits.target).long()
+    with gzip.open(_digits_file(), "rt") as file:
+        table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))
+    # Of each digit 64 pixels from 0 to 16, and which one it is.
+    images, targets = table[:, :-1].reshape(-1, 8, 8) / 16, table[:, -1].long()
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
     parts = order.split([897, 300, 600])
     return DigitsSplit(*(Arrays(images[part], targets[part]) for part in parts))
+
+
+def _digits_file() -> Path:
+    """The file that `sklearn.datasets.load_digits` reads; scikit-learn and SciPy take long to import."""
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ImportError("the digits come with scikit-learn, which is not installed; run pip install scikit-learn")
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing from this scikit-learn: install version 1.0 or later")
+    return path
 
 
 def render_canvas(digits: Tensor, generator: torch.Generator) -> Tensor:

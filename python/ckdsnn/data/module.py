@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from ckdsnn.data.arguments import of_batches
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import BatchLoader, EpochSampler
 
@@ -43,13 +44,16 @@ class DataModule(L.LightningDataModule):
 class ArrayDataModule(DataModule):
     """Base of the in-memory data sets: a subclass says what they are and implements `load`.
 
-    The whole data set lies on the training device, and gathering, scaling and augmentation happen there in batches.
+    The whole data set lies on the training device, and so does a whole augmented epoch of it, in float32, while a
+    network trains on it.
 
     Args:
         batch_size: training samples a batch and process.
         seed: order of the samples and augmentation.
-        augmentation: applied to training batches only.
-        eval_batch_size: samples a batch in validation, test and prediction.
+        augmentation: applied to training samples only.
+        eval_batch_size: samples a batch in validation, test and prediction; None: 256 on a CPU, 1000 on other devices.
+        where: "device", or "host" for data that does not fit there: batches are then gathered in the host's memory and
+            augmented on the device one at a time.
     """
 
     def __init__(
@@ -57,13 +61,14 @@ class ArrayDataModule(DataModule):
         batch_size: int,
         seed: int = 0,
         augmentation: Augmentation = Augmentation(),
-        eval_batch_size: int = 256,
+        eval_batch_size: int | None = None,
+        where: Literal["device", "host"] = "device",
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        of_batches(batch_size, eval_batch_size, seed, augmentation)
+        if where not in ("device", "host"):
+            raise ValueError(f"where must be device or host, got {where!r}")
+        self.batch_size, self.eval_batch_size, self.where = batch_size, eval_batch_size, where
         self.seed, self.augmentation = seed, augmentation
         self.views = 1
         self._parts: dict[str, Arrays] = {}
@@ -81,8 +86,17 @@ class ArrayDataModule(DataModule):
             if arrays is None:
                 continue
             self._check_targets(part, arrays.targets)
-            device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+            device = self.device if self.where == "device" else torch.device("cpu")
             self._parts[part] = Arrays(arrays.images.to(device), arrays.targets.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are wanted: the trainer's device, or the CPU without one."""
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+    @property
+    def _evaluated_at_once(self) -> int:
+        return self.eval_batch_size or (256 if self.device.type == "cpu" else 1000)
 
     def _check_targets(self, part: str, targets: Tensor) -> None:
         if len(targets) == 0:
@@ -122,15 +136,15 @@ class ArrayDataModule(DataModule):
     def in_order(self, part: str) -> BatchLoader:
         """All samples of a part (all renderings of the training part too), once, in order, as they are."""
         images, targets = self.arrays(part)
-        sampler = EpochSampler(len(targets), self.eval_batch_size, shuffle=False)
-        return BatchLoader(images, targets, sampler, mean=self.mean, std=self.std)
+        sampler = EpochSampler(len(targets), self._evaluated_at_once, shuffle=False)
+        return BatchLoader(images, targets, sampler, mean=self.mean, std=self.std, device=self.device)
 
     def _loader(self, part: str, *, train: bool) -> BatchLoader:
         images, targets = self.arrays(part)
         views = self.views if train else 1
         sampler = EpochSampler(
             len(targets) // views,
-            self.batch_size if train else self.eval_batch_size,
+            self.batch_size if train else self._evaluated_at_once,
             shuffle=train,
             drop_last=train,
             seed=self.seed,
@@ -138,4 +152,4 @@ class ArrayDataModule(DataModule):
             **self.share,
         )
         augment = self.augmentation if train and self.augmentation.active else None
-        return BatchLoader(images, targets, sampler, mean=self.mean, std=self.std, augment=augment)
+        return BatchLoader(images, targets, sampler, mean=self.mean, std=self.std, augment=augment, device=self.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ckdsnn.data.arguments import whole_number
+
 SPLIT_SEED = 0  # fixed: which samples train and which validate must not change with a run's seed
 
 
@@ -18,10 +20,15 @@ def balanced_subset(targets: Tensor, count: int, num_classes: int) -> Tensor:
         count: samples to draw, in [0, N].
         num_classes: number of classes.
 
+    Raises:
+        TypeError, ValueError: count is no integer, or out of range.
+
     Example:
         >>> balanced_subset(torch.tensor([0, 1, 0, 1, 0, 1]), 4, num_classes=2).shape
         torch.Size([4])
     """
+    if whole_number("count", count, 0) > len(targets):
+        raise ValueError(f"count must be up to {len(targets)}, the number of samples, got {count}")
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
     by_class = [order[targets[order] == c] for c in range(num_classes)]
     sizes = [len(rows) * count // len(targets) for rows in by_class]
@@ -41,14 +48,15 @@ def split_off(targets: Tensor, count: int, num_classes: int) -> tuple[Tensor, Te
         num_classes: number of classes.
 
     Raises:
-        ValueError: fewer samples than asked for, or a class would have none left to train on.
+        TypeError, ValueError: count is no integer >= 0, or there are fewer samples, or a class would have none left to
+            train on.
 
     Example:
         >>> kept, held_out = split_off(torch.tensor([0, 1, 0, 1, 0, 1]), 2, num_classes=2)
         >>> len(kept), len(held_out)
         (4, 2)
     """
-    if count >= len(targets):
+    if whole_number("validation", count, 0) >= len(targets):
         raise ValueError(f"validation {count} leaves nothing of {len(targets)} training samples: hold out fewer")
     held_out = balanced_subset(targets, count, num_classes)
     kept = torch.ones(len(targets), dtype=torch.bool)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
@@ -138,8 +137,3 @@ def load_cell(out: Path, seed: int, key: str, settings: DemoSettings) -> Distill
     state = AtomicCheckpointIO().load_checkpoint(checkpoint_path(out, seed, key))
     task.load_state_dict(state["state_dict"])
     return task.eval()
-
-
-def limit_threads() -> None:
-    """One thread a process: the demo runs one process a core."""
-    torch.set_num_threads(1)

@@ -4,75 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import queue
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ckdsnn.demo.cells import epochs_of, limit_threads, read_cell, train_cell
+from ckdsnn.demo import worker
+from ckdsnn.demo.cells import epochs_of, read_cell
 from ckdsnn.demo.report import Cells
 from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
 
-# Set in the workers only, by _start_worker.
-_events: Any = None
-_stop: Any = None
-
-
-class Stopped(Exception):
-    """The demo was interrupted."""
-
-
-def _start_worker(events: Any, stop: Any) -> None:
-    global _events, _stop
-    _events, _stop = events, stop
-    limit_threads()
-    threading.Thread(target=_follow_parent, daemon=True).start()
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C goes to all processes of a terminal, but the parent alone is to answer it.
+def _signals_held_back() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal, as SIGTERM may, but the parent alone is to answer them.
 
     Processes that are started inside inherit the mask and keep it; the parent gets what came meanwhile at the end.
-    The mask alone would not hold it back: another thread, one of PyTorch's, may take the signal, and Python then hands
-    it to this one.
+    The mask alone would not hold them back: another thread, one of PyTorch's, may take the signal, and Python then
+    hands it to this one.
     """
     came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOPPING}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         if came:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _follow_parent() -> None:
-    """A worker whose parent was killed would train on, and then wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_process([parent.sentinel])
-    os._exit(1)
-
-
-def _run_cell(out: Path, seed: int, key: str, settings: DemoSettings) -> dict[str, Any]:
-    def report(epochs: int, metrics: dict[str, float]) -> None:
-        if _stop.is_set():
-            raise Stopped
-        if metrics:
-            _events.put(((seed, key), epochs, metrics))
-
-    return train_cell(out, seed, key, settings, report)
+            signal.raise_signal(came[0])
 
 
 class _Bars:
@@ -170,7 +138,7 @@ def run_cells(out: Path, settings: DemoSettings, processes: int) -> Cells:
         len(cells),
     )
     workers = min(processes, len(missing))
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(events, stop))
+    pool = ProcessPoolExecutor(workers, context, initializer=worker.start, initargs=(events, stop))
     try:
         _drive(pool, events, bars, out, settings, missing, cells)
     except BaseException:
@@ -198,8 +166,8 @@ def _drive(
         ready = [(seed, key) for seed, key in waiting if key == TEACHER or (seed, TEACHER) in cells]
         for seed, key in ready:
             waiting.remove((seed, key))
-            with _interrupts_held_back():
-                running[pool.submit(_run_cell, out, seed, key, settings)] = (seed, key)
+            with _signals_held_back():
+                running[pool.submit(worker.run_cell, out, seed, key, settings)] = (seed, key)
         done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
         _show(events, bars, settings)
         for future in done:

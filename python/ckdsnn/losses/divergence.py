@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def full_precision(x: Tensor) -> Tensor:
-    """``x`` in float32 (float64 stays): losses are never computed in a 2-byte type."""
-    return x if x.dtype == torch.float64 else x.float()
+from .arguments import check_temperature, check_tensor
+from .precision import full_precision, outside_autocast
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Raises ValueError unless both are [B, K] of the same shape."""
+    """Raises TypeError unless both are floating-point tensors, ValueError unless both are [B, K] with K >= 2."""
+    check_tensor(student_logits, "student_logits")
+    check_tensor(teacher_logits, "teacher_logits")
     if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
         raise ValueError(
             "student_logits and teacher_logits must both be [B, K], got "
             f"{list(student_logits.shape)} and {list(teacher_logits.shape)}; teacher and student need the same classes"
         )
-
-
-def check_temperature(value: float, name: str = "temperature") -> None:
-    """Raises ValueError unless ``value`` > 0."""
-    if not value > 0:
-        raise ValueError(f"{name} must be > 0, got {value}")
+    if student_logits.shape[1] < 2:
+        raise ValueError(
+            f"student_logits and teacher_logits must be of at least 2 classes, got {list(student_logits.shape)}; "
+            "the distribution over one class teaches nothing"
+        )
 
 
 def kl_divergence(target_logits: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -54,10 +52,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 4.0) ->
         tau: temperature, > 0.
 
     Returns:
-        A float32 scalar (float64 for float64).
+        A float32 scalar (float64 for float64), also under autocast.
 
     Raises:
-        ValueError: shapes differ, or tau <= 0.
+        TypeError: logits that are no tensors, a tau that is no number.
+        ValueError: shapes differ, one class, or tau <= 0.
 
     Example:
         >>> import torch
@@ -68,4 +67,5 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 4.0) ->
     """
     check_logits(student_logits, teacher_logits)
     check_temperature(tau, "tau")
-    return tau**2 * kl_divergence(teacher_logits.detach(), student_logits, tau)
+    with outside_autocast(student_logits):
+        return tau**2 * kl_divergence(teacher_logits.detach(), student_logits, tau)

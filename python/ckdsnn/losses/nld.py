@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .divergence import check_logits, check_temperature, full_precision, kl_divergence
+from .arguments import check_choice, check_flag, check_number, check_temperature, check_tensor
+from .divergence import check_logits, kl_divergence
+from .precision import full_precision, outside_autocast
 
 NOISES = ("adaptive", "fixed", "none")
 DISTRIBUTIONS = ("gaussian", "laplace", "uniform", "gumbel")
@@ -26,8 +29,7 @@ def standard_noise(like: Tensor, distribution: str, generator: torch.Generator) 
     Raises:
         ValueError: unknown distribution.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
+    check_choice(distribution, "distribution", DISTRIBUTIONS)
     noise = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
     if distribution == "gaussian":
         noise.normal_(generator=generator)
@@ -81,7 +83,8 @@ def nld_loss(
         generator: where the noise comes from; its state belongs in the checkpoint.
         temperature: tau > 0.
         noise: ``"adaptive"``, ``"fixed"`` (needs ``sigma``) or ``"none"`` (plain distillation).
-        strength: lambda >= 0 (default 0.1), or a scalar tensor that learns it; in [0, 1] with mixing="probabilities".
+        strength: lambda >= 0 (default 0.1), or a scalar tensor that learns it; in [0, 1] with mixing="probabilities",
+            where the value of a tensor is clamped to that.
         distribution: see :func:`standard_noise` (default gaussian).
         spread: ``"std"`` (default) or ``"variance"``; only with ``noise="adaptive"``.
         sigma: standard deviation > 0 of fixed noise.
@@ -89,10 +92,11 @@ def nld_loss(
         detach_statistics: no gradient through s; only with ``noise="adaptive"`` does it make a difference.
 
     Returns:
-        A float32 scalar (float64 for float64).
+        A float32 scalar (float64 for float64), also under autocast.
 
     Raises:
-        ValueError: shapes that differ, unknown names, values out of range or not used.
+        TypeError: logits that are no tensors, a generator that is none, numbers that are none.
+        ValueError: shapes that differ, one class, unknown names, values out of range or not used.
 
     Example:
         >>> import torch
@@ -102,44 +106,63 @@ def nld_loss(
         True
     """
     check_logits(student_logits, teacher_logits)
-    check_temperature(temperature)
-    check_nld_options(noise, strength, distribution, spread, sigma, mixing)
+    check_nld_options(temperature, noise, strength, distribution, spread, sigma, mixing, detach_statistics)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
     student_logits, teacher_logits = full_precision(student_logits), full_precision(teacher_logits.detach())
     if noise == "none":
         return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature)
 
     strength = 0.1 if strength is None else strength
-    eps = standard_noise(student_logits, distribution or "gaussian", generator)
-    if sigma is not None:
-        eps = eps * sigma
-    else:
-        basis = student_logits.detach() if detach_statistics else student_logits
-        eps = eps * (basis.var(1, keepdim=True) if spread == "variance" else basis.std(1, keepdim=True))
-    if mixing == "logits":
-        return temperature**2 * kl_divergence(teacher_logits, student_logits + strength * eps, temperature)
-    smoothed = torch.softmax(student_logits / temperature, 1), torch.softmax(eps / temperature, 1)
-    log_mixed = torch.log((1 - strength) * smoothed[0] + strength * smoothed[1] + torch.finfo(eps.dtype).tiny)
-    target = torch.log_softmax(teacher_logits / temperature, 1)
-    return temperature**2 * F.kl_div(log_mixed, target, reduction="batchmean", log_target=True)
+    with outside_autocast(student_logits):
+        eps = standard_noise(student_logits, distribution or "gaussian", generator)
+        if sigma is not None:
+            eps = eps * sigma
+        else:
+            basis = student_logits.detach() if detach_statistics else student_logits
+            eps = eps * (basis.var(1, keepdim=True) if spread == "variance" else basis.std(1, keepdim=True))
+        if mixing == "logits":
+            return temperature**2 * kl_divergence(teacher_logits, student_logits + strength * eps, temperature)
+        log_mixed = _log_mixture(
+            torch.log_softmax(student_logits / temperature, 1), torch.log_softmax(eps / temperature, 1), strength
+        )
+        target = torch.log_softmax(teacher_logits / temperature, 1)
+        return temperature**2 * F.kl_div(log_mixed, target, reduction="batchmean", log_target=True)
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, share: float | Tensor) -> Tensor:
+    """``log((1 - share)*p + share*q)`` without leaving the logarithms, in which nothing underflows."""
+    if isinstance(share, Tensor):
+        eps = torch.finfo(log_p.dtype).eps
+        share = share.to(log_p.dtype).clamp(eps, 1 - eps)
+        return torch.logaddexp(log_p + torch.log1p(-share), log_q + torch.log(share))
+    if share == 0:
+        return log_p
+    if share == 1:
+        return log_q
+    return torch.logaddexp(log_p + math.log1p(-share), log_q + math.log(share))
 
 
 def check_nld_options(
-    noise: str,
-    strength: float | Tensor | None,
-    distribution: str | None,
-    spread: str | None,
-    sigma: float | None,
-    mixing: str,
+    temperature: Any,
+    noise: Any,
+    strength: Any,
+    distribution: Any,
+    spread: Any,
+    sigma: Any,
+    mixing: Any,
+    detach_statistics: Any,
 ) -> None:
-    """Raises ValueError where the options of :func:`nld_loss` are unknown, out of range or contradict each other."""
-    for name, choice, known in (
-        ("noise", noise, NOISES),
-        ("distribution", distribution or "gaussian", DISTRIBUTIONS),
-        ("spread", spread or "std", SPREADS),
-        ("mixing", mixing, MIXINGS),
-    ):
-        if choice not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {choice!r}")
+    """Raises ValueError where the options of :func:`nld_loss` are unknown, out of range or contradict each other.
+
+    TypeError for numbers that are none, and for a detach_statistics that is not True or False.
+    """
+    check_temperature(temperature)
+    check_choice(noise, "noise", NOISES)
+    check_choice("gaussian" if distribution is None else distribution, "distribution", DISTRIBUTIONS)
+    check_choice("std" if spread is None else spread, "spread", SPREADS)
+    check_choice(mixing, "mixing", MIXINGS)
+    check_flag(detach_statistics, "detach_statistics")
     if noise == "none":
         unused = {"strength": strength, "distribution": distribution, "spread": spread, "sigma": sigma}
         for name, value in unused.items():
@@ -152,10 +175,14 @@ def check_nld_options(
     if noise == "fixed":
         if spread is not None:
             raise ValueError(f"spread={spread!r} is only used with noise='adaptive'; fixed noise has sigma")
-        if sigma is None or not sigma > 0:
-            raise ValueError(f"noise='fixed' needs sigma > 0, got {sigma}")
-    if isinstance(strength, (int, float)):
-        if strength < 0:
-            raise ValueError(f"strength must be >= 0, got {strength}")
+        if sigma is None:
+            raise ValueError("noise='fixed' needs sigma > 0, got None")
+        check_number(sigma, "sigma", above=0)
+    if isinstance(strength, Tensor):
+        check_tensor(strength, "strength")
+        if strength.numel() != 1:
+            raise ValueError(f"strength must be one number, got a tensor {list(strength.shape)}")
+    elif strength is not None:
+        check_number(strength, "strength", low=0)
         if mixing == "probabilities" and strength > 1:
             raise ValueError(f"strength must be in [0, 1] with mixing='probabilities', got {strength}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from .divergence import full_precision
+from .precision import full_precision, outside_autocast
 
 
 def resize_to(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -24,5 +24,6 @@ def resize_to(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     channels = maps if maps.dim() == 4 else maps[:, None]
-    resized = F.interpolate(full_precision(channels), list(size), mode="bilinear", antialias=True, align_corners=False)
+    with outside_autocast(maps):
+        resized = F.interpolate(full_precision(channels), list(size), mode="bilinear", antialias=True)
     return resized if maps.dim() == 4 else resized[:, 0]

@@ -7,16 +7,21 @@ from torch import Tensor
 
 from ckdsnn.models.outputs import ANNOutput, pick_stage, resolve_stage
 
-from .divergence import full_precision
+from .arguments import check_choice, check_target, check_tensor
+from .precision import full_precision, mean_over_time, outside_autocast
 
 TEACHER_MAPS = ("grad_cam", "grad_cam_predicted", "class_weights")
 
 
-def _check_features(features: Tensor, target: Tensor) -> None:
-    if features.dim() != 4:
-        raise ValueError(f"features must be [B, C, H, W], got {list(features.shape)}")
-    if target.shape != features.shape[:1]:
-        raise ValueError(f"target must be [{features.shape[0]}], one class a sample, got {list(target.shape)}")
+def _check_shape(x: Tensor, name: str, wanted: str) -> None:
+    check_tensor(x, name)
+    if x.dim() != wanted.count(",") + 1:
+        raise ValueError(f"{name} must be {wanted}, got {list(x.shape)}")
+
+
+def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
+    """``relu(sum_c weights_c * features_c)``, [B, H, W], in full precision."""
+    return torch.einsum("bchw,bc->bhw", full_precision(features), full_precision(weights)).relu()
 
 
 def class_activation_map(features: Tensor, classifier_weight: Tensor, target: Tensor) -> Tensor:
@@ -30,10 +35,11 @@ def class_activation_map(features: Tensor, classifier_weight: Tensor, target: Te
         target: class of each sample, int64 [B].
 
     Returns:
-        float32 [B, H, W] (float64 for float64).
+        float32 [B, H, W] (float64 for float64), also under autocast.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: what is no tensor, a target that is not int64.
+        ValueError: shapes that do not fit, or classes that do not exist (looked at on the CPU only).
 
     Example:
         >>> import torch
@@ -42,14 +48,16 @@ def class_activation_map(features: Tensor, classifier_weight: Tensor, target: Te
         >>> class_activation_map(features, torch.tensor([[1.0, -1.0], [3.0, 1.0]]), torch.tensor([1]))
         tensor([[[3., 2.]]])
     """
-    _check_features(features, target)
+    _check_shape(features, "features", "[B, C, H, W]")
+    check_tensor(classifier_weight, "classifier_weight")
     if classifier_weight.dim() != 2 or classifier_weight.shape[1] != features.shape[1]:
         raise ValueError(
             f"classifier_weight must be [K, {features.shape[1]}] to fit the features, "
             f"got {list(classifier_weight.shape)}"
         )
-    weights = full_precision(classifier_weight)[target]
-    return torch.einsum("bchw,bc->bhw", full_precision(features), weights).relu()
+    check_target(target, features.shape[0], classifier_weight.shape[0])
+    with outside_autocast(features):
+        return _weighted_sum(features, classifier_weight[target])
 
 
 def grad_cam_closed_form(features: Tensor, classifier_weight: Tensor, target: Tensor) -> Tensor:
@@ -84,10 +92,11 @@ def grad_cam(logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
         target: class of each sample, int64 [B].
 
     Returns:
-        float32 [B, H, W] (float64 for float64).
+        float32 [B, H, W] (float64 for float64), also under autocast.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: what is no tensor, a target that is not int64.
+        ValueError: shapes that do not fit, or classes that do not exist (looked at on the CPU only).
         RuntimeError: ``logits`` was not computed from ``features`` with gradients enabled.
 
     Example:
@@ -97,9 +106,12 @@ def grad_cam(logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
         >>> grad_cam(features.mean((2, 3)), features, torch.tensor([0, 2])).shape
         torch.Size([2, 4, 4])
     """
-    _check_features(features, target)
-    weights = _channel_weights(logits, features, target).mean((2, 3))
-    return torch.einsum("bchw,bc->bhw", full_precision(features), full_precision(weights)).relu()
+    _check_shape(logits, "logits", "[B, K]")
+    _check_shape(features, "features", "[B, C, H, W]")
+    check_target(target, features.shape[0], logits.shape[1])
+    with outside_autocast(features):
+        gradient = full_precision(_channel_weights(logits, features, target))
+        return _weighted_sum(features, gradient.mean((2, 3)))
 
 
 def grad_cam_spiking(step_logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
@@ -124,11 +136,22 @@ def grad_cam_spiking(step_logits: Tensor, features: Tensor, target: Tensor) -> T
         >>> grad_cam_spiking(spikes.mean((3, 4)), spikes, torch.tensor([0]))  # w = 1/(H*W) for class 0's channel
         tensor([[[0.5000, 0.5000]]], grad_fn=<ReluBackward0>)
     """
-    if features.dim() != 5:
-        raise ValueError(f"features must be [T, B, C, H, W], got {list(features.shape)}")
-    _check_features(features[0], target)
-    weights = _channel_weights(step_logits.mean(0), features, target).sum(0).mean((2, 3))
-    return torch.einsum("bchw,bc->bhw", full_precision(features.mean(0)), full_precision(weights)).relu()
+    return grad_cam_and_resolution(step_logits, features, target)[0]
+
+
+def grad_cam_and_resolution(step_logits: Tensor, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`grad_cam_spiking`, and half of the most that a spike adds to each map, ``max_c |w_c| / (2*T)``, [B, 1, 1].
+
+    Half, so that a map of a single spike is more than that, however it was rounded.
+    """
+    _check_shape(step_logits, "step_logits", "[T, B, K]")
+    _check_shape(features, "features", "[T, B, C, H, W]")
+    check_target(target, features.shape[1], step_logits.shape[2])
+    with outside_autocast(features):
+        gradient = full_precision(_channel_weights(mean_over_time(step_logits), features, target))
+        weights = gradient.sum(0).mean((2, 3))
+        spike = weights.abs().amax(1)[:, None, None] / len(features)
+        return _weighted_sum(mean_over_time(features), weights), spike / 2
 
 
 def _channel_weights(logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
@@ -158,6 +181,7 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
         float32 [B, H, W].
 
     Raises:
+        TypeError: an output of another kind.
         ValueError: unknown kind, a stage that does not exist, class weights that are not there.
         RuntimeError: autograd is needed and the output has no graph.
 
@@ -169,8 +193,9 @@ def saliency_map(kind: str, output: ANNOutput, stage: int, target: Tensor) -> Te
         >>> saliency_map("grad_cam", output, -1, torch.tensor([3, 5])).shape
         torch.Size([2, 5, 5])
     """
-    if kind not in TEACHER_MAPS:
-        raise ValueError(f"teacher_map must be one of {', '.join(TEACHER_MAPS)}, got {kind!r}")
+    check_choice(kind, "teacher_map", TEACHER_MAPS)
+    if not isinstance(output, ANNOutput):
+        raise TypeError(f"output must be that of a conventional network, got {type(output).__name__}")
     features = pick_stage(output.features, stage, "the teacher's features")
     num_stages = max(output.features)
     explained = target if kind == "grad_cam" else output.logits.argmax(1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ckdsnn.models.base import ANN
+from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, pick_stage, resolve_stage
 
+from .arguments import check_target
 from .methods.base import Method
 from .saliency import saliency_map
 
@@ -29,8 +30,11 @@ class FrozenTeacher(nn.Module):
         (image, target) alone, so that they may be cached.
 
     Raises:
+        TypeError: a model that is no ANN (a spiking network, a plain module: wrap it in
+            :class:`~ckdsnn.models.external.HookedANN`), a method that is no Method; images and target that are no
+            tensors of floats and of int64.
         ValueError: a stage that the model does not have; a class activation map where the head is not linear; Grad-CAM
-            of features that the logits do not depend on.
+            of features that the logits do not depend on; a target that is no class.
 
     Example:
         >>> import torch
@@ -48,6 +52,14 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, model: ANN, method: Method) -> None:
         super().__init__()
+        if isinstance(model, SNN):
+            raise TypeError(f"FrozenTeacher takes a conventional network, got {type(model).__name__}, a spiking one")
+        if not isinstance(model, ANN):
+            raise TypeError(
+                f"FrozenTeacher takes an ANN, got {type(model).__name__}: wrap it in ckdsnn.models.external.HookedANN"
+            )
+        if not isinstance(method, Method):
+            raise TypeError(f"FrozenTeacher takes a Method, see build_method, got {type(method).__name__}")
         self.model = model.requires_grad_(False)
         self.map_kind = method.teacher_map
         self.map_stages = method.teacher_map_stages
@@ -76,6 +88,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, target: Tensor) -> ANNOutput:
+        self._check_batch(images, target)
         differentiated = [stage for stage in self.map_stages if self._needs_autograd(stage)]
         if differentiated:
             # Gradients are needed from the first such stage on; parameters are frozen, so the graph begins there.
@@ -88,6 +101,12 @@ class FrozenTeacher(nn.Module):
         features = {stage: pick_stage(out.features, stage, "features").detach() for stage in self.feature_stages}
         weight = None if out.classifier_weight is None else out.classifier_weight.detach()
         return ANNOutput(out.logits.detach(), features, weight, cams)
+
+    def _check_batch(self, images: Tensor, target: Tensor) -> None:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            raise TypeError(f"images must be a tensor of floats, got {getattr(images, 'dtype', type(images).__name__)}")
+        if images.dim() > 3:
+            check_target(target, images.shape[-4], self.model.num_classes)
 
     def _needs_autograd(self, stage: int) -> bool:
         is_last = resolve_stage(stage, self.num_stages) == self.num_stages

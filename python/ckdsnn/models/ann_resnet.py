@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import ANN
+from .folded import FoldedConv
 from .layout import RESNET19, RESNET20, RESNET20_DVS, ResNetLayout, conv3x3, projection, small_layout
 from .outputs import ANNOutput
 from .registry import register_model
@@ -19,15 +20,24 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels, stride)
-        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.norm1: nn.Module = nn.BatchNorm2d(out_channels)
         self.conv2 = conv3x3(out_channels, out_channels)
-        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.norm2: nn.Module = nn.BatchNorm2d(out_channels)
         self.shortcut = projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.norm1(self.conv1(x)))
         shortcut = x if self.shortcut is None else self.shortcut(x)
+        if isinstance(self.conv1, FoldedConv) and isinstance(self.conv2, FoldedConv):
+            return self.conv2.relu(self.conv1.relu(x), shortcut)
+        out = torch.relu(self.norm1(self.conv1(x)))
         return torch.relu(self.norm2(self.conv2(out)) + shortcut)
+
+    def fold(self) -> None:
+        """See :meth:`ANNResNet.fold`."""
+        self.conv1, self.norm1 = FoldedConv(self.conv1, self.norm1), nn.Identity()
+        self.conv2, self.norm2 = FoldedConv(self.conv2, self.norm2), nn.Identity()
+        if self.shortcut is not None:
+            self.shortcut[1], self.shortcut[2] = FoldedConv(self.shortcut[1], self.shortcut[2]), nn.Identity()
 
 
 class ANNResNet(ANN):
@@ -57,6 +67,15 @@ class ANNResNet(ANN):
     @property
     def classifier_weight(self) -> Tensor:
         return self.classifier.weight
+
+    def fold(self) -> None:
+        """Makes every normalisation, which in eval mode is a scale and a shift a channel, a part of the convolution
+        before it.  For a network that is only evaluated from now on; results are the same to rounding."""
+        for index in range(0, len(self.stem), 3):
+            self.stem[index], self.stem[index + 1] = FoldedConv(self.stem[index], self.stem[index + 1]), nn.Identity()
+        for module in self.modules():
+            if isinstance(module, BasicBlock):
+                module.fold()
 
     def forward(self, images: Tensor, *, differentiable_from: int | None = None) -> ANNOutput:
         x = self.stem(self.static_images(images))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +33,15 @@ class HookedANN(ANN):
             ``num_prefix_tokens``, as timm has it, else 1).
         classifier: name of the linear layer, where the logits are that layer on the spatial mean of the last stage;
             Grad-CAM then needs no backward pass.  Checked.
+        trainable: names of the layers that a training of this network changes, e.g. ``["fc"]``: the head alone.  All
+            others keep their weights and stay in eval mode, so that they keep their statistics too.
 
     Raises:
+        TypeError: a model that is no nn.Module, layers that are no list of names.
         ValueError: a layer that does not exist or returns something else, logits of another shape, a classifier that
             does not make them.
+
+    Features are copies: layers behind the watched ones may work in place.
 
     Grad-CAM differentiates by a layer's output, so the logits must depend on it: where a vision transformer
     classifies by its class token, hook the input of the last attention (``blocks.11.norm1`` in timm), not the last
@@ -62,7 +67,15 @@ class HookedANN(ANN):
         layout: str = "channels_first",
         prefix_tokens: int | None = None,
         classifier: str | None = None,
+        trainable: Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        for argument, names in (("layers", layers), ("trainable", () if trainable is None else trainable)):
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"{argument} must be a list of layer names, got {names!r}")
+        if type(image_size) is not int or image_size < 1:
+            raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         if prefix_tokens is not None and layout != "tokens":
@@ -70,7 +83,7 @@ class HookedANN(ANN):
         if not layers:
             raise ValueError("layers must name at least one layer, got none")
         known = dict(model.named_modules())
-        for name in (*layers, *(() if classifier is None else (classifier,))):
+        for name in (*layers, *(() if classifier is None else (classifier,)), *(trainable or ())):
             if name not in known:
                 raise ValueError(f"the model has no layer {name!r}" + nearest(name, list(known)))
         super().__init__(num_classes, in_channels, (0,) * len(layers))
@@ -81,7 +94,28 @@ class HookedANN(ANN):
         own = getattr(model, "num_prefix_tokens", 1)
         self.prefix_tokens = int(own) if prefix_tokens is None else prefix_tokens
         self.classifier_name = classifier
-        self.stage_channels, self._differentiable_stages = self._probe()
+        if classifier is not None and getattr(known[classifier], "weight", torch.empty(0)).dim() != 2:
+            raise ValueError(f"classifier {classifier!r} is no linear layer, but {type(known[classifier]).__name__}")
+        self.trainable = None if trainable is None else tuple(trainable)
+        if self.trainable is not None:
+            model.requires_grad_(False)
+            for name in self.trainable:
+                known[name].requires_grad_(True)
+        was_training = model.training
+        self.eval()
+        try:
+            self.stage_channels, self._differentiable_stages = self._probe()
+        finally:
+            self.train(was_training)
+
+    def train(self, mode: bool = True) -> HookedANN:
+        """Training or eval mode; of the ``trainable`` layers alone, where they are named."""
+        super().train(mode)
+        if self.trainable is not None:
+            self.model.eval()
+            for name in self.trainable:
+                self.model.get_submodule(name).train(mode)
+        return self
 
     @property
     def classifier_weight(self) -> Tensor | None:
@@ -118,12 +152,15 @@ class HookedANN(ANN):
         self, stage: int, features: dict[int, Tensor], differentiable_from: int | None
     ) -> Callable[[nn.Module, Any, Any], Tensor]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor:
-            maps = self._to_maps(output, self.layers[stage - 1])
+            # A copy: layers that work in place may overwrite this one's output, by what it returns or by its input.
+            maps = self._to_maps(output, self.layers[stage - 1]).clone()
             if stage == differentiable_from:
                 maps = maps.detach().requires_grad_()
             features[stage] = maps
-            # What goes on is made from the map, so that the logits can be differentiated by it.
-            return self._from_maps(maps, output) if torch.is_grad_enabled() else output
+            if not torch.is_grad_enabled():
+                return output
+            # What goes on is made from the map, so that the logits can be differentiated by it, and is a copy again.
+            return self._from_maps(maps.clone(), output)
 
         return hook
 
@@ -159,18 +196,17 @@ class HookedANN(ANN):
     def _probe(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Channels of every stage, and the stages on which the logits depend, from one image of noise."""
         generator = torch.Generator().manual_seed(0)
-        reference = next(self.model.parameters())
+        reference = next(self.model.parameters(), torch.empty(0))
         image = torch.randn(1, self.in_channels, self.image_size, self.image_size, generator=generator)
-        was_training = self.model.training
-        self.model.eval()
         with torch.enable_grad():
             out = self(image.to(reference.device, reference.dtype), differentiable_from=1)
             stages = sorted(out.features)
             if len(stages) != self.num_stages:
                 idle = [name for stage, name in enumerate(self.layers, start=1) if stage not in stages]
                 raise ValueError(f"layers {idle} are not called by the model's forward pass")
-            gradients = torch.autograd.grad(out.logits.sum(), [out.features[s] for s in stages], allow_unused=True)
-        self.model.train(was_training)
+            gradients: Sequence[Tensor | None] = [None] * len(stages)
+            if out.logits.requires_grad:
+                gradients = torch.autograd.grad(out.logits.sum(), [out.features[s] for s in stages], allow_unused=True)
         weight = self.classifier_weight
         if weight is not None:
             pooled = out.features[self.num_stages].mean((2, 3))
@@ -198,49 +234,92 @@ def external(
     classifier: str | None = None,
     model_options: Mapping[str, Any] | None = None,
     weights: str | None = None,
+    trainable: Sequence[str] | None = None,
 ) -> HookedANN:
     """A network from another library, or your own, as a teacher; see :class:`HookedANN`.
 
     Args:
         num_classes: K.
         source: ``"timm:NAME"``, ``"torchvision:NAME"``, or ``"package.module:name"`` of a class or function that takes
-            ``model_options`` and returns an nn.Module.  The first two get the number of classes by themselves, timm
-            also that of channels.
-        layers, image_size, in_channels, layout, prefix_tokens, classifier: see :class:`HookedANN`.
+            ``model_options`` and returns an nn.Module; it is imported and called.  The first two get the number of
+            classes by themselves, timm also that of channels.
+        layers, image_size, in_channels, layout, prefix_tokens, classifier, trainable: see :class:`HookedANN`.
         model_options: keyword arguments of the model.  Nothing is downloaded unless they ask for it
             (``{"pretrained": true}`` in timm).
-        weights: file of a state_dict, loaded with ``weights_only=True``.
+        weights: file of a state_dict with all of the model's weights, read without running code from it.
 
     Raises:
-        ValueError: a source that cannot be found, or what :class:`HookedANN` refuses.
+        TypeError: a value of another type.
+        ValueError: a source that cannot be found or does not take the options, weights that do not fit, or what
+            :class:`HookedANN` refuses.
         ImportError: timm or torchvision is not installed.
         FileNotFoundError: no such file of weights.
+        RunError: weights that cannot be read or do not fit.
     """
+    wanted = (("source", source, str), ("weights", weights, str), ("model_options", model_options, Mapping))
+    for name, value, kind in wanted:
+        if (value is not None or name == "source") and not isinstance(value, kind):
+            raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__} {value!r:.100}")
     model = _make(source, num_classes, in_channels, dict(model_options or {}))
     if weights is not None:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights: there is no file {weights}")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
-    return HookedANN(model, layers, num_classes, in_channels, image_size, layout, prefix_tokens, classifier)
+        from ckdsnn.weights import start_from  # imports Lightning
+
+        start_from(model, weights)
+    return HookedANN(
+        model, layers, num_classes, in_channels, image_size, layout, prefix_tokens, classifier, trainable=trainable
+    )
+
+
+def untrained_parameters(model: nn.Module, again: nn.Module) -> list[str]:
+    """Names of the parameters that no training has made: those that differ between two models made in the same way, and
+    the weights of linear layers that are one constant, as some libraries initialise a head."""
+    others = dict(again.named_parameters())
+    linear = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    return [
+        name
+        for name, value in model.named_parameters()
+        if not torch.equal(value, others[name]) or (name in linear and value.numel() > 1 and value.min() == value.max())
+    ]
 
 
 def _make(source: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
     package, _, name = source.partition(":")
-    if not name:
+    if not (package and name):
         raise ValueError(f"source must be 'timm:NAME', 'torchvision:NAME' or 'package.module:name', got {source!r}")
     if package == "timm":
-        return _library("timm").create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
+        options = {"num_classes": num_classes, "in_chans": in_channels, **options}
+        return _from_library(_library("timm").create_model, source, options)
     if package == "torchvision":
-        return _library("torchvision").models.get_model(name, num_classes=num_classes, **options)
+        options = {"num_classes": num_classes, **options}
+        return _from_library(_library("torchvision").models.get_model, source, options)
     try:
         build = getattr(importlib.import_module(package), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"source {source!r} cannot be imported: {error}") from error
+    _check_arguments(build, source, options)
     model = build(**options)
     if not isinstance(model, nn.Module):
         raise ValueError(f"source {source!r} must make an nn.Module, got {type(model).__name__}")
     return model
+
+
+def _check_arguments(build: Any, source: str, options: dict[str, Any]) -> None:
+    """Raises ValueError where ``build`` does not take ``options``; what it raises itself keeps its traceback."""
+    if not callable(build):
+        raise ValueError(f"source {source!r} must be a class or function, got {type(build).__name__}")
+    try:
+        inspect.signature(build).bind(**options)
+    except TypeError as error:
+        raise ValueError(f"source {source!r} does not take model_options {options}: {error}") from error
+    except ValueError:  # it has no signature that Python knows
+        pass
+
+
+def _from_library(create: Callable[..., Any], source: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return create(source.partition(":")[2], **options)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"source {source!r} makes no model with {options}: {error}") from error
 
 
 def _library(name: str) -> Any:

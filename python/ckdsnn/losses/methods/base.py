@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any, ClassVar, TypeVar
 
@@ -9,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.divergence import full_precision
+from ckdsnn.losses.arguments import check_in_unit_interval, check_target, check_tensor, check_whole
+from ckdsnn.losses.divergence import check_logits
+from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
 from ckdsnn.models.registry import nearest
@@ -44,6 +47,11 @@ class Method(nn.Module):
     Attributes:
         name: under which it is registered.
         needs_teacher: whether there is a teacher at all.
+        capturable: whether the loss and its gradients can be captured in a CUDA graph and replayed: nothing in
+            :meth:`forward` waits for the device (``item``, ``tolist``, ``cpu``, an ``if`` on a tensor), makes a tensor
+            whose shape depends on values (``nonzero``, indexing by a mask), brings one from the host, or counts its
+            calls in Python; random numbers come from a :class:`NoiseSource`, and ``epoch`` may be a tensor.  A method
+            of which this is not true says False, and is trained without a graph.
         sam_stages: stages whose spike activation map the student must return; build it with them.
         teacher_map: which saliency map of the teacher, see :func:`~ckdsnn.losses.saliency_map`.
         teacher_map_stages, teacher_feature_stages: stages of the teacher whose maps and features are needed.  Negative
@@ -54,11 +62,11 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        check_in_unit_interval(label_smoothing, "label_smoothing")
         self.label_smoothing = label_smoothing
         self.sam_stages: tuple[int, ...] = ()
         self.student_feature_stages: tuple[int, ...] = ()
@@ -76,7 +84,7 @@ class Method(nn.Module):
         Raises:
             ValueError: no teacher where one is needed, other classes, a stage or a map that one of them does not
                 return.
-            TypeError: a student that does not spike, for a method with a teacher.
+            TypeError: a student that does not spike, for a method with a teacher; a teacher that does.
         """
         if not self.needs_teacher:
             return self
@@ -93,8 +101,12 @@ class Method(nn.Module):
             resolve_stage(stage, student.num_stages)
         if teacher is None:
             raise ValueError(f"method {type(self).__name__} needs a teacher, got None")
+        if not isinstance(teacher, ANN):
+            raise TypeError(f"the teacher must be a conventional network, got {type(teacher).__name__}")
         if student.num_classes != teacher.num_classes:
             raise ValueError(f"the student has {student.num_classes} classes but the teacher {teacher.num_classes}")
+        if student.num_classes < 2:
+            raise ValueError("the networks have one class, whose distribution teaches nothing; use method ce")
         for stage in (*self.teacher_map_stages, *self.teacher_feature_stages):
             resolve_stage(stage, teacher.num_stages)
         self.make_modules(student, teacher)
@@ -104,7 +116,7 @@ class Method(nn.Module):
         """Make what depends on the two networks' channels; nothing by default."""
 
     def forward(
-        self, student: SNNOutput, teacher: ANNOutput | None, target: Tensor, *, epoch: float = 0.0
+        self, student: SNNOutput, teacher: ANNOutput | None, target: Tensor, *, epoch: float | Tensor = 0.0
     ) -> dict[str, Tensor]:
         """Parts of the loss: scalars by name, the first one ``"ce"``; their sum is the loss.
 
@@ -112,22 +124,54 @@ class Method(nn.Module):
             student: output of the student on the batch.
             teacher: output of the teacher on the same batch; None where ``needs_teacher`` is False.
             target: labels, int64 [B].
-            epoch: epochs done so far, with fraction; for warm-ups.
+            epoch: epochs done so far, with fraction; for warm-ups.  A number, or a tensor [] on the outputs' device,
+                which a captured step needs: a number would be that of the capture for ever.
+
+        Everything is computed outside autocast, and :meth:`distill` gets logits and maps in float32 at least; features
+        are what the networks made, maybe of 2 bytes: see :func:`~ckdsnn.losses.precision.mean_over_time` and
+        :func:`~ckdsnn.losses.precision.full_precision`.
 
         Raises:
-            ValueError: an output that lacks what the method needs.
+            TypeError: an output that is none, logits that are no tensor, a target that is not int64.
+            ValueError: an output that lacks what the method needs, a target of another shape or (looked at on the CPU
+                only) with classes that do not exist.
         """
-        if not self.needs_teacher:
-            return {"ce": self.cross_entropy(student, target)}
-        if teacher is None:
-            raise ValueError(f"method {type(self).__name__} needs the teacher's output, got None")
-        return {"ce": self.cross_entropy(student, target), **self.distill(student, teacher, target, epoch)}
+        if not isinstance(student, SNNOutput if self.needs_teacher else (SNNOutput, ANNOutput)):
+            kind = "spiking network" if self.needs_teacher else "network"
+            raise TypeError(f"student must be the output of a {kind}, got {type(student).__name__}")
+        check_tensor(student.logits, "student.logits")
+        if student.logits.dim() != 2:
+            raise ValueError(f"student.logits must be [B, K], got {list(student.logits.shape)}")
+        check_target(target, *student.logits.shape)
+        with outside_autocast(student.logits):
+            if not self.needs_teacher:
+                return {"ce": self.cross_entropy(student, target)}
+            if teacher is None:
+                raise ValueError(f"method {type(self).__name__} needs the teacher's output, got None")
+            if not isinstance(teacher, ANNOutput):
+                raise TypeError(f"teacher must be the output of a conventional network, got {type(teacher).__name__}")
+            check_logits(student.logits, teacher.logits)
+            # What is small; features are left to those who use them.
+            student = dataclasses.replace(
+                student,
+                logits=full_precision(student.logits),
+                step_logits=full_precision(student.step_logits),
+                sams={stage: full_precision(sam) for stage, sam in student.sams.items()},
+            )
+            teacher = dataclasses.replace(
+                teacher,
+                logits=full_precision(teacher.logits),
+                cams={stage: full_precision(cam) for stage, cam in teacher.cams.items()},
+            )
+            return {"ce": self.cross_entropy(student, target), **self.distill(student, teacher, target, epoch)}
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         """Cross-entropy of the mean logits."""
         return F.cross_entropy(full_precision(student.logits), target, label_smoothing=self.label_smoothing)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         """The parts that the teacher adds, weighted."""
         raise NotImplementedError(f"{type(self).__name__} needs a teacher and must implement distill")
 
@@ -135,27 +179,77 @@ class Method(nn.Module):
 class NoiseSource(nn.Module):
     """A random generator whose state travels in state_dict, and with it in the checkpoint.
 
-    It lives on the CPU: the numbers are the same whatever the device, and few.
+    It starts on the CPU, where the numbers are the same whatever the device of the training; a training step that is
+    captured in a CUDA graph needs it on the GPU, see :meth:`to_device`.
+
+    The state of a generator on a GPU means nothing to one on the CPU, and the other way round.  One that was loaded is
+    kept until the generator is on that kind of device; until then nothing can be drawn.
 
     Args:
-        seed: of the generator.
+        seed: of the generator, >= 0.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
+        check_whole(seed, "seed", low=0)
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
+        self.process = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._state_elsewhere: Tensor | None = None
+
+    @property
+    def generator(self) -> torch.Generator:
+        """What the numbers are drawn from.
+
+        Raises:
+            RunError: the state that was loaded is that of a generator on another kind of device.
+        """
+        if self._state_elsewhere is not None:
+            from ckdsnn.checkpoint import RunError  # here, because it brings Lightning, which losses do without
+
+            raise RunError(
+                f"the noise cannot go on: the checkpoint holds the state of a generator on another kind of device than "
+                f"{self._generator.device}; go on with the run on the kind of device that it began on"
+            )
+        return self._generator
+
+    def to_device(self, device: torch.device | str) -> None:
+        """Draw on ``device`` from now on.
+
+        Nothing happens where the generator is there already.  On another device of the same kind it goes on with its
+        stream; on another kind it goes on from a state of that kind that was loaded, or else starts over with the
+        stream of its seed and process there.
+        """
+        before, loaded = self._generator, self._state_elsewhere
+        moved = torch.Generator(device)
+        if moved.device == before.device:
+            return
+        self._generator = moved
+        if moved.device.type == before.device.type:
+            moved.set_state(before.get_state())
+            return
+        self.restart(self.process)
+        if loaded is not None:
+            self.set_extra_state(loaded)
 
     def restart(self, process: int) -> None:
         """Start over with the stream of process ``process`` of a distributed run; process 0 has that of the seed."""
+        self.process = process
+        self._state_elsewhere = None
         # A prime beyond the seeds that people choose, so that no two processes of their runs share a stream.
-        self.generator.manual_seed(self.seed + 1_000_003 * process)
+        self._generator.manual_seed(self.seed + 1_000_003 * process)
 
     def get_extra_state(self) -> Tensor:
-        return self.generator.get_state()
+        return self._generator.get_state() if self._state_elsewhere is None else self._state_elsewhere
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
+        state = state.cpu()
+        # Kinds of devices have states of their own sizes: 5,056 bytes on a CPU, 16 on a CUDA GPU.
+        if state.numel() == self._generator.get_state().numel():
+            self._generator.set_state(state)
+            self._state_elsewhere = None
+        else:
+            self._state_elsewhere = state
 
 
 def build_method(name: str, **options: Any) -> Method:
@@ -167,13 +261,15 @@ def build_method(name: str, **options: Any) -> Method:
 
     Raises:
         ValueError: unknown name, or a value that the method refuses.
-        TypeError: an option that the method does not have.
+        TypeError: no name, an option that the method does not have, or a value of another type.
 
     Example:
         >>> from ckdsnn.losses import build_method
         >>> build_method("kd", tau=2.0).needs_teacher
         True
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the method must be a name, got {name!r}")
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}" + nearest(name, list(METHODS)))
     known = known_options(METHODS[name])

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.divergence import full_precision
+from ckdsnn.losses.arguments import check_number, check_weights, check_whole
+from ckdsnn.losses.precision import full_precision, mean_over_time
 from ckdsnn.losses.resize import resize_to
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
@@ -20,8 +21,9 @@ class BKDSNN(Method):
     """``CE(z_st, y) + weight * sum (G(mask * P(mean_t F_st)) - F_te')^2 / B``: restore the teacher's features.
 
     Whole channels of the student's features are masked at random; G is conv3x3-ReLU-conv3x3; P a 1x1 convolution, only
-    where the channel counts differ.  F_te' = F_te / max(F_te) * max(P(mean_t F_st)), over the batch, as in the released
-    code.  G and P train with the student.
+    where the channel counts differ.  F_te' = F_te / max|F_te| * max(P(mean_t F_st)), over the batch, as in the released
+    code, whose max(F_te) is the same for features after a ReLU, and no scale for those that may be negative.  G and P
+    train with the student.
 
     Xu et al.: BKDSNN, enhancing the performance of learning-based spiking neural networks training with blurred
     knowledge distillation (ECCV 2024).
@@ -38,6 +40,9 @@ class BKDSNN(Method):
         self, weight: float = 2e-3, drop: float = 0.15, stage: int = -1, label_smoothing: float = 0.0, seed: int = 0
     ) -> None:
         super().__init__(label_smoothing)
+        check_weights(weight=weight)
+        check_whole(stage, "stage")
+        check_number(drop, "drop")
         if not 0.0 <= drop < 1.0:
             raise ValueError(f"drop must be in [0, 1), got {drop}")
         self.weight, self.drop, self.stage = weight, drop, stage
@@ -53,15 +58,19 @@ class BKDSNN(Method):
             nn.Conv2d(wanted, wanted, 3, padding=1), nn.ReLU(), nn.Conv2d(wanted, wanted, 3, padding=1)
         )
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         if self.align is None or self.restore is None:
             raise RuntimeError("bkdsnn has no restoring network yet; call method.bind(student, teacher) first")
-        aligned = self.align(pick_stage(student.features, self.stage, "the student's features").mean(0))
-        draw = torch.rand(aligned.shape[:2], generator=self.noise.generator)
+        aligned = self.align(mean_over_time(pick_stage(student.features, self.stage, "the student's features")))
+        generator = self.noise.generator
+        draw = torch.rand(aligned.shape[:2], generator=generator, device=generator.device)
         keep = (draw >= self.drop).to(aligned.device, aligned.dtype)
-        restored = full_precision(self.restore(aligned * keep[:, :, None, None]))
+        restored = self.restore(aligned * keep[:, :, None, None])
         wanted = resize_to(pick_stage(teacher.features, self.stage, "the teacher's features"), restored.shape[2:])
         wanted = full_precision(wanted).detach()
-        # A teacher's map without an activation has maximum 0 and stays 0.
-        wanted = wanted / wanted.max().clamp_min(torch.finfo(wanted.dtype).tiny) * full_precision(aligned).max()
+        # A teacher's features without an activation stay 0.
+        largest = wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
+        wanted = wanted / largest * aligned.max()
         return {"features": self.weight * F.mse_loss(restored, wanted, reduction="sum") / len(restored)}

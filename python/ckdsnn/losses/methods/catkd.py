@@ -6,18 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ckdsnn.losses.divergence import full_precision
+from ckdsnn.losses.arguments import check_weights, check_whole
+from ckdsnn.losses.precision import full_precision, mean_over_time, outside_autocast
+from ckdsnn.losses.scaling import unit_length
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
 
 from .base import Method, register_method
 
 
-def class_maps(features: Tensor, classifier_weight: Tensor, resolution: int) -> Tensor:
-    """Maps of all classes, pooled to ``resolution`` x ``resolution`` and each scaled to unit length: [B, K, r, r]."""
-    maps = torch.einsum("bchw,kc->bkhw", full_precision(features), full_precision(classifier_weight))
-    pooled = F.adaptive_avg_pool2d(maps, resolution)
-    return F.normalize(pooled.flatten(2), dim=2).view_as(pooled)
+def class_maps(features: Tensor, classifier_weight: Tensor, resolution: int, steps: int = 1) -> Tensor:
+    """Maps of all classes, pooled to ``resolution`` x ``resolution`` and each scaled to unit length: [B, K, r, r].
+
+    Lengths below half of what a single spike in ``steps`` time steps can make count as that, which bounds the gradient.
+    """
+    with outside_autocast(features):
+        maps = torch.einsum("bchw,kc->bkhw", full_precision(features), full_precision(classifier_weight))
+        pooled = F.adaptive_avg_pool2d(maps, resolution)
+        positions = features.shape[2] * features.shape[3] / resolution**2
+        spike = classifier_weight.detach().abs().max().to(pooled.dtype) / (2 * positions * steps)
+        return unit_length(pooled.flatten(0, 1), spike)[0].view_as(pooled)
 
 
 @register_method("catkd")
@@ -37,8 +45,8 @@ class CATKD(Method):
 
     def __init__(self, weight: float = 400.0, resolution: int = 2, label_smoothing: float = 0.0) -> None:
         super().__init__(label_smoothing)
-        if resolution < 1:
-            raise ValueError(f"resolution must be >= 1, got {resolution}")
+        check_weights(weight=weight)
+        check_whole(resolution, "resolution", low=1)
         self.weight, self.resolution = weight, resolution
         self.student_feature_stages = self.teacher_feature_stages = (-1,)
 
@@ -46,12 +54,14 @@ class CATKD(Method):
         self._weight_of(student.classifier_weight, "student")
         self._weight_of(teacher.classifier_weight, "teacher")
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         student_weight = self._weight_of(student.classifier_weight, "student")
         teacher_weight = self._weight_of(teacher.classifier_weight, "teacher")
-        features = pick_stage(student.features, -1, "the student's features").mean(0)
+        features = pick_stage(student.features, -1, "the student's features")
         wanted = pick_stage(teacher.features, -1, "the teacher's features")
-        ours = class_maps(features, student_weight, self.resolution)
+        ours = class_maps(mean_over_time(features), student_weight, self.resolution, len(features))
         theirs = class_maps(wanted, teacher_weight, self.resolution).detach()
         return {"catkd": self.weight * F.mse_loss(ours, theirs)}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ckdsnn.losses.arguments import check_weights
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method
@@ -21,8 +22,7 @@ class _PresetMethod(Method):
         super().__init__(label_smoothing)
         self.preset: Preset = preset_named(preset)
         self.teacher_mode = self.preset.teacher_mode
-        if self.preset.last_activation is not None:
-            self.student_options = {"last_activation": self.preset.last_activation}
+        self.student_options = dict(self.preset.student_options)
 
     def _need_maps(self, term: SAMDTerm) -> None:
         self.sam_stages = term.sam_stages
@@ -50,11 +50,14 @@ class SAMD(_PresetMethod):
         self, preset: str = "default", weight: float = 1.0, label_smoothing: float = 0.0, **options: Any
     ) -> None:
         super().__init__(preset, label_smoothing)
+        check_weights(weight=weight)
         self.weight = weight
         self.samd = SAMDTerm(override(self.preset.samd, options))
         self._need_maps(self.samd)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"samd": self.weight * self.samd(student, teacher, target)}
 
 
@@ -83,10 +86,13 @@ class NLD(_PresetMethod):
         **options: Any,
     ) -> None:
         super().__init__(preset, label_smoothing)
+        check_weights(weight=weight)
         self.weight = weight
         self.nld = NLDTerm(override(self.preset.nld, options), seed)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"nld": self.weight * self.nld(student, teacher)}
 
 
@@ -115,13 +121,16 @@ class CKD(_PresetMethod):
         nld: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(preset, label_smoothing)
+        check_weights(beta=beta, gamma=gamma)
         self.beta = beta
         self.gamma = gamma
-        self.samd = SAMDTerm(override(self.preset.samd, samd or {}))
-        self.nld = NLDTerm(override(self.preset.nld, nld or {}), seed)
+        self.samd = SAMDTerm(override(self.preset.samd, {} if samd is None else samd))
+        self.nld = NLDTerm(override(self.preset.nld, {} if nld is None else nld), seed)
         self._need_maps(self.samd)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {
             "samd": self.beta * self.samd(student, teacher, target),
             "nld": self.gamma * self.nld(student, teacher),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ckdsnn.losses.divergence import check_temperature, kd_loss
+from ckdsnn.losses.arguments import check_temperature, check_weights
+from ckdsnn.losses.divergence import kd_loss
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method, step_cross_entropy
@@ -31,12 +32,15 @@ class Decoupled(Method):
     def __init__(self, alpha: float = 0.2, beta: float = 0.5, tau: float = 3.0, label_smoothing: float = 0.0) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
+        check_weights(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.tau = alpha, beta, tau
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         return step_cross_entropy(student, target, self.label_smoothing)
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         own = student.logits.repeat(len(student.step_logits), 1)
         return {
             "kd": self.alpha * step_kd_loss(student, teacher, self.tau),

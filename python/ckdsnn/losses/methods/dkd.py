@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ckdsnn.losses.divergence import check_logits, check_temperature, full_precision, kl_divergence
+from ckdsnn.losses.arguments import check_target, check_temperature, check_weights, check_whole
+from ckdsnn.losses.divergence import check_logits, kl_divergence
+from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method
@@ -33,18 +34,26 @@ def dkd_loss(
         0.0
     """
     check_logits(student_logits, teacher_logits)
-    is_target = F.one_hot(target, student_logits.shape[1]).bool()
+    check_target(target, *student_logits.shape)
+    check_weights(alpha=alpha, beta=beta)
+    check_temperature(tau, "tau")
+    classes = torch.arange(student_logits.shape[1] - 1, device=target.device)
+    # The others by number, not by mask, whose number of elements the device would have to tell first.
+    others = classes + (classes >= target[:, None])
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of the target's probability against all others', and the logits of the others."""
         logits = full_precision(logits)
-        others = logits[~is_target].view(len(logits), -1)
-        return torch.stack([logits[is_target] / tau, torch.logsumexp(others / tau, 1)], dim=1), others
+        rest = logits.gather(1, others)
+        own = logits.gather(1, target[:, None])[:, 0]
+        return torch.stack([own / tau, torch.logsumexp(rest / tau, 1)], dim=1), rest
 
-    (student_binary, student_others), (teacher_binary, teacher_others) = split(student_logits), split(teacher_logits)
-    tckd = kl_divergence(teacher_binary.detach(), student_binary)
-    nckd = kl_divergence(teacher_others.detach(), student_others, tau)
-    return tau**2 * (alpha * tckd + beta * nckd)
+    with outside_autocast(student_logits):
+        student_binary, student_others = split(student_logits)
+        teacher_binary, teacher_others = split(teacher_logits.detach())
+        tckd = kl_divergence(teacher_binary, student_binary)
+        nckd = kl_divergence(teacher_others, student_others, tau)
+        return tau**2 * (alpha * tckd + beta * nckd)
 
 
 @register_method("dkd")
@@ -71,10 +80,20 @@ class DKD(Method):
     ) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
-        if warmup < 1:
-            raise ValueError(f"warmup must be >= 1 (1 is none), got {warmup}")
+        check_weights(alpha=alpha, beta=beta)
+        check_whole(warmup, "warmup", low=1, hint=" (1 is none)")
         self.alpha, self.beta, self.tau, self.warmup = alpha, beta, tau, warmup
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
-        rise = min((int(epoch) + 1) / self.warmup, 1.0)
-        return {"dkd": rise * dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.tau)}
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
+        dkd = dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.tau)
+        return {"dkd": self._rise(epoch, dkd) * dkd}
+
+    def _rise(self, epoch: float | Tensor, like: Tensor) -> float | Tensor:
+        """The weight in ``epoch``, the same number from a tensor as from a Python number."""
+        if not isinstance(epoch, Tensor):
+            return min((int(epoch) + 1) / self.warmup, 1.0)
+        done = epoch.floor().to(like.dtype) + 1
+        # Divided by a tensor: on a GPU, division by a number is multiplication by its reciprocal.
+        return (done / torch.full_like(done, self.warmup)).clamp(max=1.0)

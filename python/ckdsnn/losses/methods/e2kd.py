@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from ckdsnn.losses.divergence import check_temperature, kd_loss
+from ckdsnn.losses.arguments import check_temperature, check_weights
+from ckdsnn.losses.divergence import kd_loss
 from ckdsnn.losses.resize import resize_to
-from ckdsnn.losses.saliency import grad_cam_spiking, saliency_map
+from ckdsnn.losses.saliency import grad_cam_and_resolution, saliency_map
+from ckdsnn.losses.scaling import unit_length
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
 
 from .base import Method, register_method
@@ -35,17 +36,20 @@ class E2KD(Method):
     ) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
+        check_weights(weight=weight, explanation_weight=explanation_weight)
         self.tau, self.weight, self.explanation_weight = tau, weight, explanation_weight
         self.student_feature_stages = self.teacher_map_stages = (-1,)
         self.teacher_map = "grad_cam_predicted"
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         features = pick_stage(student.features, -1, "the student's features")
-        ours = grad_cam_spiking(student.step_logits, features, teacher.logits.argmax(1))
+        ours, resolution = grad_cam_and_resolution(student.step_logits, features, teacher.logits.argmax(1))
         theirs = teacher.cams[-1] if -1 in teacher.cams else saliency_map(self.teacher_map, teacher, -1, target)
         theirs = resize_to(theirs, ours.shape[1:]).detach()
-        distance = 1 - F.cosine_similarity(ours.flatten(1), theirs.flatten(1), dim=1)
+        cosine = (unit_length(ours, resolution)[0] * unit_length(theirs)[0]).sum((1, 2))
         return {
             "kd": self.weight * kd_loss(student.logits, teacher.logits, self.tau),
-            "explanation": self.explanation_weight * distance.mean(),
+            "explanation": self.explanation_weight * (1 - cosine).mean(),
         }

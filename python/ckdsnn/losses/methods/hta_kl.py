@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ckdsnn.losses.divergence import check_logits, check_temperature, full_precision
+from ckdsnn.losses.arguments import check_number, check_temperature, check_weights
+from ckdsnn.losses.divergence import check_logits
+from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method
@@ -31,6 +33,20 @@ def hta_kl_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float, head
         0.0
     """
     check_logits(student_logits, teacher_logits)
+    check_temperature(tau, "tau")
+    check_head_mass(head_mass)
+    with outside_autocast(student_logits):
+        return _hta_kl(student_logits, teacher_logits, tau, head_mass)
+
+
+def check_head_mass(head_mass: float) -> None:
+    """Raises TypeError unless ``head_mass`` is a number, ValueError unless it is in (0, 1)."""
+    check_number(head_mass, "head_mass")
+    if not 0.0 < head_mass < 1.0:
+        raise ValueError(f"head_mass must be in (0, 1), got {head_mass}")
+
+
+def _hta_kl(student_logits: Tensor, teacher_logits: Tensor, tau: float, head_mass: float) -> Tensor:
     log_q = torch.log_softmax(full_precision(student_logits) / tau, 1)
     log_p = torch.log_softmax(full_precision(teacher_logits).detach() / tau, 1)
     p, q = log_p.exp(), log_q.exp()
@@ -69,9 +85,11 @@ class HTAKL(Method):
     ) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
-        if not 0.0 < head_mass < 1.0:
-            raise ValueError(f"head_mass must be in (0, 1), got {head_mass}")
+        check_weights(weight=weight)
+        check_head_mass(head_mass)
         self.tau, self.weight, self.head_mass = tau, weight, head_mass
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"hta_kl": self.weight * hta_kl_loss(student.logits, teacher.logits, self.tau, self.head_mass)}

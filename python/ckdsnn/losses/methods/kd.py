@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ckdsnn.losses.divergence import check_temperature, kd_loss
+from ckdsnn.losses.arguments import check_temperature, check_weights
+from ckdsnn.losses.divergence import kd_loss
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
 
 from .base import Method, register_method
@@ -23,8 +24,11 @@ class KD(Method):
     def __init__(self, tau: float = 4.0, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
+        check_weights(weight=weight)
         self.tau = tau
         self.weight = weight
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         return {"kd": self.weight * kd_loss(student.logits, teacher.logits, self.tau)}

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.divergence import check_temperature, full_precision, kd_loss
+from ckdsnn.losses.arguments import as_stages, check_temperature, check_weights
+from ckdsnn.losses.divergence import kd_loss
+from ckdsnn.losses.precision import full_precision, mean_over_time
 from ckdsnn.losses.resize import resize_to
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage, resolve_stage
@@ -41,8 +43,9 @@ class KDSNN(Method):
     ) -> None:
         super().__init__(label_smoothing)
         check_temperature(tau, "tau")
+        check_weights(weight=weight, feature_weight=feature_weight)
         self.tau, self.weight, self.feature_weight = tau, weight, feature_weight
-        self.student_feature_stages = self.teacher_feature_stages = tuple(stages)
+        self.student_feature_stages = self.teacher_feature_stages = as_stages(stages, "stages")
         self.projections = nn.ModuleList()
 
     def make_modules(self, student: SNN, teacher: ANN) -> None:
@@ -51,14 +54,16 @@ class KDSNN(Method):
             for stage in self.student_feature_stages
         )
 
-    def distill(self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float) -> dict[str, Tensor]:
+    def distill(
+        self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
+    ) -> dict[str, Tensor]:
         if not self.projections:
             raise RuntimeError("kdsnn has no projections yet; call method.bind(student, teacher) first")
         losses = []
         for stage, project in zip(self.student_feature_stages, self.projections, strict=True):
-            projected = project(pick_stage(student.features, stage, "the student's features").mean(0))
+            projected = project(mean_over_time(pick_stage(student.features, stage, "the student's features")))
             wanted = resize_to(pick_stage(teacher.features, stage, "the teacher's features"), projected.shape[2:])
-            losses.append(F.mse_loss(full_precision(projected), full_precision(wanted).detach()))
+            losses.append(F.mse_loss(projected, full_precision(wanted).detach()))
         return {
             "kd": self.weight * kd_loss(student.logits, teacher.logits, self.tau),
             "features": self.feature_weight * torch.stack(losses).mean(),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ckdsnn.losses.arguments import as_stages, check_choice, check_flag
 from ckdsnn.losses.nld import check_nld_options
 from ckdsnn.losses.saliency import TEACHER_MAPS
 from ckdsnn.losses.samd import check_samd_options
@@ -19,7 +21,7 @@ class SAMDOptions:
     """Options of the SAMD term; see :func:`~ckdsnn.losses.samd_loss` for those of the loss itself.
 
     Attributes:
-        reduction: of spikes over time and channels, ``"mean"`` or ``"sum"``.
+        reduction: of spikes over time and channels, ``"mean"`` (also where it is None) or ``"sum"``.
         stages: stages of the student, negative ones counted from the end; the term is the mean over them.
         teacher_stages: the teacher's stage for each of ``stages``; None for the same.
         teacher_map: which of the teacher's maps, see :func:`~ckdsnn.losses.saliency_map`.
@@ -40,21 +42,18 @@ class SAMDOptions:
         check_samd_options(self.normalisation, self.scaling, self.temperature, self.temperature_factor)
         for name in ("stages", "teacher_stages"):
             stages = getattr(self, name)
-            if stages is not None:
-                object.__setattr__(self, name, (stages,) if isinstance(stages, int) else tuple(stages))
-        if not self.stages:
-            raise ValueError("stages must name at least one stage, got none")
+            if name == "stages" or stages is not None:
+                object.__setattr__(self, name, as_stages(stages, name))
         if self.teacher_stages is not None and len(self.teacher_stages) != len(self.stages):
             raise ValueError(
                 f"teacher_stages {self.teacher_stages} must name one stage for each of stages {self.stages}"
             )
         for name, value, known in (
-            ("reduction", self.reduction or "mean", ("mean", "sum")),
+            ("reduction", "mean" if self.reduction is None else self.reduction, ("mean", "sum")),
             ("teacher_map", self.teacher_map, TEACHER_MAPS),
             ("student_map", self.student_map, ("sam", "grad_cam")),
         ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+            check_choice(value, name, known)
         if self.student_map == "grad_cam" and self.reduction is not None:
             raise ValueError(f"reduction={self.reduction!r} is only used with student_map='sam'; leave it out")
 
@@ -64,7 +63,8 @@ class NLDOptions:
     """Options of the NLD term; see :func:`~ckdsnn.losses.nld_loss`.
 
     Attributes:
-        learnable_strength: learn lambda, starting at ``strength``, together with the student.
+        learnable_strength: learn lambda, starting at ``strength``, together with the student.  It stays in (0, 1)
+            where probabilities are mixed, and above 0 elsewhere.
     """
 
     temperature: float = 2.0
@@ -78,22 +78,40 @@ class NLDOptions:
     learnable_strength: bool = False
 
     def __post_init__(self) -> None:
-        check_nld_options(self.noise, self.strength, self.distribution, self.spread, self.sigma, self.mixing)
+        check_nld_options(
+            self.temperature,
+            self.noise,
+            self.strength,
+            self.distribution,
+            self.spread,
+            self.sigma,
+            self.mixing,
+            self.detach_statistics,
+        )
+        check_flag(self.learnable_strength, "learnable_strength")
+        limits = (0, 1) if self.mixing == "probabilities" else (0,)
+        if self.learnable_strength and self.strength in limits:
+            raise ValueError(f"learnable_strength=True cannot start at the limit, strength={self.strength}")
         if self.noise == "none" and self.learnable_strength:
             raise ValueError("learnable_strength=True is not used with noise='none'; leave it False")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One consistent set of choices: the two terms, the teacher's mode, and the student's last activation where it is
-    not the network's own neuron."""
+    """One consistent set of choices: the two terms, the teacher's mode, and the options of the student that belong to
+    them."""
 
     samd: SAMDOptions
     nld: NLDOptions
     teacher_mode: str = "eval"
-    last_activation: str | None = None
+    student_options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+# "paper" is the equations as printed.  Where accounts of them differ: the text averages spikes over time and channels,
+# some accounts of the equation sum them (reduction="sum"); of a normalisation before the softmax it says nothing.
+# "released-code" is what the authors' code does, in the loss and in the network: spike sums, the batch scaled to
+# [0, 1), no T^2 in SAMD, the class map of the predicted class, a teacher in train mode, mixed probabilities, a ReLU for
+# the last neuron, and two linear layers, 256 units between them, for the head.
 PRESETS: dict[str, Preset] = {
     "default": Preset(SAMDOptions(), NLDOptions()),
     "paper": Preset(SAMDOptions(normalisation="none"), NLDOptions()),
@@ -103,7 +121,7 @@ PRESETS: dict[str, Preset] = {
         ),
         NLDOptions(spread="variance", mixing="probabilities", detach_statistics=False),
         teacher_mode="train",
-        last_activation="relu",
+        student_options={"last_activation": "relu", "head": "released"},
     ),
 }
 
@@ -112,20 +130,26 @@ def preset_named(name: str) -> Preset:
     """The preset of that name.
 
     Raises:
+        TypeError: no name.
         ValueError: unknown name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"preset must be a name, got {name!r}")
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}" + nearest(name, list(PRESETS)))
     return PRESETS[name]
 
 
-def override(options: Options, changes: dict[str, Any]) -> Options:
+def override(options: Options, changes: Mapping[str, Any]) -> Options:
     """``options`` with ``changes``.
 
     Raises:
-        TypeError: an option that does not exist.
+        TypeError: an option that does not exist, changes that are no mapping of names to values.
         ValueError: options that do not go together.
     """
+    if not isinstance(changes, Mapping):
+        kind = type(options).__name__.removesuffix("Options").lower()
+        raise TypeError(f"{kind} must be a mapping of options to values, got {changes!r}")
     known = [field.name for field in dataclasses.fields(options)]
     for name in changes:
         if name not in known:

@@ -1,6 +1,6 @@
 // Adds the leak gradients of neurons up to one value, or one a channel, in a fixed order and in double precision.
-#pragma once
 #include "extent.cuh"
+#include "lif_launch.cuh"
 
 namespace ckd::cuda {
 
@@ -31,6 +31,18 @@ __global__ void __launch_bounds__(kSumThreads) leak_sum_kernel(const __grid_cons
     if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
   }
   if (threadIdx.x == 0) call.sums[blockIdx.x] = static_cast<Out>(shared[0]);
+}
+
+cudaError_t add_up(const LeakTerms& terms, double* workspace, float* out, void* stream) {
+  constexpr size_t kShared = kSumThreads * sizeof(double);
+  double* slices = workspace + terms.count();
+  const LeakSumCall<double> first{workspace, terms.rows, terms.channels, Divider(terms.inner), Divider(terms.slices),
+                                  slices};
+  const LeakSumCall<float> second{slices, 1, terms.channels, Divider(terms.slices), Divider(1), out};
+  const auto size = [](int64_t blocks) { return LaunchSize{block_count(blocks, 1), kSumThreads, kShared}; };
+  const cudaError_t status = launch(leak_sum_kernel<double>, size(terms.channels * terms.slices), stream, first);
+  if (status != cudaSuccess) return status;
+  return launch(leak_sum_kernel<float>, size(terms.channels), stream, second);
 }
 
 }  // namespace ckd::cuda

@@ -1,0 +1,7 @@
+"""`python -m ckdsnn` is the command `ckdsnn`."""
+
+import sys
+
+from ckdsnn.cli import main
+
+sys.exit(main())

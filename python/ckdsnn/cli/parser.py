@@ -1,0 +1,56 @@
+"""Lightning's parser, with errors of one line and recipes of this machine alone."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ckdsnn.data import DataModule
+
+# Lightning lets every option that takes a file fetch it from anywhere; a configuration can name code to run.
+set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
+
+
+class Parser(LightningArgumentParser):
+    """Reports errors without the two screens of usage before them, and says which option was probably meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation that is clear today may mean something else tomorrow.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = _option_names(self)
+        last_parts = {name.rsplit(".", 1)[-1] for name in known}
+        for key in dict.fromkeys(re.findall(UNKNOWN_OPTION, message)):
+            near = difflib.get_close_matches(key, sorted(known | last_parts), n=1, cutoff=0.5)
+            message += f"\n  unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        print(f"ckdsnn: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+# The ways in which jsonargparse says that it does not know an option.
+UNKNOWN_OPTION = r"(?:unrecognized arguments: --|does not accept option '|[Oo]ption '|Key ')([\w.]+)"
+
+
+def _option_names(parser: LightningArgumentParser) -> set[str]:
+    names = {action.dest for action in parser._actions}
+    for data in _subclasses(DataModule):
+        names |= {f"data.init_args.{name}" for name in inspect.signature(data).parameters}
+    for subparser in getattr(parser._subparsers, "_group_actions", []):
+        for choice in set(subparser.choices.values()):
+            names |= _option_names(choice)
+    return names
+
+
+def _subclasses(cls: type) -> set[type]:
+    found = {cls}
+    subclass: type
+    for subclass in cls.__subclasses__():
+        found |= _subclasses(subclass)
+    return found

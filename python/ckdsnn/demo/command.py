@@ -1,0 +1,84 @@
+"""`ckdsnn demo`'s options and exit status. PyTorch is imported after they are read."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ckdsnn demo",
+        description="Train an ANN teacher and distil a small spiking network five ways on scikit-learn's digits. "
+        "Interrupted, the same command continues with the trainings that are missing.",
+    )
+    parser.add_argument("--seeds", type=_positive, default=None, help="seeds to run, from 0 on (default: 3; quick: 1)")
+    parser.add_argument("--out", type=Path, default=None, help="folder for results (default: runs/demo)")
+    parser.add_argument(
+        "--quick", action="store_true", help="two epochs each: shows that all works (default folder: runs/demo-quick)"
+    )
+    parser.add_argument("--processes", type=_positive, default=None, help="trainings at a time (default: one a core)")
+    parser.add_argument("--fresh", action="store_true", help="delete the folder's earlier trainings first")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is running stops as at an interrupt."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the demo; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        return _stopped("interrupted", INTERRUPTED)
+    except Terminated:
+        return _stopped("terminated", TERMINATED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ckdsnn.cli.failure import words_for
+    from ckdsnn.demo.run import run_demo
+    from ckdsnn.demo.settings import DemoSettings
+
+    settings = DemoSettings.quick() if options.quick else DemoSettings()
+    if options.seeds is not None:
+        settings = dataclasses.replace(settings, seeds=options.seeds)
+    out = options.out or Path("runs/demo-quick" if options.quick else "runs/demo")
+    try:
+        run_demo(settings, out, processes=options.processes, fresh=options.fresh)
+    except Exception as error:
+        words = words_for(error, out)
+        if words is None:
+            raise
+        print(f"ckdsnn demo: error: {words}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stopped(what_happened: str, status: int) -> int:
+    print(
+        f"\n{what_happened}: the trainings that were finished are kept, the same command goes on from there",
+        file=sys.stderr,
+    )
+    return status

@@ -1,0 +1,104 @@
+"""Checks of what callers hand over.  Each names the argument, what it was and what it must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_number(value: Any, name: str, *, above: float | None = None, low: float | None = None) -> None:
+    """Raises TypeError unless ``value`` is a number, ValueError unless it is finite and > ``above``, >= ``low``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if above is not None and not number > above:
+        raise ValueError(f"{name} must be > {above:g}, got {value}")
+    if low is not None and not number >= low:
+        raise ValueError(f"{name} must be >= {low:g}, got {value}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_in_unit_interval(value: Any, name: str) -> None:
+    """Raises TypeError unless ``value`` is a number, ValueError unless it is in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_temperature(value: Any, name: str = "temperature") -> None:
+    """Raises TypeError unless ``value`` is a number, ValueError unless it is finite and > 0."""
+    check_number(value, name, above=0)
+
+
+def check_weights(**weights: Any) -> None:
+    """Raises TypeError unless all are numbers, ValueError unless they are finite and >= 0."""
+    for name, value in weights.items():
+        check_number(value, name, low=0)
+
+
+def check_whole(value: Any, name: str, *, low: int | None = None, hint: str = "") -> None:
+    """Raises TypeError unless ``value`` is a whole number, ValueError unless it is >= ``low``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if low is not None and int(value) < low:
+        raise ValueError(f"{name} must be >= {low}{hint}, got {value}")
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raises TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_choice(value: Any, name: str, known: Sequence[str]) -> None:
+    """Raises ValueError unless ``value`` is one of ``known``."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def as_stages(value: Any, name: str) -> tuple[int, ...]:
+    """``value``, one stage or several, as a tuple.
+
+    Raises:
+        TypeError: something else than whole numbers.
+        ValueError: no stage.
+    """
+    stages = (value,) if isinstance(value, (int, str)) or not isinstance(value, Sequence) else tuple(value)
+    if not stages:
+        raise ValueError(f"{name} must name at least one stage, got none")
+    for stage in stages:
+        check_whole(stage, f"each of {name}")
+    return stages
+
+
+def check_tensor(value: Any, name: str) -> None:
+    """Raises TypeError unless ``value`` is a floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {value!r}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be of a floating-point dtype, got {value.dtype}")
+
+
+def check_target(target: Any, batch: int, num_classes: int) -> None:
+    """Raises TypeError unless ``target`` is an int64 tensor, ValueError unless it is ``[batch]`` of existing classes.
+
+    Classes are looked at on the CPU only; a GPU would have to be waited for.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a torch.Tensor, got {target!r}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must be int64, one class a sample, got {target.dtype}")
+    if target.shape != (batch,):
+        raise ValueError(f"target must be [{batch}], one class a sample, got {list(target.shape)}")
+    if target.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    for number in target.tolist():
+        if not 0 <= number < num_classes:
+            raise ValueError(f"target must hold classes from 0 to {num_classes - 1}, got {number}")
