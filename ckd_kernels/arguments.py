@@ -61,7 +61,7 @@ def check_input(name: str, x: Tensor, time_dim: int) -> int:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it first")
-    if x.layout != torch.strided:
+    if x.layout is not torch.strided:
         raise _sparse(name, x)
     check_index("time_dim", time_dim, "0 or 1")
     if time_dim not in (0, 1) or time_dim >= x.dim():
@@ -107,7 +107,7 @@ def check_leak(x: Tensor, neuron: Neuron, decay: Tensor | None, tau: Tensor | No
             raise TypeError(f"{name} must be a tensor, got {value!r}; a constant belongs in Neuron({name}=...)")
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
-        if value.layout != torch.strided:
+        if value.layout is not torch.strided:
             raise _sparse(name, value)
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them")
@@ -133,7 +133,7 @@ def check_v_init(v_init: Tensor | None, x: Tensor, time_dim: int) -> Tensor | No
         raise TypeError(f"v_init must be a tensor of shape {shape}, got {type(v_init).__name__}")
     if not v_init.dtype.is_floating_point:
         raise TypeError(f"v_init must be a floating-point tensor, got {v_init.dtype}")
-    if v_init.layout != torch.strided:
+    if v_init.layout is not torch.strided:
         raise _sparse("v_init", v_init)
     if sizes_of(v_init) != shape:
         raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}")
@@ -149,7 +149,7 @@ def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_di
     channels = sizes_of(y)[channel_dim]
     if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
-    if values.layout != torch.strided:
+    if values.layout is not torch.strided:
         raise _sparse(name, values)
     if sizes_of(values) != (channels,):
         raise ValueError(
@@ -176,8 +176,10 @@ def check_normalisation(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The running statistics in the dtype of the arithmetic."""
     check_flag("training", training)
-    check_momentum(momentum)
-    check_eps(eps)
+    if not (type(momentum) is float and 0.0 <= momentum <= 1.0):  # the short way for what is right
+        check_momentum(momentum)
+    if not (type(eps) is float and 0.0 < eps < math.inf):
+        check_eps(eps)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var belong together; give both or neither")
     running = (
@@ -211,7 +213,7 @@ def check_residual(residual: Tensor | None, y: Tensor) -> None:
         return
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a tensor of y's shape {tuple(y.shape)}, got {type(residual).__name__}")
-    if residual.layout != torch.strided:
+    if residual.layout is not torch.strided:
         raise _sparse("residual", residual)
     if sizes_of(residual) != sizes_of(y):
         raise ValueError(f"residual must have y's shape {tuple(y.shape)}, got {tuple(residual.shape)}")
