@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from ckdsnn import cli, run_folder
-from ckdsnn.checkpoint import ResumeCheckpoint, RunError, load_checkpoint, save_atomically
+from ckdsnn.checkpoint import RunError, load_checkpoint, save_atomically
 from ckdsnn.cli.failure import words_for
 from ckdsnn.cli.output import BestCheckpoint
 from ckdsnn.run_folder import alone_in, check_finished, check_writable
+from ckdsnn.training.writer import ResumeCheckpoint, flush
 
 NETWORK = ["--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}', "--data.train_samples", "60"]
 TEACHER = ["--model.teacher.options", '{"widths": [4, 6, 8]}', "--model.teacher.epochs", "1"]
@@ -221,11 +222,12 @@ def half_done(tmp_path_factory):
     def save(self, trainer):
         copied(self, trainer)
         if trainer.current_epoch == 0:
+            flush(trainer)
             shutil.copytree("runs/here", "runs/half")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResumeCheckpoint, "_save", save)
-        assert cli.main(["fit", *FIT, *TEACHER, "--out", "runs/here"]) == 0
+        assert cli.main(["fit", *FIT, *TEACHER, "--out", "runs/here", "--save_every_n_steps", "2"]) == 0
     whole = load_checkpoint("runs/here/last.ckpt")
     shutil.rmtree("runs/here")  # nobody is to find anything there
     os.chdir(before)
@@ -339,3 +341,16 @@ def test_a_student_starts_from_given_weights(half_done, tmp_path, failing):
     assert "do not fit the network" in failing("fit", *CE, *wrong, "--out", tmp_path / "new")
     # What is tested are the weights of the checkpoint.
     assert cli.main(["test", *CE, "--model.network.weights", "none.pt", "--out", str(out)]) == 0
+
+
+def test_what_comes_again_is_not_logged_twice(tmp_path):
+    for version, rows in ((0, ["0,4,2.5", "1,9,2.0"]), (1, ["1,9,2.1", "2,14,1.5"])):
+        path = tmp_path / f"version_{version}" / "metrics.csv"
+        path.parent.mkdir()
+        path.write_text("\n".join(["epoch,step,train/loss", *rows]) + "\n")
+    run_folder.forget_logs(tmp_path, 12)
+    read = [(tmp_path / f"version_{version}" / "metrics.csv").read_text().split() for version in (0, 1)]
+    assert read == [["epoch,step,train/loss", "0,4,2.5", "1,9,2.0"], ["epoch,step,train/loss", "1,9,2.1"]]
+    run_folder.forget_logs(tmp_path, 9)
+    assert "1,9" not in (tmp_path / "version_0" / "metrics.csv").read_text()
+    run_folder.forget_logs(tmp_path / "nowhere", 3)

@@ -20,7 +20,8 @@ from ckdsnn.cli.output import Termination
 # A training of 2 epochs of 5 steps, that sends itself a signal in step 7.
 TINY = ["fit", "--config", "digits", "--model.method.name", "ce", "--trainer.max_epochs", "2",
         "--data.train_samples", "60", "--data.batch_size", "12", "--trainer.enable_progress_bar", "false",
-        "--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}']  # fmt: skip
+        "--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}',
+        "--save_every_n_steps", "5"]  # fmt: skip
 STOPPED = """
 import os, sys
 from ckdsnn import cli
@@ -60,7 +61,7 @@ def as_in_a_terminal():
 
 @pytest.mark.parametrize(("number", "status", "saved"), [(signal.SIGTERM, 143, 7), (signal.SIGINT, 130, 5)])
 def test_a_stopped_training_says_so_and_goes_on(tmp_path, uninterrupted, number, status, saved):
-    """After SIGTERM from the step it was in, after an interrupt from the end of the last epoch; to the same weights."""
+    """After SIGTERM from the step it was in, after an interrupt from what was saved last; to the same weights."""
     out = tmp_path / "run"
     command = [*TINY, "--out", str(out)]
     stopped = subprocess.run(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
+import io
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ckdsnn.checkpoint import RunError, load_run
+from ckdsnn.checkpoint import RunError, load_run, write_text_atomically
 
 LOCK = ".lock"
 
@@ -52,6 +54,27 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):  # as the functions name them that replace a file atomically
         if path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
+
+
+def forget_logs(folder: Path, step: int) -> None:
+    """Takes from the tables in `folder` what was logged after the checkpoint that a run goes on from: those steps come
+    again, and would be there twice.
+
+    Args:
+        folder: with `version_*/metrics.csv`.
+        step: optimiser steps that the checkpoint has behind it.
+    """
+    for path in sorted(folder.glob("version_*/metrics.csv")):
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), reader.fieldnames
+        kept = [row for row in rows if int(row["step"]) < step]
+        if names is not None and len(kept) < len(rows):
+            text = io.StringIO()
+            writer = csv.DictWriter(text, names)
+            writer.writeheader()
+            writer.writerows(kept)
+            write_text_atomically(text.getvalue(), path)
 
 
 def check_writable(folder: Path) -> None:

@@ -29,7 +29,7 @@ from ckdsnn.teacher import TeacherCache, load_teacher
 from ckdsnn.training import EagerRunner, GraphRunner, Telemetry, TrainStep
 from ckdsnn.training.feed import Feed
 from ckdsnn.training.lightning import check_capture, loss_scaler, make_feed, own_backward, share_buffers, share_state
-from ckdsnn.training.writer import ends
+from ckdsnn.training.writer import is_finished
 from ckdsnn.weights import fingerprint, start_from
 
 
@@ -101,6 +101,8 @@ class Distillation(L.LightningModule):
             "method": as_plain(method),
             "teacher": as_plain(teacher),
             "optimizer": as_plain(optimizer),
+            "channels_last": channels_last,
+            "compile": compile,
         }
         # In a list, so that it is not registered: see the class docstring.
         self._frozen: list[FrozenTeacher] = []
@@ -331,7 +333,7 @@ class Distillation(L.LightningModule):
             "schema": SCHEMA,
             "network": self._network_config,
             "config": self.run_config,
-            "finished": ends(self.trainer) and self.trainer.is_last_batch,
+            "finished": is_finished(self.trainer),
             **provenance(),
         }
         noise = [source.get_extra_state() for source in noise_sources(self.method)]

@@ -28,7 +28,7 @@ from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED, say_how_to_go_on
 from ckdsnn.configuration import TeacherConfig
 from ckdsnn.data import DataModule
 from ckdsnn.losses import METHODS
-from ckdsnn.run_folder import alone_in, check_writable
+from ckdsnn.run_folder import alone_in, check_writable, forget_logs
 from ckdsnn.train import Distillation
 from ckdsnn.training.writer import BackgroundCheckpointIO, ResumeCheckpoint
 
@@ -184,6 +184,8 @@ class CLI(LightningCLI):
                 "for a new run"
             )
         self.model.check_resumable(checkpoint, self.trainer.world_size)
+        if self.trainer.is_global_zero:
+            forget_logs(self.out / "logs", checkpoint["global_step"])
         self._say(f"{self.out} is finished" if checkpoint["ckdsnn"]["finished"] else f"going on with {path}")
 
     def after_fit(self) -> None:
@@ -227,6 +229,8 @@ TRAINER_OPTIONS = (
     "gradient_clip_val",
     "gradient_clip_algorithm",
     "limit_train_batches",
+    "overfit_batches",
+    "sync_batchnorm",
     "callbacks",
 )
 
@@ -263,6 +267,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"You're using the WeightAveraging callback, but loading")
     # The batches say themselves which samples they hold.
     warnings.filterwarnings("ignore", message=r"Couldn't infer the batch indices")
+    # A cluster's tools on the machine do not mean that this is one of its jobs.
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available")
     # Epochs are logged when they end.
     warnings.filterwarnings("ignore", message=r"The number of training batches .* is smaller than the logging interval")
     # Lightning 2.6 calls what torch 2.13 deprecates.

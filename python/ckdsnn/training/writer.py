@@ -202,12 +202,19 @@ class ResumeCheckpoint(Checkpoint):
 
 def ends(trainer: L.Trainer) -> bool:
     """Whether the epoch that ends now is the last one of the training."""
-    steps = trainer.max_steps
+    epochs = trainer.max_epochs
     return (
-        trainer.should_stop
-        or (trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1)
-        or (steps != -1 and trainer.global_step >= steps)
+        trainer.should_stop or (epochs is not None and 0 <= epochs <= trainer.current_epoch + 1) or _steps_done(trainer)
     )
+
+
+def is_finished(trainer: L.Trainer) -> bool:
+    """Whether the training has come to its end: of the epochs, of the steps, or because a callback says so."""
+    return _steps_done(trainer) or (ends(trainer) and trainer.is_last_batch)
+
+
+def _steps_done(trainer: L.Trainer) -> bool:
+    return 0 <= trainer.max_steps <= trainer.global_step
 
 
 def flush(trainer: L.Trainer) -> None:
