@@ -6,6 +6,7 @@ from torch import nn
 
 from ckdsnn.checkpoint import RunError, save_atomically
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig
+from ckdsnn.resume import changed_run
 from ckdsnn.train import Distillation
 from ckdsnn.weights import fingerprint, start_from
 
@@ -107,12 +108,12 @@ def test_another_teacher_is_another_run(tmp_path):
         path = tmp_path / folder / name
         run = {"network": teacher._network_config, "config": {}, "finished": True}
         save_atomically({"ckdsnn": run, "state_dict": teacher.state_dict()}, path)
+        config = TeacherConfig(checkpoint=str(path))
         return Distillation(
-            ModelConfig("snn_resnet_small", SMALL),
-            MethodConfig("kd"),
-            TeacherConfig(checkpoint=str(path)),
-            in_channels=1,
-        ).run_config["teacher"]
+            ModelConfig("snn_resnet_small", SMALL), MethodConfig("kd"), config, in_channels=1
+        ).run_config
 
-    assert student("last.ckpt", "a", seed=0) == student("last.ckpt", "b", seed=0)
-    assert student("last.ckpt", "a", seed=0) != student("last.ckpt", "a", seed=1)
+    one = student("last.ckpt", "a", seed=0)
+    assert changed_run(one, student("last.ckpt", "b", seed=0), Distillation) == []
+    (changed,) = changed_run(one, student("last.ckpt", "a", seed=1), Distillation)
+    assert changed.startswith("teacher.weights: ")

@@ -19,7 +19,7 @@ class ModelConfig:
         weights: a file that it starts from, a checkpoint of this package or of a state_dict; None: random weights.
 
     Raises:
-        TypeError: a name that is no string, options that are no mapping of names.
+        TypeError: a name that is no string, options that are no mapping of names, weights that are no path.
     """
 
     name: str
@@ -29,6 +29,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_type("network.name", self.name, str)
         _check_options("network.options", self.options)
+        if self.weights is not None:
+            _check_type("network.weights", self.weights, str)
 
 
 @dataclass(frozen=True)
