@@ -188,7 +188,6 @@ def test_the_seed_decides_order_and_augmentation_but_not_who_validates(tmp_path)
         ({"batch_size": True}, TypeError, "batch_size must be an integer, got True"),
         ({"batch_size": 8.0}, TypeError, "batch_size must be an integer, got 8.0"),
         ({"eval_batch_size": -1}, ValueError, "eval_batch_size must be at least 1, got -1"),
-        ({"eval_batch_size": None}, TypeError, "eval_batch_size must be an integer, got None"),
         ({"validation": -1}, ValueError, "validation must be at least 0, got -1"),
         ({"validation": 0.1}, TypeError, r"validation must be an integer, got 0\.1"),
         ({"validation": "no"}, TypeError, "validation must be an integer, got 'no'"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ckdsnn.files import load_tensors
 
 from .base import ANN
 from .outputs import ANNOutput
@@ -246,7 +249,7 @@ def external(
         layers, image_size, in_channels, layout, prefix_tokens, classifier, trainable: see :class:`HookedANN`.
         model_options: keyword arguments of the model.  Nothing is downloaded unless they ask for it
             (``{"pretrained": true}`` in timm).
-        weights: file of a state_dict with all of the model's weights, read without running code from it.
+        weights: file of a state_dict with all of the model's weights, loaded with ``weights_only=True``.
 
     Raises:
         TypeError: a value of another type.
@@ -254,7 +257,6 @@ def external(
             :class:`HookedANN` refuses.
         ImportError: timm or torchvision is not installed.
         FileNotFoundError: no such file of weights.
-        RunError: weights that cannot be read or do not fit.
     """
     wanted = (("source", source, str), ("weights", weights, str), ("model_options", model_options, Mapping))
     for name, value, kind in wanted:
@@ -262,9 +264,7 @@ def external(
             raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__} {value!r:.100}")
     model = _make(source, num_classes, in_channels, dict(model_options or {}))
     if weights is not None:
-        from ckdsnn.weights import start_from  # imports Lightning
-
-        start_from(model, weights)
+        _load_weights(model, weights, source)
     return HookedANN(
         model, layers, num_classes, in_channels, image_size, layout, prefix_tokens, classifier, trainable=trainable
     )
@@ -280,6 +280,17 @@ def untrained_parameters(model: nn.Module, again: nn.Module) -> list[str]:
         for name, value in model.named_parameters()
         if not torch.equal(value, others[name]) or (name in linear and value.numel() > 1 and value.min() == value.max())
     ]
+
+
+def _load_weights(model: nn.Module, path: str, source: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights: there is no file {path}")
+    try:
+        state = load_tensors(path)
+        state = state.get("state_dict", state)
+        model.load_state_dict(state)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"weights: {path} is no state_dict of {source}: {error}") from error
 
 
 def _make(source: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
