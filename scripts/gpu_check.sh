@@ -13,8 +13,11 @@ setuptools, pybind11, cmake, ninja, pytest and nvcc; no network. Nothing is inst
   warm      starts compiling in the background what the benchmarks need, which then wait for it; name it before the tests
   native    tests of ckd_kernels but for Triton and the CPU's backends (100 s)
   triton    tests of ckd_kernels on Triton (180 s)
+  trainer   tests of the captured training step: the eager one's bits, nothing that waits, resume, two GPUs if they are
+            there (150 s)
   kernels   benchmarks/cuda_kernels.py: every kernel against a copy of its bytes (110 s)
   step      benchmarks/cuda_step.py: a training step of ResNet-19, and where its time goes (120 s)
+  epochs    benchmarks/cuda_trainer.py: epochs of the trainer beside the replays of its graph (100 s)
   peers     benchmarks/cuda_peers.py: SpikingJelly, torch.compile, cuDNN, launch overhead (90 s)
   sanitize  compute-sanitizer, its four tools side by side, over scripts/sanitizer_cases.py (90 s)
 
@@ -22,7 +25,7 @@ Phases run in the order given; without any, all of them as listed. One that fail
 does not stop the rest. LIMIT is the time for everything: what would not fit is shortened or skipped.
 
 Written to $OUT: summary.txt (phase, exit status, seconds), build.log, tests.log, bench.log, sanitize.log, and
-kernels.json, step.json and peers.json, which hold what was measured until then whenever a benchmark is stopped.
+kernels.json, step.json, trainer.json and peers.json, which hold what was measured until then whenever a benchmark is stopped.
 
 environment
   OUT              folder for all of this (out)
@@ -41,8 +44,8 @@ The exit status is 0 when every phase's was.
 END
 }
 
-ALL="build warm native triton kernels step peers sanitize"
-declare -A BOX=([build]=240 [warm]=150 [native]=100 [triton]=180 [kernels]=110 [step]=120 [peers]=90 [sanitize]=90)
+ALL="build warm native triton trainer kernels step epochs peers sanitize"
+declare -A BOX=([build]=240 [warm]=150 [native]=100 [triton]=180 [trainer]=150 [epochs]=100 [kernels]=110 [step]=120 [peers]=90 [sanitize]=90)
 
 phases=()
 for argument in "$@"; do
@@ -118,6 +121,16 @@ tests() {
   OMP_NUM_THREADS=1 boxed "$1" "$PYTHON" -P -m pytest "${options[@]}" "${files[@]}"
 }
 
+trainer() {
+  CUBLAS_WORKSPACE_CONFIG=:4096:8 boxed "$1" "$PYTHON" -P -m pytest -q --tb=short -rfE -p no:cacheprovider \
+    tests/test_training_gpu.py tests/test_data_parallel.py tests/test_train_resume.py
+}
+
+epochs() {
+  echo "== benchmarks/cuda_trainer.py"
+  boxed "$1" "$PYTHON" benchmarks/cuda_trainer.py "$OUT/trainer.json" --device "$BENCH_DEVICE"
+}
+
 warm() {
   local script part parts
   for script in kernels:4 step:4 peers:4; do
@@ -173,14 +186,14 @@ sanitize() {
 
 for phase in "${phases[@]}"; do
   case $phase in
-    native | triton) : >"$OUT/tests.log" ;;
-    kernels | step | peers) : >"$OUT/bench.log" ;;
+    native | triton | trainer) : >"$OUT/tests.log" ;;
+    kernels | step | epochs | peers) : >"$OUT/bench.log" ;;
   esac
 done
 : >"$summary"
 note "phase" "rc" "took" "remark"
 for phase in "${phases[@]}"; do
-  [[ $phase == kernels || $phase == step || $phase == peers ]] && finish_warm
+  [[ $phase == kernels || $phase == step || $phase == epochs || $phase == peers ]] && finish_warm
   begin=$SECONDS
   seconds=${BOX[$phase]}
   remark=
@@ -197,13 +210,15 @@ for phase in "${phases[@]}"; do
     warm) warm "$seconds" ;;
     native) tests "$seconds" "not triton and not cpu" >>"$OUT/tests.log" 2>&1 ;;
     triton) tests "$seconds" "triton" >>"$OUT/tests.log" 2>&1 ;;
+    trainer) trainer "$seconds" >>"$OUT/tests.log" 2>&1 ;;
+    epochs) epochs "$seconds" >>"$OUT/bench.log" 2>&1 ;;
     sanitize) sanitize "$seconds" >"$OUT/sanitize.log" 2>&1 ;;
     *) bench "$phase" "$seconds" >>"$OUT/bench.log" 2>&1 ;;
   esac
   result=$?
   case $phase in
     build) remark+=" $(sed -nE 's/^ *-- CUDA kernels: ([^(]*).*/\1/p' "$OUT/build.log" | tail -n 1)" ;;
-    native | triton) remark+=" $(grep -E ' (passed|failed|error|no tests ran|deselected).* in ' "$OUT/tests.log" | tail -n 1)" ;;
+    native | triton | trainer) remark+=" $(grep -E ' (passed|failed|error|no tests ran|deselected).* in ' "$OUT/tests.log" | tail -n 1)" ;;
     kernels | step | peers) remark+=" $(grep -c ' failed: ' "$OUT/bench.log") failures in bench.log so far" ;;
     sanitize) remark+=" $(grep -E '^==|SUMMARY' "$OUT/sanitize.log" | tr '\n' ' ')" ;;
   esac
