@@ -18,7 +18,7 @@ from ..neuron import Neuron
 from .bn_fold import bn_coefficients, bn_fold
 from .layout import Layout, layout_of
 from .library import LIBRARY, register
-from .lif import allocate, allocate_gradients, constant_neuron, nothing_fired, present, state_dtype
+from .lif import allocate, allocate_gradients, check_checkpoints, constant_neuron, nothing_fired, present, state_dtype
 
 _PLACE = "str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim"
 _STATE = "Tensor? residual, Tensor? v_init, Tensor? leak"
@@ -153,6 +153,8 @@ def _bn_lif_reduce(
 ) -> Tensor:
     layout = _layout(y, time_dim, time_steps, channel_dim)
     upstream = _aligned_upstream(layout, grad_spikes, grad_v, grad_sam)
+    if y.numel() > 0:
+        check_checkpoints(checkpoints, layout, y.dtype)
     state = _aligned(layout, residual), _aligned(layout, v_init, time_dim), leak, checkpoints
     return _sums(neuron, backend, layout, y, folded, state, upstream)
 
@@ -232,6 +234,8 @@ def _bn_lif_backward(
     """
     layout = _layout(y, time_dim, time_steps, channel_dim)
     upstream = _aligned_upstream(layout, grad_spikes, grad_v, grad_sam)
+    if y.numel() > 0:
+        check_checkpoints(checkpoints, layout, y.dtype)
     state = _aligned(layout, residual), _aligned(layout, v_init, time_dim), leak, checkpoints
     made = []
     if coefficients is None and (need_affine or (by_batch and need_y)):

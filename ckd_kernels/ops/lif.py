@@ -51,6 +51,20 @@ def checkpoint_count(time_steps: int) -> int:
     return (time_steps - 1) // CHECKPOINT_EVERY if time_steps > 0 else 0
 
 
+def check_checkpoints(checkpoints: Tensor | None, layout: Layout, dtype: torch.dtype) -> None:
+    """Raises ValueError unless a backward pass is given the potentials that its kernels read; `lif` and `bn_lif` give
+    them, who calls the op itself may not."""
+    wanted = checkpoint_count(layout.steps)
+    if wanted and (checkpoints is None or checkpoints.shape != (wanted, layout.outer, layout.frame)):
+        got = "None" if checkpoints is None else list(checkpoints.shape)
+        raise ValueError(
+            f"checkpoints must be {[wanted, layout.outer, layout.frame]} for {layout.steps} time steps, got {got}: "
+            "pass what the forward op returned with save_checkpoints=True"
+        )
+    if wanted and checkpoints is not None and checkpoints.dtype != state_dtype(dtype):
+        raise ValueError(f"checkpoints must be {state_dtype(dtype)}, got {checkpoints.dtype}")
+
+
 def _layout(x: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> Layout:
     layout = layout_of(x, time_dim=time_dim, time_steps=time_steps, channel_dim=channel_dim)
     if layout is None:
@@ -164,6 +178,7 @@ def _lif_backward(
     out = allocate_gradients(x, leak, layout, need_v_init, need_leak)
     grad_x, grad_v_init, grad_leak = out
     if x.numel() > 0 and time_steps > 0:
+        check_checkpoints(checkpoints, layout, x.dtype)
         if v_init is not None:
             v_init = layout.aligned(v_init, without=(time_dim,))
         if grad_spikes is not None:
