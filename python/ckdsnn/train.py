@@ -319,7 +319,7 @@ class Distillation(L.LightningModule):
         counts = torch.stack([self._correct, self._seen])
         correct, seen = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
         if seen:
-            self.log(name, correct / seen, batch_size=1, rank_zero_only=False)
+            self.log(name, correct / seen, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Indices, targets, predicted classes and their probabilities, each [B]."""
