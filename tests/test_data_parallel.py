@@ -27,7 +27,8 @@ def fit(folder, devices, batch):
     command += ["--data.batch_size", batch, "--trainer.accelerator", "gpu", "--trainer.strategy", "ddp"]
     process = subprocess.Popen(
         [str(argument) for argument in command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NVIDIA_TF32_OVERRIDE": "0"},  # ten bits would tell halves from wholes
+        # Ten bits of a matrix product would tell halves from wholes.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NVIDIA_TF32_OVERRIDE": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -284,3 +284,16 @@ def test_cosine_with_warm_up():
 def test_frozen_teacher_is_what_the_method_asked_for(teacher_file):
     assert isinstance(snn("kd", TeacherConfig(checkpoint=teacher_file)).teacher, FrozenTeacher)
     assert snn("ce").teacher is None
+
+
+@pytest.mark.parametrize("options", [{"epochs": -1, "max_steps": 7}, {"epochs": 3}, {"epochs": 9, "max_steps": 7}])
+def test_a_warm_up_lasts_as_many_batches_as_the_loader_has(options):
+    config = OptimizerConfig(lr=0.3, warmup_epochs=2, schedule="constant")
+    task = snn("ce", optimizer=config)
+    fit(task, digits(), limit_val_batches=0, **options)  # 3 batches an epoch
+    assert task.schedule.rates == pytest.approx([0.3 * (step + 1) / 7 for step in range(6)] + [0.3])
+
+
+def test_a_training_without_an_end_needs_a_constant_rate():
+    with pytest.raises(RunError, match="cosine needs to know when training ends"):
+        fit(snn("ce", optimizer=OptimizerConfig()), digits(), epochs=-1, max_time={"seconds": 1})
