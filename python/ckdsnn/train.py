@@ -271,9 +271,6 @@ class Distillation(L.LightningModule):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         pass
 
-    def on_validation_model_zero_grad(self) -> None:
-        pass  # gradients that a graph writes must stay where they are
-
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         trainer = self.trainer
         if trainer.is_last_batch or 0 < trainer.max_steps <= trainer.global_step:
