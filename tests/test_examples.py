@@ -179,7 +179,7 @@ def test_conversion_keeps_spikes_and_losses(capsys):
     options = ["--device", "cpu", "--updates", "6", "--batch", "16", "--width", "4"]
     before, after = load("convert_spikingjelly").main(options)
     assert len(before) == len(after) == 6
-    assert before == pytest.approx(after, rel=1e-3)
+    assert before == pytest.approx(after, rel=1e-5)
     assert before[0] != before[-1]
     said = capsys.readouterr().out
     assert "4 converted, 0 left alone" in said
