@@ -42,7 +42,7 @@ class RelationalDistillation(Method):
         label_smoothing: in [0, 1].
     """
 
-    def __init__(self, weight: float = 25.0, label_smoothing: float = 0.0) -> None:
+    def __init__(self, weight: float = 5.0, label_smoothing: float = 0.0) -> None:
         super().__init__(label_smoothing)
         check_weights(weight=weight)
         self.weight = weight
