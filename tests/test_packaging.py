@@ -25,7 +25,7 @@ import ckd_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"ckd_kernels": ROOT / "ckd_kernels", "ckdsnn": ROOT / "python" / "ckdsnn"}
-NOT_SHIPPED = {"tests", "benchmarks", "runs", ".ci", ".github", ".venv", "build", "dist"}
+NOT_SHIPPED = {"tests", "benchmarks", "examples", "runs", ".ci", ".github", ".venv", "build", "dist"}
 # Of the system, of PyTorch (libgomp), or of the C++ runtime that PyTorch needs too.
 LIBRARIES = {"libgomp", "libstdc++", "libgcc_s", "libm", "libc", "libpthread", "libdl", "librt", "ld-linux-x86-64"}
 
