@@ -7,8 +7,7 @@ one stand-in: its ``name``, its sharpness ``alpha``, its ``derivative`` (what ev
 backend computes, in this order of operations) and its ``primitive`` (the smooth step
 whose derivative it is).
 
-To add one: a class here, a struct in ``csrc/include/ckd/surrogate.h`` and a branch in
-``backends/triton/neuron.py``.
+To add one, see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ def why_not_captured(
     *,
     accumulate: int = 1,
     scaler: bool = False,
-    strategy: str | None = None,
 ) -> str | None:
     """What keeps the step from being captured in a CUDA graph, in words; None if nothing does.
 
@@ -33,12 +32,9 @@ def why_not_captured(
         schedule: of the learning rate.
         accumulate: batches an optimiser step.
         scaler: whether the loss is scaled, as for float16.
-        strategy: name of a strategy that owns the backward pass; None for one device or one process a device.
     """
     if device.type != "cuda":
         return f"it runs on the {'CPU' if device.type == 'cpu' else device.type}, and CUDA graphs need an NVIDIA GPU"
-    if strategy is not None:
-        return f"the strategy {strategy} has a backward pass of its own"
     if scaler:
         return "precision 16-mixed scales the loss by what the host knows (bf16-mixed does not)"
     if accumulate > 1:

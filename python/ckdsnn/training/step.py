@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import ckd_kernels
 from ckdsnn.data import Batch
 from ckdsnn.losses import Method
 from ckdsnn.models import ANNOutput
@@ -40,7 +39,6 @@ class TrainStep:
         clip_norm, clip_value: bound of the gradient's norm, or of each of its values; None: none.
         autocast: the lower precision of forward passes; None: none.
         scaler: of the loss, for float16.
-        one_bit_spikes: see `ckd_kernels.one_bit_spikes`.
 
     Attributes:
         loss: of the latest step, [].
@@ -62,12 +60,11 @@ class TrainStep:
         clip_value: float | None = None,
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        one_bit_spikes: bool = False,
     ) -> None:
         self.network, self.method, self.answers = network, method, answers
         self.optimizer, self.schedule, self.feed, self.telemetry = optimizer, schedule, feed, telemetry
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
-        self.autocast, self.scaler, self.one_bit_spikes = autocast, scaler, one_bit_spikes
+        self.autocast, self.scaler = autocast, scaler
         self.device = telemetry.device
         self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -97,8 +94,7 @@ class TrainStep:
         with torch.autocast(kind, enabled=False):
             with lower:
                 answers = self.answers(batch)
-                with ckd_kernels.one_bit_spikes() if self.one_bit_spikes else nullcontext():
-                    output = self.network(batch.images)
+                output = self.network(batch.images)
                 parts = self.method(output, answers, batch.targets, epoch=self.feed.progress())
             loss = torch.stack(list(parts.values())).sum()
             scaled = loss if self.accumulate == 1 else loss / self.accumulate
