@@ -6,6 +6,7 @@ from torch import nn
 
 from ckdsnn.checkpoint import RunError, save_atomically
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig
+from ckdsnn.resume import changed_run
 from ckdsnn.train import Distillation
 from ckdsnn.weights import fingerprint, start_from
 
@@ -114,5 +115,7 @@ def test_another_teacher_is_another_run(tmp_path):
             in_channels=1,
         ).run_config["teacher"]
 
-    assert student("last.ckpt", "a", seed=0) == student("last.ckpt", "b", seed=0)
-    assert student("last.ckpt", "a", seed=0) != student("last.ckpt", "a", seed=1)
+    here, moved, another = student("last.ckpt", "a", 0), student("last.ckpt", "b", 0), student("last.ckpt", "a", 1)
+    assert here["weights"] == moved["weights"] != another["weights"]
+    assert changed_run({"teacher": here}, {"teacher": moved}, Distillation) == []
+    assert "teacher.weights" in changed_run({"teacher": here}, {"teacher": another}, Distillation)[0]

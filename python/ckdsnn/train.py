@@ -158,6 +158,7 @@ class Distillation(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trainer = self.trainer
+        trainer.fit_loop.setup_data()  # where max_steps alone is given, nobody has asked yet how long an epoch is
         steps = trainer.estimated_stepping_batches
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         parameters = [p for p in (*self.network.parameters(), *self.method.parameters()) if p.requires_grad]
