@@ -85,6 +85,18 @@ def test_the_teacher_is_folded_where_it_stays_in_eval_mode(teacher):
         assert {isinstance(conv, FoldedConv) for conv in convs} == {folded}
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_both_networks_see_images_in_the_memory_format_that_was_asked_for(teacher, channels_last):
+    task, seen = student("nld", teacher, channels_last=channels_last), []
+    surround(task)
+    task.network.forward = task.teacher.forward = lambda images, *targets: seen.append(images.stride())
+    batch = Batch(torch.rand(2, 3, 8, 9), torch.tensor([0, 1]), torch.arange(2))
+    task._converted(batch.images)
+    task._answers(batch)
+    assert seen == [(216, 1, 27, 3) if channels_last else (216, 72, 9, 1)] * 2
+    assert task._in_memory_format(torch.zeros(2, 2, 3, 8, 9)).is_contiguous()  # frames are left alone
+
+
 def test_the_seed_is_that_of_the_noise_unless_the_method_has_its_own(teacher):
     assert student("nld", teacher, seed=5).method.nld.noise.seed == 5
     assert student("nld", teacher, {"seed": 3}, seed=5).method.nld.noise.seed == 3
