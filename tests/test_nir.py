@@ -171,3 +171,13 @@ def test_what_nir_has_no_node_for():
     cuba = nir.NIRGraph.from_list(nir.CubaLIF(*(np.ones(2, np.float32) for _ in range(5))))
     with pytest.raises(ValueError, match="CubaLIF, which is not supported"):
         interop.from_nir(cuba)
+
+
+def test_a_convolution_that_does_not_pad_with_zeros_is_refused():
+    class OverTime(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    model = nn.Sequential(OverTime(1, 2, 3, padding=1, padding_mode="reflect"))
+    with pytest.raises(ValueError, match=r"0 pads with padding_mode='reflect'; NIR's convolutions pad with zeros"):
+        interop.to_nir(model, torch.rand(2, 1, 1, 4, 4))
