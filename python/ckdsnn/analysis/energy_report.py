@@ -7,10 +7,11 @@ import io
 from dataclasses import dataclass
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ckdsnn.analysis.energy import AC_PJ, MAC_PJ, LayerCount, energy_of, energy_of_ann
-from ckdsnn.analysis.style import BLUE, GREY, ORANGE, STYLE, VERMILION
+from ckdsnn.analysis.style import BLUE, ORANGE, STYLE
 
 COLUMNS = (
     "layer", "mac_per_step", "steps", "input", "firing_rate", "nonzero_share", "mac", "ac", "energy_mj",
@@ -120,40 +121,43 @@ class EnergyReport:
 
     def figure(self) -> Figure:
         """Energy layer by layer, and of the whole beside the teacher's."""
-        names = list(self.layers)
-        mac, ac = zip(*(layer.millijoules(self.mac_pj, self.ac_pj) for layer in self.layers.values()), strict=True)
-        totals = self.totals()
-        unit, factor = ("mJ", 1.0) if max(totals.values()) >= 0.1 else ("µJ", 1000.0)
+        costs = {_shortened(n, 32): layer.millijoules(self.mac_pj, self.ac_pj) for n, layer in self.layers.items()}
+        whole = {name.replace(", ", ",\n").replace("count as", "count\nas"): self._cost(name) for name in self.totals()}
         with matplotlib.rc_context(STYLE):
-            height = max(3.2, 0.21 * len(names) + 1.4)
-            figure = Figure(figsize=(11, height), layout="constrained")
+            figure = Figure(figsize=(11, max(3.4, 0.21 * len(costs) + 1.6)), layout="constrained")
             left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-            left.barh(range(len(names)), [v * factor for v in mac], color=ORANGE, height=0.7, label="MAC: input of real "
-                      "numbers or integers")  # fmt: skip
-            starts = [v * factor for v in mac]
-            left.barh(range(len(names)), [v * factor for v in ac], left=starts, color=BLUE, height=0.7,
-                      label="AC: input of spikes")  # fmt: skip
-            left.set_yticks(range(len(names)), [_shortened(name, 32) for name in names], fontsize=8)
-            left.tick_params(axis="y", length=0)
-            left.invert_yaxis()
-            left.margins(y=0.01)
-            left.set_xlabel(f"energy of one sample, {unit}")
+            _bars(left, costs)
+            left.tick_params(axis="y", labelsize=8)
             left.set_title("by layer of the SNN")
-            left.legend(loc="best", frameon=False)
-            colours = [GREY if name.startswith("ANN") else BLUE for name in totals]
-            if len(totals) == 3:
-                colours[0] = VERMILION
-            bars = right.barh(range(len(totals)), [v * factor for v in totals.values()], color=colours, height=0.6)
-            right.bar_label(bars, [f"{value * factor:.3g}" for value in totals.values()], padding=3)
-            labels = [name.replace(", ", ",\n").replace("count as", "count\nas") for name in totals]
-            right.set_yticks(range(len(totals)), labels)
-            right.tick_params(axis="y", length=0)
-            right.invert_yaxis()
-            right.margins(x=0.15)
-            right.set_ylim(max(len(totals), 3) - 0.4, -0.6)
-            right.set_xlabel(f"energy of one sample, {unit}")
+            _bars(right, whole, labelled=True)
+            right.set_ylim(max(len(whole), 3) - 0.4, -0.6)
             right.set_title("whole network")
+            figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
             return figure
+
+    def _cost(self, total: str) -> tuple[float, float]:
+        """Of a name in :meth:`totals`: what its multiply-accumulates and accumulations take, in mJ."""
+        if total.startswith("ANN"):
+            return self.teacher_mj or 0.0, 0.0
+        spikes = "integers" in total
+        costs = [x.millijoules(self.mac_pj, self.ac_pj, integers_as_spikes=spikes) for x in self.layers.values()]
+        return sum(mac for mac, _ in costs), sum(ac for _, ac in costs)
+
+
+def _bars(axis: Axes, costs: dict[str, tuple[float, float]], *, labelled: bool = False) -> None:
+    largest = max(map(sum, costs.values()))
+    unit, factor = ("mJ", 1.0) if largest >= 0.1 else ("µJ", 1e3) if largest >= 1e-4 else ("nJ", 1e6)
+    places = range(len(costs))
+    mac, ac = ([pair[i] * factor for pair in costs.values()] for i in (0, 1))
+    axis.barh(places, mac, color=ORANGE, height=0.7, label="MAC: the input is real numbers or integers")
+    bars = axis.barh(places, ac, left=mac, color=BLUE, height=0.7, label="AC: the input is spikes")
+    if labelled:
+        axis.bar_label(bars, [f"{a + b:.3g}" for a, b in zip(mac, ac, strict=True)], padding=3)
+    axis.set_yticks(places, list(costs))
+    axis.tick_params(axis="y", length=0)
+    axis.invert_yaxis()
+    axis.margins(x=0.15 if labelled else 0.03, y=0.01)
+    axis.set_xlabel(f"energy of one sample, {unit}")
 
 
 def count(value: float) -> str:

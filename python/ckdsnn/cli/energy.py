@@ -9,10 +9,10 @@ from ckdsnn.cli.looking import parser_of, told
 DESCRIPTION = """\
 Runs a trained spiking network on test samples and counts, layer by layer, what it computes and what that costs.
 
-A layer whose input is measured to be spikes (zeros and ones) only accumulates: firing rate of its input x time steps x
-multiply-accumulates of one step (MAC), each accumulation (AC) at 0.9 pJ. Every other layer multiplies: 4.6 pJ a MAC, as
-does the conventional teacher. (45 nm, float32; Horowitz, ISSCC 2014.) Sums of spikes, integers above 1 as in SEW-ResNet,
-are counted both ways: as multiplications, and as that many spikes each.
+A layer whose input is measured to be spikes (zeros and ones) only accumulates: firing rate of its input x time steps
+x multiply-accumulates of one step (MAC), each accumulation (AC) at 0.9 pJ. Every other layer multiplies: 4.6 pJ a MAC,
+as does the conventional teacher. (45 nm, float32; Horowitz, ISSCC 2014.) Sums of spikes, integers above 1 as in
+SEW-ResNet, are counted both ways: as multiplications, and as that many spikes each.
 
   ckdsnn energy runs/c100
   ckdsnn energy runs/c100 --samples 100 --data.root DATA

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from ckdsnn.checkpoint import RunError, load_run
 from ckdsnn.cli.training import CLI, Run, quiet
@@ -84,9 +85,27 @@ class OpenedRun:
             self.task.network.load_state_dict(weights)
         except RuntimeError as error:
             raise RunError(f"the weights in {checkpoint} do not fit the run's network: {error}") from error
+        with torch.no_grad():  # what a method has learnt: the strength of its noise
+            for name, parameter in self.task.method.named_parameters():
+                learnt = state.get(f"method.{name}")
+                if isinstance(learnt, Tensor) and learnt.shape == parameter.shape:
+                    parameter.copy_(learnt)
         self.checkpoint = Path(checkpoint)
         epoch = content.get("epoch")
         return epoch + 1 if type(epoch) is int else None
+
+    @property
+    def size(self) -> int:
+        """How many samples the test part has."""
+        self.data.setup("test")
+        return len(self.data.test_dataloader().targets)
+
+    def boxes(self, samples: int) -> tuple[Tensor, int] | None:
+        """Where the objects of the first test samples are, if the data set knows: corners int64 [N, 2] and a side."""
+        if not hasattr(self.data, "test_boxes"):
+            return None
+        corners, side = self.data.test_boxes()
+        return corners[:samples], side
 
     def batches(self, samples: int, batch_size: int | None = None) -> Iterator[Batch]:
         """The first `samples` samples of the test part, or all where there are fewer, in order and not augmented."""
@@ -150,7 +169,7 @@ def open_run(
         raise RunError(
             f"{folder} holds {task.run_config['network']['name']}, a conventional network: name the run of its student"
         )
-    task.eval().requires_grad_(False).to(place)
+    task.eval().to(place)
     own = task.teacher.model if task.teacher is not None else None
     if own is None and teacher is not None:  # for a run that was trained without one
         own = load_teacher(TeacherConfig(checkpoint=teacher, unfinished=True), data.num_classes, data.in_channels)
