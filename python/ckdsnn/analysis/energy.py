@@ -189,7 +189,7 @@ class OperationCounter(TorchDispatchMode):
 def _kind(values: Tensor, at_least: str = "binary") -> str:
     if at_least == "real":
         return "real"
-    if at_least == "binary" and bool((values * values == values).all()):
+    if at_least == "binary" and bool(((values == 0) | (values == 1)).all()):
         return "binary"
     return "integer" if bool(((values >= 0) & (values.floor() == values) & values.isfinite()).all()) else "real"
 
