@@ -155,6 +155,8 @@ def open_run(
             raise RunError(
                 f"{folder} is not the folder of a run: {path} is missing; name one that `ckdsnn fit` or `distill` wrote"
             )
+    if teacher is not None and not Path(teacher).is_file():
+        raise FileNotFoundError(f"--teacher {teacher}: no checkpoint at {teacher}: check the path")
     place = _device(device)
     arguments = ["validate", "--config", str(config), "--out", str(folder), "--ckpt_path", str(weights)]
     if root is not None:
