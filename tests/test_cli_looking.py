@@ -13,6 +13,7 @@ from PIL import Image
 
 from ckdsnn import cli
 from ckdsnn.checkpoint import load_checkpoint, save_atomically
+from ckdsnn.models import build_model
 
 SMALL = ["--config", "digits", "--trainer.enable_progress_bar", "false", "--data.train_samples", "60"]
 SMALL += ["--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}', "--trainer.max_epochs", "2"]
@@ -139,7 +140,7 @@ def test_maps_over_training(distilled, tmp_path, capsys):
     assert (tmp_path / "maps" / "maps_over_training.png").exists()
 
 
-def test_a_run_that_has_moved(distilled, tmp_path, monkeypatch, capsys):
+def test_a_run_that_has_moved(distilled, tmp_path, monkeypatch, capsys, failing):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(distilled, tmp_path / "moved")
     config = tmp_path / "moved" / "config.yaml"
@@ -150,7 +151,14 @@ def test_a_run_that_has_moved(distilled, tmp_path, monkeypatch, capsys):
     assert run("energy", "moved", "--samples", 2, "--out", "e") == 0
     assert "ANN teacher" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "moved" / "teacher")
-    assert run("energy", "moved", "--samples", 2, "--out", "e", "--teacher", distilled / "teacher" / "last.ckpt") == 0
+    assert "teacher/last.ckpt" in failing("energy", "moved", "--samples", 2, "--out", "e")
+    other = build_model("ann_resnet20", 10, in_channels=1, width=0.25)
+    network = {"name": "ann_resnet20", "options": {"width": 0.25}, "num_classes": 10, "in_channels": 1}
+    weights = {f"network.{name}": value for name, value in other.state_dict().items()}
+    made = {"network": network, "config": {}, "finished": True, "schema": 1}
+    save_atomically({"ckdsnn": made, "state_dict": weights}, tmp_path / "other.ckpt")
+    assert run("energy", "moved", "--samples", 2, "--out", "e", "--teacher", "other.ckpt") == 0
+    assert "ANN teacher" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["energy", "maps"])

@@ -156,7 +156,8 @@ def _bars(axis: Axes, costs: dict[str, tuple[float, float]], *, labelled: bool =
     axis.set_yticks(places, list(costs))
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
-    axis.margins(x=0.15 if labelled else 0.03, y=0.01)
+    axis.margins(y=0.01)
+    axis.set_xlim(0, max(largest * factor * (1.2 if labelled else 1.03), 1e-12))
     axis.set_xlabel(f"energy of one sample, {unit}")
 
 

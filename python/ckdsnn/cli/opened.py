@@ -28,11 +28,19 @@ class _Opening(CLI):
     datamodule: DataModule
     model: Distillation
 
+    def __init__(self, arguments: list[str], run: Run, teacher: str | None) -> None:
+        self.named_teacher = teacher
+        super().__init__(arguments, run)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         config.model.compile = False  # what is watched runs as it is written
         if config.model.get("teacher") is not None:
             config.model.teacher.unfinished = True  # looked at, not learnt from
+            if self.named_teacher is not None:
+                config.model.teacher.checkpoint = self.named_teacher
+                if config.model.teacher.name != "external":  # else the file says which network it holds
+                    config.model.teacher.name, config.model.teacher.options = None, {}
         # Of a training elsewhere: its devices and its callbacks are not needed here.
         for name in ("callbacks", "plugins", "profiler"):
             config.trainer[name] = None
@@ -161,11 +169,9 @@ def open_run(
     arguments = ["validate", "--config", str(config), "--out", str(folder), "--ckpt_path", str(weights)]
     if root is not None:
         arguments += ["--data.root", root]
-    if teacher is not None:
-        arguments += ["--model.teacher.checkpoint", teacher]
     quiet()
     with ExitStack() as held:
-        opened = _Opening(arguments, Run(held))
+        opened = _Opening(arguments, Run(held), teacher)
     task, data = opened.model, opened.datamodule
     if not isinstance(task.network, SNN):
         raise RunError(
