@@ -201,12 +201,12 @@ def test_a_teacher_with_attention():
             self.head = nn.Linear(8, 4)
 
         def forward(self, x):
-            return self.head(F.scaled_dot_product_attention(x, x, x).mean(1))
+            return self.head(F.scaled_dot_product_attention(x, x, x).mean((1, 2)))
 
-    layers = counted(Attends(), torch.randn(2, 5, 8))
+    layers = counted(Attends(), torch.randn(2, 3, 5, 8))  # B, heads, N, C
     assert {name: layer.macs_per_step for name, layer in layers.items()} == {
-        ".product1": 5 * 5 * 8,
-        ".product2": 5 * 5 * 8,
+        ".product1": 3 * 5 * 5 * 8,
+        ".product2": 3 * 5 * 5 * 8,
         "head": 32,
     }
 

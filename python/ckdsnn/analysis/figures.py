@@ -157,7 +157,7 @@ def logits_figure(smoothing: Smoothing) -> Figure:
 
 def _histograms(axis: Axes, before: Tensor, after: Tensor, *, means: bool) -> None:
     both = torch.cat([before.flatten(), after.flatten()]).numpy()
-    bins = np.linspace(both.min(), max(both.max(), both.min() + 1e-6), 41)
+    bins = np.linspace(both.min(), max(both.max(), both.min() + 1e-6), 41).tolist()
     for values, colour, name in ((before, ORANGE, "without noise"), (after, BLUE, "with noise")):
         flat = values.flatten().numpy()
         share = np.full(len(flat), 100 / len(flat))

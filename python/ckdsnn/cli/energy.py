@@ -55,7 +55,7 @@ def _work(options: argparse.Namespace) -> None:
     from ckdsnn.analysis.style import write_figure
     from ckdsnn.checkpoint import write_text_atomically
 
-    with FiringRate(run.task.network) as rate, OperationCounter(run.task.network) as counter:
+    with FiringRate(run.network) as rate, OperationCounter(run.network) as counter:
         for batch in run.batches(options.samples, options.batch_size):
             counter(batch.images)
     teacher = None

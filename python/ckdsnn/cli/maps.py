@@ -103,7 +103,7 @@ def _look(
     for path, label in zip(paths, labels, strict=True):
         run.load(path)
         batches = run.batches(samples, options.batch_size)
-        students.append(maps.student_maps(run.task.network, batches, places.stage, label))
+        students.append(maps.student_maps(run.network, batches, places.stage, label))
     teacher = maps.teacher_maps(run.teacher, run.batches(samples, options.batch_size), places, shown)
     boxes = run.boxes(len(teacher.indices))
     pictures = [figures.picture(teacher.shown[index], run.data.mean, run.data.std) for index in shown]

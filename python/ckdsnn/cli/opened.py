@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -103,6 +103,11 @@ class OpenedRun:
         return epoch + 1 if type(epoch) is int else None
 
     @property
+    def network(self) -> SNN:
+        """The student, in eval mode."""
+        return cast(SNN, self.task.network)
+
+    @property
     def size(self) -> int:
         """How many samples the test part has."""
         self.data.setup("test")
@@ -117,8 +122,9 @@ class OpenedRun:
 
     def batches(self, samples: int, batch_size: int | None = None) -> Iterator[Batch]:
         """The first `samples` samples of the test part, or all where there are fewer, in order and not augmented."""
+        data: Any = self.data
         if batch_size is not None:
-            self.data.eval_batch_size = batch_size
+            data.eval_batch_size = batch_size
         self.data.setup("test")
         left = samples
         for images, targets, indices in self.data.test_dataloader():
