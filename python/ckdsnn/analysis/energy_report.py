@@ -33,8 +33,8 @@ class EnergyReport:
         >>> from ckdsnn.analysis.energy import LayerCount
         >>> layer = LayerCount("head", macs=2000, samples=1, steps=2, kind="binary", inputs=100, total=25.0)
         >>> report = EnergyReport({"head": layer}, 0.25)
-        >>> report.energy_mj()  # a quarter of 2000 operations, 0.9 pJ each
-        4.5e-07
+        >>> f"{report.energy_mj():.2e}"  # a quarter of 2000 operations, 0.9 pJ each
+        '4.50e-07'
     """
 
     layers: dict[str, LayerCount]
