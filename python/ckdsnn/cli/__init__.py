@@ -4,6 +4,8 @@
     ckdsnn fit --config RECIPE         train the student, from the teacher if the method wants one
     ckdsnn distill --config RECIPE     teacher, student and test in one command
     ckdsnn validate | test | predict --config RECIPE
+    ckdsnn energy RUN                  firing rates, operations and energy of a trained run, layer by layer
+    ckdsnn maps RUN                    where student and teacher look, how well they agree, what the noise does
     ckdsnn demo                        the whole story on scikit-learn's digits
 
 RECIPE is a file, or the name of a packaged recipe such as cifar100_resnet19_t4. Every option of a recipe can be given
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 from ckdsnn import deferred
@@ -26,10 +29,11 @@ from ckdsnn.cli.stages import distill
 from ckdsnn.cli.stopping import INTERRUPTED, say_how_to_go_on
 from ckdsnn.versions import versions
 
-VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "demo")
+VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "energy", "maps", "demo")
 
 # What the commands import besides the dependencies of the kernels.
 TRAINING = ("lightning", "jsonargparse", "docstring_parser", "tensorboard", "torchmetrics", "PIL", "tqdm", "yaml")
+LOOKING = (*TRAINING, "matplotlib")
 DEMO = ("lightning", "matplotlib", "sklearn", "torchmetrics", "PIL", "tqdm")
 
 
@@ -47,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return _fail(f"unknown command {verb!r}; {hint}commands: {', '.join(VERBS)}", status=2)
-    if missing := [name for name in (DEMO if verb == "demo" else TRAINING) if find_spec(name) is None]:
+    needed = {"demo": DEMO, "energy": LOOKING, "maps": LOOKING}.get(verb, TRAINING)
+    if missing := [name for name in needed if find_spec(name) is None]:
         return _fail(f"{verb} needs {', '.join(missing)}: install with pip install 'ckd-kernels[train]'")
     try:
         deferred.install()
@@ -55,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
             from ckdsnn.demo import main as demo
 
             return demo(rest)
+        if verb in ("energy", "maps"):
+            return import_module(f"ckdsnn.cli.{verb}").main(rest)
         rest = with_recipes(rest)
         if verb == "distill" and not {"-h", "--help", "--print_config"}.intersection(rest):
             return distill(rest)

@@ -113,21 +113,39 @@ def nld_loss(
     if noise == "none":
         return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature)
 
-    strength = 0.1 if strength is None else strength
+    log_soft = smoothed(
+        student_logits, generator, temperature, strength, distribution, spread, sigma, mixing, detach_statistics
+    )
     with outside_autocast(student_logits):
-        eps = standard_noise(student_logits, distribution or "gaussian", generator)
+        target = torch.log_softmax(teacher_logits / temperature, 1)
+        return temperature**2 * F.kl_div(log_soft, target, reduction="batchmean", log_target=True)
+
+
+def smoothed(
+    logits: Tensor,
+    generator: torch.Generator,
+    temperature: float = 2.0,
+    strength: float | Tensor | None = None,
+    distribution: str | None = None,
+    spread: str | None = None,
+    sigma: float | None = None,
+    mixing: str = "logits",
+    detach_statistics: bool = True,
+) -> Tensor:
+    """``log p_soft`` of :func:`nld_loss`, [B, K], for logits [B, K] in float32 or float64 and checked options."""
+    strength = 0.1 if strength is None else strength
+    with outside_autocast(logits):
+        eps = standard_noise(logits, distribution or "gaussian", generator)
         if sigma is not None:
             eps = eps * sigma
         else:
-            basis = student_logits.detach() if detach_statistics else student_logits
+            basis = logits.detach() if detach_statistics else logits
             eps = eps * (basis.var(1, keepdim=True) if spread == "variance" else basis.std(1, keepdim=True))
         if mixing == "logits":
-            return temperature**2 * kl_divergence(teacher_logits, student_logits + strength * eps, temperature)
-        log_mixed = _log_mixture(
-            torch.log_softmax(student_logits / temperature, 1), torch.log_softmax(eps / temperature, 1), strength
+            return torch.log_softmax((logits + strength * eps) / temperature, 1)
+        return _log_mixture(
+            torch.log_softmax(logits / temperature, 1), torch.log_softmax(eps / temperature, 1), strength
         )
-        target = torch.log_softmax(teacher_logits / temperature, 1)
-        return temperature**2 * F.kl_div(log_mixed, target, reduction="batchmean", log_target=True)
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, share: float | Tensor) -> Tensor:
