@@ -4,6 +4,7 @@
     ckdsnn fit --config RECIPE         train the student, from the teacher if the method wants one
     ckdsnn distill --config RECIPE     teacher, student and test in one command
     ckdsnn validate | test | predict --config RECIPE
+    ckdsnn sweep GRID                  every cell of a grid with every seed, and one table of it
     ckdsnn demo                        the whole story on scikit-learn's digits
 
 RECIPE is a file, or the name of a packaged recipe such as cifar100_resnet19_t4. Every option of a recipe can be given
@@ -26,10 +27,11 @@ from ckdsnn.cli.stages import distill
 from ckdsnn.cli.stopping import INTERRUPTED, say_how_to_go_on
 from ckdsnn.versions import versions
 
-VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "demo")
+VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "sweep", "demo")
 
 # What the commands import besides the dependencies of the kernels.
 TRAINING = ("lightning", "jsonargparse", "docstring_parser", "tensorboard", "torchmetrics", "PIL", "tqdm", "yaml")
+SWEEP = (*TRAINING, "matplotlib", "scipy")
 DEMO = ("lightning", "matplotlib", "sklearn", "torchmetrics", "PIL", "tqdm")
 
 
@@ -47,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return _fail(f"unknown command {verb!r}; {hint}commands: {', '.join(VERBS)}", status=2)
-    if missing := [name for name in (DEMO if verb == "demo" else TRAINING) if find_spec(name) is None]:
+    needed = {"demo": DEMO, "sweep": SWEEP}.get(verb, TRAINING)
+    if missing := [name for name in needed if find_spec(name) is None]:
         return _fail(f"{verb} needs {', '.join(missing)}: install with pip install 'ckd-kernels[train]'")
     try:
         deferred.install()
@@ -55,6 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
             from ckdsnn.demo import main as demo
 
             return demo(rest)
+        if verb == "sweep":
+            from ckdsnn.sweep.command import main as sweep
+
+            return sweep(rest)
         rest = with_recipes(rest)
         if verb == "distill" and not {"-h", "--help", "--print_config"}.intersection(rest):
             return distill(rest)
