@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,14 @@ def recipe_of(out: Path, cell: Cell) -> Path:
     return out / cell.folder / "recipe.yaml"
 
 
-class _Configuration(CLI):
-    """The command line's parser alone: nothing is seeded, built or run."""
+class _ParserAlone(CLI):
+    """The command line's parser: nothing is read, seeded, built or run yet."""
+
+    def __init__(self) -> None:
+        super().__init__([], Run(contextlib.ExitStack()))
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        self.config = Namespace(subcommand=None)
 
     def _set_seed(self) -> None:
         pass
@@ -156,6 +163,11 @@ class _Configuration(CLI):
         pass
 
 
+@lru_cache(maxsize=1)
+def _parser() -> Any:
+    return _ParserAlone().parser
+
+
 def configuration(cell: Cell, seed: int = 0) -> Namespace:
     """What the recipe of a cell comes to, read as the command line reads it, and built where that takes no memory.
 
@@ -166,7 +178,7 @@ def configuration(cell: Cell, seed: int = 0) -> Namespace:
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            config = _Configuration(with_fresh_options(arguments), Run(contextlib.ExitStack())).config.fit
+            config = _parser().parse_args(with_fresh_options(arguments)).fit
         _build(config)
     except SystemExit:
         said = " ".join(messages.getvalue().removeprefix("ckdsnn: error: ").split())

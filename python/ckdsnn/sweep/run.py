@@ -133,7 +133,7 @@ def run_jobs(
                     waiting.remove(job)
                     try:
                         running.append(_start(job, free.pop(0), command))
-                    except OSError as error:  # its folder cannot be made, no process can be started
+                    except (OSError, RunError) as error:  # its folder cannot be made, no process can be started
                         free = [place for place in at if all(place is not run.place for run in running)]
                         _end(job, str(error), outcome, report)
             for run in [run for run in running if run.process.poll() is not None]:
@@ -146,7 +146,10 @@ def run_jobs(
                 why = _why(run)
                 if why is not None:
                     outcome.status[str(run.job.folder)] = run.process.returncode
-                run.job.write_record(_seconds(run), finished=why is None)
+                try:
+                    run.job.write_record(_seconds(run), finished=why is None)
+                except RunError as error:  # no space left: the same command tries it again
+                    why = str(error)
                 _end(run.job, why, outcome, report)
             time.sleep(LOOK_EVERY)
     finally:
