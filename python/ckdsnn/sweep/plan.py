@@ -70,7 +70,7 @@ class Job:
     def finished(self) -> bool:
         """Whether its result is there, and is one of this configuration."""
         record = self.record()
-        return bool(record.get("finished")) and record.get("fingerprint") == self.fingerprint and self.result.is_file()
+        return bool(record.get("finished")) and record.get("fingerprint") == self.fingerprint and bool(self.metrics())
 
     @property
     def started(self) -> bool:

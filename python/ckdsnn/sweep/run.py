@@ -204,7 +204,7 @@ def _end_with_parent() -> None:
 def _why(run: Running) -> str | None:
     """Why a run failed; None: it did not."""
     status = run.process.returncode
-    if status == 0 and run.job.result.is_file():
+    if status == 0 and run.job.metrics():
         return None
     if status < 0:
         said = f"ended by {signal.Signals(-status).name}"
