@@ -1,8 +1,11 @@
 """Grids: what they come to, what they refuse, and that the packaged ones can be run."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from ckdsnn.cli.recipes import UnknownRecipe
 from ckdsnn.sweep.grid import GRIDS, GridError, build_grid, load_grid, with_options
@@ -89,6 +92,8 @@ def test_the_recipe_is_not_changed():
         ({"seeds": [2**32]}, "below 2"),
         ({"baseline": "c"}, "baseline 'c' is no cell; cells: a, b"),
         ({"baseline": 3}, "baseline must be a name, got int 3"),
+        ({"metric": "test/f1"}, "metric 'test/f1' is not one of a test: test/accuracy, test/firing_rate"),
+        ({"cells": {"Teachers": {}}}, "would have the folder of the sweep's own teachers"),
         ({"teacher_seed": "x"}, "teacher_seed must be a whole number"),
         ({"recipe": None}, "recipe must be the name"),
         ({"recipe": 3}, "recipe must be the name"),
@@ -110,6 +115,15 @@ def test_no_cells_at_all():
         build_grid("mine", {"recipe": "digits"})
     with pytest.raises(UnknownRecipe, match="did you mean 'digits'"):
         build_grid("mine", {**BASE, "recipe": "digit"})
+
+
+def test_the_grid_of_the_docs(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "sweeps.md").read_text()
+    content = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    plan = make_plan(build_grid("docs", content), tmp_path)
+    assert len(plan.students) == 2 * 3 * 2 * 5
+    assert plan.grid.cells[0].label == "CE, T=1, lr=slow, batch_size=20"
+    assert set(re.findall(r"`ckdsnn sweep ([a-z_]+)`", text)) == set(NAMES)
 
 
 def test_impossible_files(tmp_path):

@@ -48,6 +48,7 @@ def test_preempted_and_cancelled(tmp_path):
         "model.network.options": {"widths": [4, 6, 8], "time_steps": 1},
         "data.train_samples": 60,
         "model.method.name": "ce",
+        "save_every_seconds": 0,
     }
     grid = {"recipe": "digits", "options": tiny, "product": {"trainer.max_epochs": [1, 3000]}}
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
@@ -59,10 +60,8 @@ def test_preempted_and_cancelled(tmp_path):
 
     assert "0 of 2 runs are finished, 0 are in the queue, 2 submitted" in sweep()
     out = tmp_path / "out"
-    long, log = (
-        json.loads((out / "slurm" / "jobs.json").read_text())["out/max_epochs=3000/seed0"],
-        "max_epochs=3000/seed0",
-    )
+    log = "max_epochs=3000/seed0"
+    long = json.loads((out / "slurm" / "jobs.json").read_text())[f"out/{log}"]
 
     def state():
         return slurm("squeue", "-h", "-r", "-j", long, "-o", "%T").strip()

@@ -89,9 +89,9 @@ def test_tables(methods):
 
 def test_a_metric_that_is_not_there(methods):
     students = methods[1]
-    other = build_grid("x", {"recipe": "digits", "cells": dict.fromkeys(VALUES), "metric": "test/f1"})
-    with pytest.raises(ValueError, match=r"'test/f1' is not in .*test/accuracy, test/firing_rate"):
-        summarise(other, students)
+    students[4].job.result.write_text('{"metrics": {"test/loss": 1.0}}')
+    with pytest.raises(ValueError, match=r"'test/accuracy' is not in .*KD-1/test.json, which has test/loss"):
+        summarise(methods[0], students)
 
 
 def test_a_broken_result_is_no_result(methods, tmp_path):

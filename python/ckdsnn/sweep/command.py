@@ -138,12 +138,12 @@ def _run(options: argparse.Namespace, out: Path) -> int:
         at = places(options.processes, gpus, options.per_gpu or 1)
         from ckdsnn.sweep.progress import Progress
 
-        progress = Progress(plan, len(at))
         try:
-            outcome = run_jobs(plan.jobs, at, progress.end)
-        finally:
-            progress.close()
-            _write_tables(plan, only_files=True)
+            with Progress(plan, len(at)) as progress:
+                outcome = run_jobs(plan.jobs, at, progress.end)
+        except (KeyboardInterrupt, Terminated):
+            _write_tables(plan, show=False)
+            raise
         _write_tables(plan)
     for folder, why in outcome.failed.items():
         print(f"\nfailed: {folder}: {why}", file=sys.stderr)
@@ -168,7 +168,7 @@ def _list(plan: Plan) -> None:
     )
 
 
-def _write_tables(plan: Plan, *, only_files: bool = False) -> None:
+def _write_tables(plan: Plan, *, show: bool = True) -> None:
     from ckdsnn.checkpoint import write_text_atomically
     from ckdsnn.sweep.table import csv_runs, csv_table, markdown_table, summarise, text_table
 
@@ -176,7 +176,7 @@ def _write_tables(plan: Plan, *, only_files: bool = False) -> None:
     rows = summarise(plan.grid, plan.students)
     write_text_atomically(csv_table(plan.grid, rows), plan.out / "table.csv")
     write_text_atomically(markdown_table(plan.grid, rows), plan.out / "table.md")
-    if only_files:
+    if not show:
         return
     from ckdsnn.sweep.plots import write_plots
 

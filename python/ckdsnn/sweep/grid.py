@@ -29,6 +29,8 @@ KEYS = (
     "teacher_seed",
 )
 SETTINGS = ("recipe", "seeds", "baseline", "metric", "teacher_seed")  # of KEYS, what `--set` replaces
+METRICS = ("test/accuracy", "test/firing_rate")
+OWN = ("teachers", "slurm", "table.csv", "table.md", "runs.csv", "bars.png", "line.png", "heatmap.png")  # in the folder
 CELL = "cell"  # the dimension of the named cells
 
 
@@ -193,6 +195,8 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
         _text(content, "metric", "test/accuracy"),
         _whole("teacher_seed", content.get("teacher_seed")),
     )
+    if grid.metric not in METRICS:
+        raise GridError(f"metric {grid.metric!r} is not one of a test: {', '.join(METRICS)}")
     if grid.baseline is not None:
         known = [cell.label for cell in cells] + [text for cell in cells for text in cell.coordinates.values()]
         if grid.baseline not in known:
@@ -300,6 +304,8 @@ def _cells(content: Mapping[str, Any], common: dict[str, Any], recipe: dict[str,
         for name in names:
             if names.count(name) > 1:
                 raise GridError(f"two cells have the {what} {name!r}: name them differently")
+            if what == "folder" and name in OWN:
+                raise GridError(f"a cell named {name!r} would have the folder of the sweep's own {name}: rename it")
     return tuple(made)
 
 

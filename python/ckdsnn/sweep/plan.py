@@ -257,8 +257,8 @@ def _teacher(grid: Grid, out: Path, cell: Cell, config: Namespace, seed: int) ->
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
     folder = out / "teachers" / f"{teacher['name']}-{digest}-seed{seed}"
     common = ("--config", str(recipe_of(out, cell)), "--seed_everything", str(seed))
-    tested = ("--model.network.name", teacher["name"], "--model.network.options", json.dumps(teacher["options"]))
-    tested += ("--model.method.name", "ce", "--model.method.options", "{}")
+    network = ("--model.network.name", teacher["name"], "--model.network.options", json.dumps(teacher["options"]))
+    tested = (*network, "--model.method.name", "ce", "--model.method.options", "{}")
     stages = (
         ("teacher", *common, "--out", str(folder), *QUIET),
         ("test", *common, *tested, "--out", str(folder / "teacher"), *QUIET),

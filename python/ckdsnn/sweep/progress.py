@@ -53,6 +53,8 @@ class Progress:
         else:
             self._bar.write(text, file=sys.stderr)
 
-    def close(self) -> None:
-        """The bar stays where it is."""
-        self._bar.close()
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()  # it stays where it is

@@ -96,15 +96,15 @@ def summarise(grid: Grid, students: Sequence[Student]) -> list[Row]:
     for student in students:
         if not student.job.finished:
             continue
-        metrics, cell = student.job.metrics(), found[student.cell.label]
+        metrics, of = student.job.metrics(), found[student.cell.label]
         if grid.metric not in metrics:
             raise ValueError(f"metric {grid.metric!r} is not in {student.job.result}, which has {', '.join(metrics)}")
-        cell["values"][student.seed] = scale * metrics[grid.metric]
-        cell["seconds"][student.seed] = student.job.seconds
+        of["values"][student.seed] = scale * metrics[grid.metric]
+        of["seconds"][student.seed] = student.job.seconds
         if "test/firing_rate" in metrics:
-            cell["firing_rate"][student.seed] = metrics["test/firing_rate"]
+            of["firing_rate"][student.seed] = metrics["test/firing_rate"]
         if student.teacher is not None and "test/accuracy" in (teacher := student.teacher.metrics()):
-            cell["teacher"][student.seed] = 100 * teacher["test/accuracy"]
+            of["teacher"][student.seed] = 100 * teacher["test/accuracy"]
     rows = []
     for cell in grid.cells:
         of, other = found[cell.label], grid.baseline_of(cell)
@@ -184,8 +184,7 @@ def csv_table(grid: Grid, rows: Sequence[Row]) -> str:
     """The table with full precision: a row a cell, the coordinates in columns of their own."""
     dimensions = list(grid.cells[0].coordinates)
     heads = ["label", *dimensions, "n", "mean", "std", "baseline", "difference", "low", "high", "ahead", "pairs"]
-    heads += ["teacher_accuracy", "firing_rate", "seconds"]
-    lines: list[list[object]] = [heads]
+    lines: list[list[object]] = [[*heads, "teacher_accuracy", "firing_rate", "seconds"]]
     for row in rows:
         mean, deviation = spread(list(row.values.values())) if row.values else (None, None)
         d = row.difference
