@@ -57,8 +57,12 @@ def numeric_dimensions(grid: Grid) -> list[str]:
     return numeric
 
 
+NAMES = {"time_steps": "time steps T", "strength": "strength of the noise, lambda"}
+
+
 def _name(dimension: str) -> str:
-    return dimension.removeprefix("model.").removeprefix("method.options.")
+    end = dimension.rsplit(".", 1)[-1]
+    return NAMES[end] if end in NAMES else dimension.removeprefix("model.").removeprefix("method.options.")
 
 
 def _footer(grid: Grid, rows: Sequence[Row], what: str) -> str:

@@ -18,7 +18,7 @@ from ckdsnn.cli.stages import own_command
 from ckdsnn.sweep.plan import Job
 
 LOG = "sweep.log"  # in a run's folder: what its commands said
-LOOK_EVERY = 0.05  # seconds; far below what a run takes to start
+LOOK_EVERY = 0.02  # seconds; far below what a run takes to start
 PR_SET_PDEATHSIG = 1
 
 
