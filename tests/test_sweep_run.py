@@ -36,10 +36,10 @@ if do == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (out / "waits").touch()
     time.sleep(60)
-if do == "meet" and verb == "fit":
+if do.startswith("meet") and verb == "fit":
     (out / "waits").touch()
     deadline = time.monotonic() + 60
-    while len(list(out.parent.glob("*/waits"))) < 4:
+    while len(list(out.parent.glob("*/waits"))) < int(do[5:]):
         assert time.monotonic() < deadline, "not all are running at once"
         time.sleep(0.01)
 if verb == "test":
@@ -84,9 +84,15 @@ def test_stages_and_jobs_in_their_order_and_only_once(tmp_path):
 
 
 def test_runs_are_parallel_each_in_a_place_of_its_own(tmp_path):
-    jobs = [job(tmp_path, name, do="meet") for name in "abcd"]
+    jobs = [job(tmp_path, name, do="meet 4") for name in "abcd"]
     assert not run(jobs, count=4)[0].failed
     assert sorted((j.folder / LOG).read_text().split()[1] for j in jobs) == ["0", "1", "2", "3"]
+
+
+def test_a_place_is_taken_again_when_it_is_free(tmp_path):
+    jobs = [job(tmp_path, "long", do="meet 2"), job(tmp_path, "short"), job(tmp_path, "next", do="meet 2")]
+    assert not run(jobs, count=2)[0].failed
+    assert [(j.folder / LOG).read_text().split()[1] for j in jobs] == ["0", "1", "1"]
 
 
 def test_a_failed_run_stops_those_alone_that_need_it(tmp_path, monkeypatch):
