@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ckdsnn.cli.recipes import UnknownRecipe
-from ckdsnn.sweep.grid import GRIDS, GridError, build_grid, load_grid, with_options
+from ckdsnn.sweep.grid import GRIDS, GridError, build_grid, load_grid
+from ckdsnn.sweep.merge import with_options
 from ckdsnn.sweep.plan import make_plan
 
 BASE = {"recipe": "digits", "cells": {"a": {}, "b": {"model.optimizer.lr": 0.1}}}
