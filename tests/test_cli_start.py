@@ -44,8 +44,9 @@ def test_answers_without_pytorch(tmp_path):
         ["fit", "--config", "no_such_recipe"],
         ["fit", "--config", "http://127.0.0.1:1/recipe.yaml"],
         ["demo", "--help"],
+        ["sweep", "--help"],
     )
-    assert statuses == [0, 0, 2, 1, 1, 0]
+    assert statuses == [0, 0, 2, 1, 1, 0, 0]
     assert not {"torch", "numpy", "lightning", "jsonargparse", "yaml"} & modules
 
 

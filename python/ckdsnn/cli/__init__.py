@@ -6,6 +6,7 @@
     ckdsnn validate | test | predict --config RECIPE
     ckdsnn energy RUN                  firing rates, operations and energy of a trained run, layer by layer
     ckdsnn maps RUN                    where student and teacher look, how well they agree, what the noise does
+    ckdsnn sweep GRID                  every cell of a grid with every seed, and one table of it
     ckdsnn demo                        the whole story on scikit-learn's digits
 
 RECIPE is a file, or the name of a packaged recipe such as cifar100_resnet19_t4. Every option of a recipe can be given
@@ -29,11 +30,12 @@ from ckdsnn.cli.stages import distill
 from ckdsnn.cli.stopping import INTERRUPTED, say_how_to_go_on
 from ckdsnn.versions import versions
 
-VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "energy", "maps", "demo")
+VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "sweep", "energy", "maps", "demo")
 
 # What the commands import besides the dependencies of the kernels.
 TRAINING = ("lightning", "jsonargparse", "docstring_parser", "tensorboard", "torchmetrics", "PIL", "tqdm", "yaml")
 LOOKING = (*TRAINING, "matplotlib")
+SWEEP = (*LOOKING, "scipy")
 DEMO = ("lightning", "matplotlib", "sklearn", "torchmetrics", "PIL", "tqdm")
 
 
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return _fail(f"unknown command {verb!r}; {hint}commands: {', '.join(VERBS)}", status=2)
-    needed = {"demo": DEMO, "energy": LOOKING, "maps": LOOKING}.get(verb, TRAINING)
+    needed = {"demo": DEMO, "energy": LOOKING, "maps": LOOKING, "sweep": SWEEP}.get(verb, TRAINING)
     if missing := [name for name in needed if find_spec(name) is None]:
         return _fail(f"{verb} needs {', '.join(missing)}: install with pip install 'ckd-kernels[train]'")
     try:
@@ -62,6 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
             return demo(rest)
         if verb in ("energy", "maps"):
             return import_module(f"ckdsnn.cli.{verb}").main(rest)
+        if verb == "sweep":
+            from ckdsnn.sweep.command import main as sweep
+
+            return sweep(rest)
         rest = with_recipes(rest)
         if verb == "distill" and not {"-h", "--help", "--print_config"}.intersection(rest):
             return distill(rest)

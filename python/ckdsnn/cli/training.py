@@ -148,7 +148,7 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.subcommand]
-        self.model.run_config |= {"seed": config.seed_everything} | _what_training_depends_on(config)
+        self.model.run_config |= {"seed": config.seed_everything} | what_training_depends_on(config)
         last = self.out / "last.ckpt"
         callbacks: list[Any] = [PredictionWriter(self.out / "predictions.csv")]
         callbacks.append(Termination(last if self.subcommand == "fit" else None))
@@ -235,21 +235,21 @@ TRAINER_OPTIONS = (
 )
 
 
-def _what_training_depends_on(config: Namespace) -> dict[str, Any]:
-    data = _plain(config.data)
+def what_training_depends_on(config: Namespace) -> dict[str, Any]:
+    data = plain(config.data)
     data["init_args"].pop("root", None)  # the same data may lie elsewhere
-    trainer = _plain(config.trainer)
+    trainer = plain(config.trainer)
     return {"data": data, "trainer": {name: trainer[name] for name in TRAINER_OPTIONS}}
 
 
-def _plain(config: Any) -> Any:
+def plain(config: Any) -> Any:
     """jsonargparse's namespaces as dictionaries of plain values."""
     if isinstance(config, Namespace):
-        return {key: _plain(value) for key, value in vars(config).items()}
+        return {key: plain(value) for key, value in vars(config).items()}
     if isinstance(config, dict):
-        return {key: _plain(value) for key, value in config.items()}
+        return {key: plain(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [_plain(value) for value in config]
+        return [plain(value) for value in config]
     return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
 
 

@@ -1,0 +1,186 @@
+"""`ckdsnn sweep`'s options and exit status. PyTorch is imported after they are read."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED
+
+if TYPE_CHECKING:
+    from ckdsnn.sweep.plan import Plan
+
+PACKAGED = Path(__file__).parent.parent / "grids"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `ckdsnn sweep`."""
+    names = ", ".join(sorted(path.stem for path in PACKAGED.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="ckdsnn sweep",
+        allow_abbrev=False,
+        description="Run every cell of a grid with every seed, and make one table of it. Interrupted, the same command "
+        "continues: what is finished is kept, what was running goes on from its checkpoint.",
+        epilog=f"Packaged grids: {names}. See docs/sweeps.md.",
+    )
+    parser.add_argument("grid", metavar="GRID", help="a YAML file, or the name of a packaged grid")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the sweep (default: runs/sweep/GRID)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace recipe, seeds, baseline, metric or teacher_seed of the grid, or give all cells an option of the "
+        "recipe (data.root=DATA); may be repeated",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and what is left of them, and end")
+    parser.add_argument(
+        "--processes", type=_positive, default=None, help="runs at a time (default: one a core, or --per_gpu a GPU)"
+    )
+    parser.add_argument("--per_gpu", type=_positive, default=None, help="runs that share a GPU (default: 1)")
+    parser.add_argument(
+        "--slurm",
+        action="store_true",
+        help="submit the runs to Slurm as job arrays, and end; needs pip install 'ckd-kernels[slurm]'. The same "
+        "command again submits what failed, and makes the table",
+    )
+    parser.add_argument(
+        "--slurm_set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of submitit's: partition, timeout_min, gpus_per_node, cpus_per_task, mem_gb, "
+        "array_parallelism; may be repeated",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is running stops as at an interrupt."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the sweep; returns the exit status: 0, 1 (a run failed, or the grid is impossible), 130, 143."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.slurm and (options.processes or options.per_gpu):
+        parser.error("--processes and --per_gpu are for this machine: with --slurm say what a run gets by --slurm_set")
+    if options.slurm_set and not options.slurm:
+        parser.error("--slurm_set is only used with --slurm")
+    before = signal.signal(signal.SIGTERM, _terminate)
+    out: Path = options.out or Path("runs/sweep") / Path(options.grid).stem
+    try:
+        return _guarded(options, out)
+    except KeyboardInterrupt:
+        return _stopped("interrupted", out, INTERRUPTED)
+    except Terminated:
+        return _stopped("terminated", out, TERMINATED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stopped(what_happened: str, out: Path, status: int) -> int:
+    print(f"\n{what_happened}: what is finished in {out} is kept, the same command goes on from there", file=sys.stderr)
+    return status
+
+
+def _guarded(options: argparse.Namespace, out: Path) -> int:
+    from ckdsnn.cli.failure import words_for
+
+    try:
+        return _run(options, out)
+    except Exception as error:
+        words = words_for(error, out)
+        if words is None:
+            raise
+        print(f"ckdsnn sweep: error: {words}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace, out: Path) -> int:
+    from ckdsnn.run_folder import alone_in, check_writable
+    from ckdsnn.sweep.grid import load_grid
+    from ckdsnn.sweep.plan import make_plan
+    from ckdsnn.sweep.run import places, run_jobs, visible_gpus
+
+    grid = load_grid(options.grid, options.set)
+    check_writable(out)
+    plan = make_plan(grid, out)
+    plan.check_folders()
+    if options.dry_run:
+        _list(plan)
+        return 0
+    with alone_in(out, "sweep"):
+        plan.write_recipes()
+        if options.slurm:
+            from ckdsnn.sweep.slurm import submit
+
+            print(submit(plan, options.slurm_set))
+            _write_tables(plan)
+            return 0
+        gpus = [] if plan.on_cpu else visible_gpus()
+        if options.per_gpu and not gpus:
+            why = "all recipes ask for the CPU" if plan.on_cpu else "no GPU is visible here"
+            print(f"--per_gpu is not used: {why}", file=sys.stderr)
+        at = places(options.processes, gpus, options.per_gpu or 1)
+        from ckdsnn.sweep.progress import Progress
+
+        try:
+            with Progress(plan, len(at)) as progress:
+                outcome = run_jobs(plan.jobs, at, progress.end)
+        except (KeyboardInterrupt, Terminated):
+            _write_tables(plan, show=False)
+            raise
+        _write_tables(plan)
+    for folder, why in outcome.failed.items():
+        print(f"\nfailed: {folder}: {why}", file=sys.stderr)
+    if outcome.failed:
+        print(
+            f"\n{len(outcome.failed)} of {len(plan.jobs)} runs failed; the same command tries them again",
+            file=sys.stderr,
+        )
+    return 1 if outcome.failed else 0
+
+
+def _list(plan: Plan) -> None:
+    for job in plan.jobs:
+        state = "finished" if job.finished else "goes on" if job.started else "to run"
+        print(f"{state:<9} {job.name}  ({job.folder})")
+    for cell in plan.grid.cells:
+        print(f"{cell.label}: " + (", ".join(f"{key}={value}" for key, value in cell.options.items()) or "the recipe"))
+    left = sum(not job.finished for job in plan.jobs)
+    print(
+        f"{len(plan.grid.cells)} cells x {len(plan.grid.seeds)} seeds and {len(plan.teachers)} teachers: "
+        f"{left} of {len(plan.jobs)} runs are left"
+    )
+
+
+def _write_tables(plan: Plan, *, show: bool = True) -> None:
+    from ckdsnn.checkpoint import write_text_atomically
+    from ckdsnn.sweep.table import csv_runs, csv_table, markdown_table, summarise, text_table
+
+    write_text_atomically(csv_runs(plan.grid, plan.students), plan.out / "runs.csv")
+    rows = summarise(plan.grid, plan.students)
+    write_text_atomically(csv_table(plan.grid, rows), plan.out / "table.csv")
+    write_text_atomically(markdown_table(plan.grid, rows), plan.out / "table.md")
+    if not show:
+        return
+    from ckdsnn.sweep.plots import write_plots
+
+    plots = write_plots(plan.grid, rows, plan.out)
+    print(text_table(plan.grid, rows))
+    names = ", ".join(path.name for path in plots)
+    print(f"\n{plan.out}: table.csv, table.md, runs.csv" + (f", {names}" if names else ""))
