@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 from ckdsnn.checkpoint import random_state, restore_random_state
 from ckdsnn.cli.output import BestCheckpoint, Termination
-from ckdsnn.cli.training import TRAINER_OPTIONS, _what_training_depends_on
+from ckdsnn.cli.training import TRAINER_OPTIONS, what_training_depends_on
 from ckdsnn.resume import changed_run
 from ckdsnn.train import Distillation
 
@@ -35,7 +35,7 @@ def depends_on(seed=0, data=None, **trainer):
     config = Namespace(
         data=Namespace(class_path="ckdsnn.data.DigitsCanvas", init_args=init_args), trainer=Namespace(**trainer)
     )
-    return {"seed": seed} | _what_training_depends_on(config)
+    return {"seed": seed} | what_training_depends_on(config)
 
 
 @pytest.mark.parametrize(
