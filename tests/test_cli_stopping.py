@@ -28,11 +28,11 @@ from ckdsnn import cli
 from ckdsnn.train import Distillation
 step = Distillation.training_step
 def stopped(self, *args):
-    if self.global_step == 6:
+    if self.global_step == int(sys.argv[2]):
         os.kill(os.getpid(), int(sys.argv[1]))
     return step(self, *args)
 Distillation.training_step = stopped
-sys.exit(cli.main(sys.argv[2:]))
+sys.exit(cli.main(sys.argv[3:]))
 """
 
 
@@ -59,13 +59,16 @@ def as_in_a_terminal():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize(("number", "status", "saved"), [(signal.SIGTERM, 143, 7), (signal.SIGINT, 130, 5)])
-def test_a_stopped_training_says_so_and_goes_on(tmp_path, uninterrupted, number, status, saved):
+@pytest.mark.parametrize(
+    ("number", "step", "status", "saved"),
+    [(signal.SIGTERM, 6, 143, 7), (signal.SIGTERM, 4, 143, 5), (signal.SIGINT, 6, 130, 5)],  # 5 steps an epoch
+)
+def test_a_stopped_training_says_so_and_goes_on(tmp_path, uninterrupted, number, step, status, saved):
     """After SIGTERM from the step it was in, after an interrupt from what was saved last; to the same weights."""
     out = tmp_path / "run"
     command = [*TINY, "--out", str(out)]
     stopped = subprocess.run(
-        [sys.executable, "-c", STOPPED, str(int(number)), *command],
+        [sys.executable, "-c", STOPPED, str(int(number)), str(step), *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -103,7 +106,7 @@ def test_sigterm_ends_predictions():
         (False, 1, 1, False, 1, False),
         (True, 1, 2, False, 1, True),
         (True, 2, 2, False, 1, False),  # half of what makes a step
-        (True, 1, 1, True, 1, False),  # saved after its validation
+        (True, 1, 1, True, 1, True),  # what ends an epoch comes after the loop has ended
         (True, 1, 1, False, 2, False),  # the others may not know yet
     ],
 )

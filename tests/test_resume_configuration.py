@@ -108,7 +108,7 @@ def test_the_best_is_the_one_of_the_highest_validation_accuracy(tmp_path):
         ({}, 1, True),
         ({"accumulate_grad_batches": 2}, 0, False),
         ({"accumulate_grad_batches": 2}, 1, True),
-        ({"is_last_batch": True}, 1, False),
+        ({"is_last_batch": True}, 1, True),
         ({"world_size": 2}, 1, False),
         ({"received_sigterm": False}, 1, False),
     ],

@@ -86,10 +86,9 @@ class Termination(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The end of an epoch is saved anyway; the gradients of half a batch are in no checkpoint; and of several
-        # processes not all may have got the signal.
+        # The gradients of half a batch are in no checkpoint; and of several processes not all may have got the signal.
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.path and trainer.received_sigterm and whole and trainer.world_size == 1 and not trainer.is_last_batch:
+        if self.path and trainer.received_sigterm and whole and trainer.world_size == 1:
             trainer.save_checkpoint(self.path)
 
     def on_predict_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
