@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ckdsnn.cli.arguments import positive
+
 
 def parser_of(verb: str, description: str, *, samples: int, batch_size: int) -> argparse.ArgumentParser:
     """The options that name a run, its data and where results go."""
@@ -32,12 +34,6 @@ def parser_of(verb: str, description: str, *, samples: int, batch_size: int) -> 
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU where there is one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for results (default: RUN/{verb})")
     return parser
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def told(work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT
 TERMINATED = 143  # 128 + SIGTERM
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is running stops as at an interrupt."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def until_stopped(work: Callable[[], int], say: Callable[[str], None]) -> int:
+    """What `work` returns, or the status of the signal that stopped it, after `say("interrupted")` or
+    `say("terminated")`."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return work()
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except Terminated:
+        say("terminated")
+        return TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say_how_to_go_on(what_happened: str, checkpoint: Path | None = None) -> None:

@@ -75,7 +75,7 @@ class ArrayDataModule(DataModule):
 
     def load(self, part: str) -> Arrays | None:
         """The arrays of `part`, one of "train", "validation", "test"; None where there is no validation part."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement load")
 
     def setup(self, stage: str) -> None:
         wanted = {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",))

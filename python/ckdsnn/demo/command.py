@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
 
-from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED
+from ckdsnn.cli.arguments import positive
+from ckdsnn.cli.stopping import until_stopped
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,42 +17,20 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train an ANN teacher and distil a small spiking network five ways on scikit-learn's digits. "
         "Interrupted, the same command continues with the trainings that are missing.",
     )
-    parser.add_argument("--seeds", type=_positive, default=None, help="seeds to run, from 0 on (default: 3; quick: 1)")
+    parser.add_argument("--seeds", type=positive, default=None, help="seeds to run, from 0 on (default: 3; quick: 1)")
     parser.add_argument("--out", type=Path, default=None, help="folder for results (default: runs/demo)")
     parser.add_argument(
         "--quick", action="store_true", help="two epochs each: shows that all works (default folder: runs/demo-quick)"
     )
-    parser.add_argument("--processes", type=_positive, default=None, help="trainings at a time (default: one a core)")
+    parser.add_argument("--processes", type=positive, default=None, help="trainings at a time (default: one a core)")
     parser.add_argument("--fresh", action="store_true", help="delete the folder's earlier trainings first")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-class Terminated(BaseException):
-    """SIGTERM came: what is running stops as at an interrupt."""
-
-
-def _terminate(number: int, frame: Any) -> NoReturn:
-    raise Terminated
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demo; returns the exit status."""
     options = build_parser().parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        return _stopped("interrupted", INTERRUPTED)
-    except Terminated:
-        return _stopped("terminated", TERMINATED)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return until_stopped(lambda: _run(options), _say_stopped)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -76,9 +53,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stopped(what_happened: str, status: int) -> int:
+def _say_stopped(what_happened: str) -> None:
     print(
         f"\n{what_happened}: the trainings that were finished are kept, the same command goes on from there",
         file=sys.stderr,
     )
-    return status

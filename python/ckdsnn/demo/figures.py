@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -13,20 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ckdsnn.analysis.style import STYLE
 from ckdsnn.demo.report import Cells, Spread
 from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = {"ce": "#999999", "kd": "#E69F00", "samd": "#56B4E9", "nld": "#009E73", "samd_nld": "#D55E00"}
 RIGHT, WRONG = "#1a7f37", "#b3261e"
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "figure.dpi": 150,
-}
 
 
 class MapRow(NamedTuple):
@@ -35,14 +27,6 @@ class MapRow(NamedTuple):
     name: str
     maps: Tensor
     predictions: Tensor
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, bbox_inches="tight")
-    temporary.replace(path)
 
 
 def maps_figure(images: Tensor, targets: Tensor, corners: Tensor, side: int, rows: list[MapRow]) -> Figure:

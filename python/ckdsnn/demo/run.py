@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ckdsnn.analysis.style import write_figure
 from ckdsnn.checkpoint import provenance, write_text_atomically
 from ckdsnn.demo.cells import load_cell
-from ckdsnn.demo.figures import MapRow, accuracy_figure, curves_figure, maps_figure, save_figure
+from ckdsnn.demo.figures import MapRow, accuracy_figure, curves_figure, maps_figure
 from ckdsnn.demo.report import statement, summarise, table
 from ckdsnn.demo.schedule import run_cells
 from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
@@ -56,9 +57,9 @@ def run_demo(settings: DemoSettings, out: Path, *, processes: int | None = None,
         **provenance(),
     }
     write_text_atomically(json.dumps(results, indent=1), out / "results.json")
-    save_figure(accuracy_figure(summary), out / "figures" / "accuracy.png")
-    save_figure(curves_figure(cells, settings), out / "figures" / "curves.png")
-    save_figure(_maps(out, settings), out / "figures" / "maps.png")
+    write_figure(accuracy_figure(summary), out / "figures" / "accuracy.png")
+    write_figure(curves_figure(cells, settings), out / "figures" / "curves.png")
+    write_figure(_maps(out, settings), out / "figures" / "maps.png")
     print(f"\n{table(summary)}\n\n{statement(summary, settings)}\n")
     print(f"{time.perf_counter() - started:.0f} s; results in {out / 'results.json'}, figures in {out / 'figures'}")
     return results

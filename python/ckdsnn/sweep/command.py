@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED
+from ckdsnn.cli.arguments import positive
+from ckdsnn.cli.stopping import Terminated, until_stopped
 
 if TYPE_CHECKING:
     from ckdsnn.sweep.plan import Plan
@@ -38,9 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and what is left of them, and end")
     parser.add_argument(
-        "--processes", type=_positive, default=None, help="runs at a time (default: one a core, or --per_gpu a GPU)"
+        "--processes", type=positive, default=None, help="runs at a time (default: one a core, or --per_gpu a GPU)"
     )
-    parser.add_argument("--per_gpu", type=_positive, default=None, help="runs that share a GPU (default: 1)")
+    parser.add_argument("--per_gpu", type=positive, default=None, help="runs that share a GPU (default: 1)")
     parser.add_argument(
         "--slurm",
         action="store_true",
@@ -58,20 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-class Terminated(BaseException):
-    """SIGTERM came: what is running stops as at an interrupt."""
-
-
-def _terminate(number: int, frame: Any) -> NoReturn:
-    raise Terminated
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the sweep; returns the exit status: 0, 1 (a run failed, or the grid is impossible), 130, 143."""
     parser = build_parser()
@@ -80,21 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--processes and --per_gpu are for this machine: with --slurm say what a run gets by --slurm_set")
     if options.slurm_set and not options.slurm:
         parser.error("--slurm_set is only used with --slurm")
-    before = signal.signal(signal.SIGTERM, _terminate)
     out: Path = options.out or Path("runs/sweep") / Path(options.grid).stem
-    try:
-        return _guarded(options, out)
-    except KeyboardInterrupt:
-        return _stopped("interrupted", out, INTERRUPTED)
-    except Terminated:
-        return _stopped("terminated", out, TERMINATED)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
+    def say(what_happened: str) -> None:
+        print(
+            f"\n{what_happened}: what is finished in {out} is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
 
-def _stopped(what_happened: str, out: Path, status: int) -> int:
-    print(f"\n{what_happened}: what is finished in {out} is kept, the same command goes on from there", file=sys.stderr)
-    return status
+    return until_stopped(lambda: _guarded(options, out), say)
 
 
 def _guarded(options: argparse.Namespace, out: Path) -> int:

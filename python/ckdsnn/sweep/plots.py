@@ -5,27 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ckdsnn.files import replacing
+from ckdsnn.analysis.style import STYLE, write_figure
 from ckdsnn.sweep.grid import Grid
 from ckdsnn.sweep.table import Row, heading, is_percent, spread
 
 # Okabe and Ito's palette: told apart with any colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "os^Dv<>P"
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "figure.dpi": 150,
-}
 
 
 def write_plots(grid: Grid, rows: Sequence[Row], out: Path) -> list[Path]:
@@ -41,8 +33,7 @@ def write_plots(grid: Grid, rows: Sequence[Row], out: Path) -> list[Path]:
         made.append(("heatmap.png", heat_map(grid, shown, numeric[0], numeric[1])))
     paths = []
     for name, figure in made:
-        with replacing(out / name) as file:
-            figure.savefig(file, format="png", bbox_inches="tight")
+        write_figure(figure, out / name)
         paths.append(out / name)
     return paths
 
