@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ckdsnn import cli
 from ckdsnn.checkpoint import load_checkpoint
 from ckdsnn.cli.output import Termination
+from ckdsnn.cli.stopping import until_stopped
 
 # A training of 2 epochs of 5 steps, that sends itself a signal in step 7.
 TINY = ["fit", "--config", "digits", "--model.method.name", "ce", "--trainer.max_epochs", "2",
@@ -188,3 +189,26 @@ def test_a_killed_stage(tmp_path):
     assert running.returncode == 137
     assert "ended by SIGKILL: give the same command again" in messages
     assert not (tmp_path / "fit").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_commands_that_train_in_other_processes_are_stopped(number, status, word):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    said = []
+
+    def work():
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+        return 0
+
+    try:
+        assert until_stopped(work, said.append) == status
+        assert said == [word]
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+        assert until_stopped(lambda: 7, said.append) == 7
+        assert said == [word]
+    finally:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
