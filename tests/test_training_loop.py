@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import nn
@@ -144,6 +147,15 @@ def test_compile_compiles_the_network(monkeypatch):
 def test_only_what_shares_out_batches_is_a_strategy():
     with pytest.raises(RunError, match=r"trainer\.strategy SimpleNamespace is not supported"):
         lightning.own_backward(SimpleNamespace(strategy=SimpleNamespace()))
+
+
+def test_lightning_on_gpus_asks_for_no_wrapped_network_either():
+    strategy = DDPStrategy(parallel_devices=[torch.device("cuda", 0)], cluster_environment=LightningEnvironment())
+    strategy.model = network = L.LightningModule()
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace())
+    lightning.own_backward(SimpleNamespace(strategy=strategy, fit_loop=loop))
+    strategy.configure_ddp()
+    assert strategy.model is network
 
 
 def test_data_on_the_device_is_fed_by_the_epoch():

@@ -32,6 +32,7 @@ def own_backward(trainer: L.Trainer) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy._setup_model = lambda model: model  # type: ignore[method-assign, assignment, return-value]
+        strategy._register_ddp_hooks = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     elif not isinstance(strategy, SingleDeviceStrategy):
         raise RunError(

@@ -111,10 +111,10 @@ class TrainStep:
     def pack(self) -> None:
         """Puts all gradients, and whether this process failed, into one tensor."""
         if self.world > 1:
-            flat = torch.cat([*(_memory(g) for g in self._grads()), self.telemetry.failed[None]])
+            parts = [*(_memory(g) for g in self._grads()), self.telemetry.failed[None]]
             if self._flat is None:
-                self._flat = torch.empty_like(flat)
-            self._flat.copy_(flat)
+                self._flat = parts[0].new_empty(sum(len(part) for part in parts))
+            torch.cat(parts, out=self._flat)
 
     def all_reduce(self) -> None:
         """Adds them up over all processes."""
