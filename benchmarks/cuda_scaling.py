@@ -31,6 +31,7 @@ from cuda_trainer import REPLAYS, RandomImages
 from lightning.pytorch.callbacks import Callback
 
 from ckd_kernels import build_info
+from ckdsnn.checkpoint import write_text_atomically
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig
 from ckdsnn.optimisation import OptimizerConfig
 from ckdsnn.train import Distillation
@@ -164,8 +165,9 @@ def save_teacher(folder: Path, device: str) -> None:
     trainer.save_checkpoint(folder / "teacher.ckpt")
 
 
-def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    rows, losses = [], []
+def measure(options: argparse.Namespace, folder: Path, report: dict[str, Any]) -> None:
+    """Fills the report row by row, and writes it each time: a run that is stopped keeps what it has measured."""
+    rows, losses = report["rows"], report["losses"]
     common = {"device": options.device, "time_steps": options.time_steps, "epochs": options.epochs}
     batch = 16 if options.device == "cpu" else BATCH
     for processes in options.processes:
@@ -173,14 +175,18 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
             row = launch(processes, {**common, "batch": size, "losses": False}, folder)
             row["times_one"] = round(row["images_a_second"] / rows[0]["images_a_second"], 3) if rows else 1.0
             rows.append(row)
-            print(json.dumps(row), flush=True)
+            tell(options.out, report)
     wanted = launch(1, {**common, "batch": batch, "losses": True}, folder)["losses"]
     for processes in options.processes[1:] if options.device == "cuda" else []:
         found = launch(processes, {**common, "batch": batch // processes, "losses": True}, folder)["losses"]
         apart = max(abs(a - b) / abs(b) for a, b in zip(found, wanted, strict=True))
         losses.append({"processes": processes, "steps": len(found), "most_apart": apart})
-        print(json.dumps(losses[-1]), flush=True)
-    return rows, losses
+        tell(options.out, report)
+
+
+def tell(out: Path, report: dict[str, Any]) -> None:
+    print(json.dumps((report["losses"] or report["rows"])[-1]), flush=True)
+    write_text_atomically(json.dumps(report, indent=1, default=str) + "\n", out)
 
 
 def main() -> None:
@@ -212,14 +218,12 @@ def main() -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             options.out.write_text(json.dumps(row))
         return
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        save_teacher(folder, options.device)
-        rows, losses = measure(options, folder)
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     about = {"device": device, "gpus": count, "torch": torch.__version__, "build": build_info()}
-    report = {"about": about, "time_steps": options.time_steps, "rows": rows, "losses": losses}
-    options.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    with tempfile.TemporaryDirectory() as place:
+        save_teacher(Path(place), options.device)
+        report = {"about": about, "time_steps": options.time_steps, "rows": [], "losses": []}
+        measure(options, Path(place), report)
 
 
 if __name__ == "__main__":

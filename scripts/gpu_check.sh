@@ -17,15 +17,17 @@ setuptools, pybind11, cmake, ninja, pytest and nvcc; no network. Nothing is inst
             there (150 s)
   kernels   benchmarks/cuda_kernels.py: every kernel against a copy of its bytes (110 s)
   step      benchmarks/cuda_step.py: a training step of ResNet-19, and where its time goes (120 s)
-  epochs    benchmarks/cuda_trainer.py: epochs of the trainer beside the replays of its graph (100 s)
+  epochs    benchmarks/cuda_trainer.py: epochs of the trainer beside the replays of its graph (260 s)
+  scaling   benchmarks/cuda_scaling.py: data-parallel training on 1, 2, 4, ... GPUs (300 s); not run unless it is named
+  folder    benchmarks/cuda_folder.py: training from the JPEGs of $IMAGES (110 s); not run unless it is named
   peers     benchmarks/cuda_peers.py: SpikingJelly, torch.compile, cuDNN, launch overhead (90 s)
   sanitize  compute-sanitizer, its four tools side by side, over scripts/sanitizer_cases.py (90 s)
 
-Phases run in the order given; without any, all of them as listed. One that fails or that is stopped after its seconds
+Phases run in the order given; without any, all of them as listed but scaling and folder. One that fails or that is stopped after its seconds
 does not stop the rest. LIMIT is the time for everything: what would not fit is shortened or skipped.
 
 Written to $OUT: summary.txt (phase, exit status, seconds), build.log, tests.log, bench.log, sanitize.log, and
-kernels.json, step.json, trainer.json and peers.json, which hold what was measured until then whenever a benchmark is stopped.
+kernels.json, step.json, trainer.json, scaling.json, folder.json and peers.json, which hold what was measured until then whenever a benchmark is stopped.
 
 environment
   OUT              folder for all of this (out)
@@ -34,6 +36,7 @@ environment
   JOBS             processes of the tests (the number of cores)
   CKD_CUDA_ARCHS   architectures to compile for (those of the GPUs that are there, machine code only)
   PYTHONPATH       where further packages are, such as spikingjelly for the benchmarks
+  IMAGES           folder of the phase folder, with train/<class>/*.jpeg and val/<class>/*.jpeg
   BENCH_DEVICE     cpu tries the benchmarks without a GPU, on tiny sizes (cuda)
 
 examples
@@ -45,7 +48,7 @@ END
 }
 
 ALL="build warm native triton trainer kernels step epochs peers sanitize"
-declare -A BOX=([build]=240 [warm]=150 [native]=100 [triton]=180 [trainer]=150 [epochs]=100 [kernels]=110 [step]=120 [peers]=90 [sanitize]=90)
+declare -A BOX=([build]=240 [warm]=150 [native]=100 [triton]=180 [trainer]=150 [epochs]=260 [scaling]=300 [folder]=110 [kernels]=110 [step]=120 [peers]=90 [sanitize]=90)
 
 phases=()
 for argument in "$@"; do
@@ -54,7 +57,7 @@ for argument in "$@"; do
   esac
   name=${argument%%:*}
   if [[ -z $name || -z ${BOX[$name]:-} ]]; then
-    echo "gpu_check.sh: no phase '$name'; there are: $ALL" >&2
+    echo "gpu_check.sh: no phase '$name'; there are: $ALL scaling folder" >&2
     exit 2
   fi
   if [[ $argument == *:* ]]; then
@@ -131,6 +134,16 @@ epochs() {
   boxed "$1" "$PYTHON" benchmarks/cuda_trainer.py "$OUT/trainer.json" --device "$BENCH_DEVICE"
 }
 
+scaling() {
+  echo "== benchmarks/cuda_scaling.py"
+  boxed "$1" "$PYTHON" benchmarks/cuda_scaling.py "$OUT/scaling.json" --device "$BENCH_DEVICE"
+}
+
+folder() {
+  echo "== benchmarks/cuda_folder.py"
+  boxed "$1" "$PYTHON" benchmarks/cuda_folder.py "${IMAGES:-data/imagenette}" "$OUT/folder.json" --device "$BENCH_DEVICE"
+}
+
 warm() {
   local script part parts
   for script in kernels:4 step:4 peers:4; do
@@ -187,13 +200,13 @@ sanitize() {
 for phase in "${phases[@]}"; do
   case $phase in
     native | triton | trainer) : >"$OUT/tests.log" ;;
-    kernels | step | epochs | peers) : >"$OUT/bench.log" ;;
+    kernels | step | epochs | scaling | folder | peers) : >"$OUT/bench.log" ;;
   esac
 done
 : >"$summary"
 note "phase" "rc" "took" "remark"
 for phase in "${phases[@]}"; do
-  [[ $phase == kernels || $phase == step || $phase == epochs || $phase == peers ]] && finish_warm
+  [[ $phase == kernels || $phase == step || $phase == epochs || $phase == scaling || $phase == folder || $phase == peers ]] && finish_warm
   begin=$SECONDS
   seconds=${BOX[$phase]}
   remark=
@@ -211,7 +224,7 @@ for phase in "${phases[@]}"; do
     native) tests "$seconds" "not triton and not cpu" >>"$OUT/tests.log" 2>&1 ;;
     triton) tests "$seconds" "triton" >>"$OUT/tests.log" 2>&1 ;;
     trainer) trainer "$seconds" >>"$OUT/tests.log" 2>&1 ;;
-    epochs) epochs "$seconds" >>"$OUT/bench.log" 2>&1 ;;
+    epochs | scaling | folder) "$phase" "$seconds" >>"$OUT/bench.log" 2>&1 ;;
     sanitize) sanitize "$seconds" >"$OUT/sanitize.log" 2>&1 ;;
     *) bench "$phase" "$seconds" >>"$OUT/bench.log" 2>&1 ;;
   esac
