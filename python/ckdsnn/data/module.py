@@ -21,7 +21,7 @@ class Arrays(NamedTuple):
 
 
 class DataModule(L.LightningDataModule):
-    """Base of all data sets; its loaders yield `Batch`es.
+    """Base of all data sets; its loaders yield batches, see `Batch`.
 
     Attributes of a subclass or its instances: `num_classes`, `in_channels`, `has_validation`, and `mean`, `std` per
     channel where images are to be normalised.

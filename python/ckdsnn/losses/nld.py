@@ -85,7 +85,7 @@ def nld_loss(
         noise: ``"adaptive"``, ``"fixed"`` (needs ``sigma``) or ``"none"`` (plain distillation).
         strength: lambda >= 0 (default 0.1), or a scalar tensor that learns it; in [0, 1] with mixing="probabilities",
             where the value of a tensor is clamped to that.
-        distribution: see :func:`standard_noise` (default gaussian).
+        distribution: see :func:`~ckdsnn.losses.nld.standard_noise` (default gaussian).
         spread: ``"std"`` (default) or ``"variance"``; only with ``noise="adaptive"``.
         sigma: standard deviation > 0 of fixed noise.
         mixing: ``"logits"`` or ``"probabilities"``.

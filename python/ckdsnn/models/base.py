@@ -62,8 +62,8 @@ class ANN(nn.Module):
 class SNN(nn.Module):
     """A spiking network in stages, over ``time_steps`` steps.
 
-    A subclass ends its ``__init__`` by making ``self.head`` (see :func:`classifier_head`), and its ``forward`` by
-    :meth:`finish`.
+    A subclass ends its ``__init__`` by making ``self.head`` (see :func:`~ckdsnn.models.base.classifier_head`), and its
+    ``forward`` by :meth:`finish`.
 
     Args:
         num_classes: K.

@@ -17,7 +17,7 @@ class ANNOutput:
         features: activations at the end of each stage, [B, C, H, W]; stages are numbered from 1.
         classifier_weight: [K, C] where the head is global average pooling and one linear layer, else None.
         cams: saliency maps [B, H, W] keyed by the stage as the method named it; filled by
-            :class:`~ckdsnn.models.FrozenTeacher`.
+            :class:`~ckdsnn.losses.FrozenTeacher`.
     """
 
     logits: Tensor
