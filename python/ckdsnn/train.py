@@ -286,6 +286,7 @@ class Distillation(L.LightningModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
+        share_buffers(self.network)  # callbacks come first: with WeightEMA it is the average by now
         self._correct, self._seen = torch.zeros(2, dtype=torch.float64, device=self.device).unbind()
 
     on_test_epoch_start = on_validation_epoch_start

@@ -49,7 +49,10 @@ def share_state(modules: Iterable[nn.Module]) -> None:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Gives all processes the first one's running statistics, which its checkpoint holds and evaluation uses."""
+    """Gives all processes the first one's running statistics, which its checkpoint holds and evaluation uses.
+
+    Within an epoch each has its own, from training on its own batches.
+    """
     if dist.is_available() and dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
