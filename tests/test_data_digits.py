@@ -1,5 +1,8 @@
 """The digits canvas: a fixed split, seeded renderings, views."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -80,6 +83,17 @@ def test_an_epoch_passes_every_digit_once_in_the_next_rendering():
         assert torch.equal(data.arrays("train").targets[seen], torch.cat([batch.targets for batch in loader]))
 
 
+def test_batches_of_evaluation_and_where_the_data_lies_are_options():
+    data = DigitsCanvas(eval_batch_size=70, where="host")
+    data.trainer = SimpleNamespace(
+        global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device("meta"))
+    )
+    data.setup("test")
+    loader = data.test_dataloader()
+    assert (loader.images.device.type, loader.device.type) == ("cpu", "meta")
+    assert len(loader) == math.ceil(600 / 70)
+
+
 def test_subset_depends_on_the_seed_and_is_nested_in_no_test_data():
     chosen = [DigitsCanvas(train_samples=100, seed=seed) for seed in (0, 0, 1)]
     for data in chosen:
@@ -96,6 +110,8 @@ def test_subset_depends_on_the_seed_and_is_nested_in_no_test_data():
         ({"train_samples": 898}, "got 898"),
         ({"views": 0}, "views must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, got 0"),
+        ({"where": "disk"}, "where must be device or host, got 'disk'"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -140,7 +140,7 @@ class CIFAR(ArrayDataModule):
         train_samples: how many of the others to train on, chosen likewise; None: all.
         seed: order and augmentation.
         augmentation: of training batches.
-        eval_batch_size: samples a batch in validation and test.
+        eval_batch_size, where: see `ArrayDataModule`.
 
     Raises:
         ValueError: an option out of range.

@@ -11,7 +11,7 @@ import gzip
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -118,12 +118,16 @@ class DigitsCanvas(ArrayDataModule):
     """The digits canvas as a data module: 1 input channel, 20x20 pixels, 10 classes.
 
     Args:
-        batch_size: training batch.
+        batch_size: training samples a batch and process.
         train_samples: how many digits of the 897 in the training pool to use, chosen by `seed`; None: all.
         views: how many times each training digit is rendered (validation and test: once); an epoch passes each digit
             once, in rendering number epoch modulo `views`.
         seed: renderings, subset and batch order.
         augmentation: further augmentation in batches.
+        eval_batch_size, where: see `ArrayDataModule`.
+
+    Raises:
+        ValueError: an option out of range.
 
     Example:
         >>> data = DigitsCanvas(batch_size=50, train_samples=300)
@@ -143,8 +147,10 @@ class DigitsCanvas(ArrayDataModule):
         views: int = 1,
         seed: int = 0,
         augmentation: Augmentation = Augmentation(),
+        eval_batch_size: int | None = None,
+        where: Literal["device", "host"] = "device",
     ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, augmentation=augmentation)
+        super().__init__(batch_size, seed, augmentation, eval_batch_size, where)
         pool = len(digits_split().pool.targets)
         if train_samples is not None and not 2 <= train_samples <= pool:
             raise ValueError(f"train_samples must lie in [2, {pool}] or be None for all, got {train_samples}")

@@ -49,7 +49,7 @@ class DVSFrames(ArrayDataModule):
         validation: samples held out of the rest; 0: none.
         seed: order and augmentation.
         augmentation: of training batches; alike at all time steps of a sample.
-        eval_batch_size: samples a batch in validation and test.
+        eval_batch_size, where: see `ArrayDataModule`.
         split_by: events are cut into T frames of equal "number" or of equal "time".
         duration: microseconds a frame instead: the first T frames, empty ones where a recording is shorter.
         sensor_size: height and width in pixels, where the events' files do not say; None: the format's.
