@@ -1,7 +1,7 @@
 // Mean and variance of every channel.
 #include "ckd/cpu.h"
-#include "lanes.h"
-#include "spans.h"
+#include "cpu/memory/sums.h"
+#include "cpu/memory/threads.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {

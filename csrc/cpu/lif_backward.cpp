@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "ckd/cpu.h"
-#include "fused_tile.h"
-#include "pair_tile.h"
-#include "wide.h"
+#include "cpu/tile/backward_fused.h"
+#include "cpu/tile/backward_general.h"
+#include "cpu/tile/backward_pairs.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {

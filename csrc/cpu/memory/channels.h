@@ -1,8 +1,8 @@
 // Rows that belong to a tile: what a channel or a location has, spread over its elements, and back.
 #pragma once
-#include "lanes.h"
-#include "spans.h"
-#include "storage.h"
+#include "cpu/memory/dtype.h"
+#include "cpu/memory/sums.h"
+#include "cpu/memory/threads.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -2,38 +2,10 @@
 // all steps are read side by side, which is what the hardware's prefetchers can follow.
 // Every loop over elements is a vector loop; the choices are template arguments.
 #pragma once
-#include <type_traits>
-
 #include "ckd/neuron.h"
-#include "storage.h"
+#include "cpu/memory/rows.h"
 
 namespace ckd::cpu::CKD_ISA {
-
-inline constexpr int kGroup = 4;  // time steps at once; what is left over runs as 2 and 1
-
-// Rows of consecutive time steps: element i of step g is at first[g*stride + i].
-template <class T>
-struct Rows {
-  T* first;
-  int64_t stride;
-  Rows from(int64_t i) const { return {first + i, stride}; }
-};
-
-// A pair of elements in each of G rows of bfloat16.
-template <int G>
-CKD_FN void get_pairs(Rows<const uint16_t> rows, int64_t i, float (&x)[2][G]) {
-#pragma GCC unroll 4
-  for (int g = 0; g < G; ++g) {
-    const uint32_t pair = BFloat16::pairs(rows.first + g * rows.stride)[i];
-    x[0][g] = BFloat16::first(pair), x[1][g] = BFloat16::second(pair);
-  }
-}
-
-template <int G>
-CKD_FN void put_pairs(const float (&x)[2][G], Rows<uint16_t> rows, int64_t i) {
-#pragma GCC unroll 4
-  for (int g = 0; g < G; ++g) BFloat16::pairs(rows.first + g * rows.stride)[i] = BFloat16::put(x[0][g], x[1][g]);
-}
 
 // The state before and after a group of steps; the two may be one row.
 template <class Real>
@@ -159,27 +131,6 @@ template <Reset R, class Real>
 void reset_row(const Constants<Real> k, int64_t n, const Real* __restrict h, Real* __restrict v) {
   CKD_SIMD
   for (int64_t i = 0; i < n; ++i) v[i] = after_reset<R>(h[i], k);
-}
-
-// Whether so many steps are one group.
-inline bool is_one_group(int64_t steps) { return steps == kGroup || steps == 2 || steps == 1; }
-
-// Calls f(first step, integral_constant<G>) for groups of steps that cover [first, last) in order.
-template <class F>
-inline void in_groups(int64_t first, int64_t last, const F& f) {
-  int64_t t = first;
-  for (; t + kGroup <= last; t += kGroup) f(t, std::integral_constant<int, kGroup>{});
-  for (; t + 2 <= last; t += 2) f(t, std::integral_constant<int, 2>{});
-  for (; t < last; ++t) f(t, std::integral_constant<int, 1>{});
-}
-
-// The same groups from last to first.
-template <class F>
-inline void in_groups_back(int64_t first, int64_t last, const F& f) {
-  const int64_t left_over = (last - first) % kGroup;
-  if (left_over & 1) f(last - 1, std::integral_constant<int, 1>{});
-  if (left_over & 2) f(last - left_over, std::integral_constant<int, 2>{});
-  for (int64_t t = last - left_over - kGroup; t >= first; t -= kGroup) f(t, std::integral_constant<int, kGroup>{});
 }
 
 }  // namespace ckd::cpu::CKD_ISA

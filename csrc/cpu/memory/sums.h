@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#include "storage.h"
+#include "cpu/memory/dtype.h"
 
 namespace ckd::cpu::CKD_ISA {
 

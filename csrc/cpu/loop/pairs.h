@@ -1,7 +1,7 @@
 // Steps of rows of bfloat16, two elements at a time, which lie in one word: no lane of a vector has to become wider or
 // narrower. What a tile carries from step to step lies in halves: its even elements, then its odd ones.
 #pragma once
-#include "choose.h"
+#include "cpu/loop/select.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -1,8 +1,8 @@
 // The way back (fused.h) through a few steps of rows of bfloat16, in pairs.
 #pragma once
 #include "ckd/usual.h"
-#include "fused.h"
-#include "pairs.h"
+#include "cpu/loop/backward.h"
+#include "cpu/loop/pairs.h"
 
 namespace ckd::cpu::CKD_ISA {
 

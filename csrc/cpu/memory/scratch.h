@@ -1,47 +1,11 @@
-// What the forward and the backward pass of a tile share: where its rows lie, and how they are filled.
+// Rows of temporaries that a tile has, and how they are filled.
 #pragma once
 #include <memory>
 
-#include "rows.h"
-#include "steps.h"
+#include "cpu/memory/channels.h"
+#include "cpu/memory/rows.h"
 
 namespace ckd::cpu::CKD_ISA {
-
-// Where a row of a tile lies in the tensors of a call.
-struct Address {
-  int64_t outer, frame, steps, x_steps;
-  explicit Address(const Shape& s)
-      : outer(s.outer), frame(s.frame()), steps(s.steps), x_steps(s.repeated ? 1 : s.steps) {}
-  int64_t elements() const { return outer * steps * frame; }
-  int64_t x_elements() const { return outer * x_steps * frame; }
-  int64_t state(int64_t outer, int64_t begin) const { return outer * frame + begin; }
-  int64_t step(int64_t outer, int64_t t, int64_t begin) const { return (outer * steps + t) * frame + begin; }
-  int64_t x(int64_t outer, int64_t t, int64_t begin) const {
-    return (outer * x_steps + (x_steps == 1 ? 0 : t)) * frame + begin;
-  }
-};
-
-// Asks for what lies so many bytes ahead of `count` rows of n elements, or with 0 for nothing: to write it where it is
-// not const.
-template <class T>
-inline void prefetch_rows(Rows<T> rows, int64_t count, int64_t n, int64_t ahead) {
-  if (ahead == 0 || !rows.first) return;
-  for (int64_t row = 0; row < count; ++row) {
-    for (T *at = rows.first + row * rows.stride, *end = at + n; at < end; at += 64 / sizeof(T)) {
-      if constexpr (std::is_const_v<T>) {
-        prefetch(at, ahead);
-      } else {
-        prefetch_to_write(at, ahead);
-      }
-    }
-  }
-}
-
-// Calls f(begin, length) for the blocks of n elements.
-template <class F>
-inline void in_blocks(int64_t n, int64_t block, const F& f) {
-  for (int64_t begin = 0; begin < n; begin += block) f(begin, std::min(block, n - begin));
-}
 
 // The row of a leak that all channels share.
 template <class Call, class Real>

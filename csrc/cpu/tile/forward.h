@@ -2,11 +2,11 @@
 #pragma once
 #include <memory>
 
-#include "choose.h"
-#include "input.h"
-#include "output.h"
-#include "pairs.h"
-#include "whole.h"
+#include "cpu/loop/forward_whole.h"
+#include "cpu/loop/pairs.h"
+#include "cpu/loop/select.h"
+#include "cpu/tile/input.h"
+#include "cpu/tile/output.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -2,10 +2,10 @@
 #pragma once
 #include <algorithm>
 
-#include "choose.h"
-#include "grad_input.h"
-#include "input.h"
-#include "upstream.h"
+#include "cpu/loop/select.h"
+#include "cpu/tile/grad_input.h"
+#include "cpu/tile/grad_spikes.h"
+#include "cpu/tile/input.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -2,7 +2,7 @@
 // gradient. Most training steps are made of these calls, and at the speed of memory only such a loop keeps up;
 // calls that ask for more go through rows of temporaries (wide.h) and give the same bits.
 #pragma once
-#include "choose.h"
+#include "cpu/loop/select.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -3,8 +3,10 @@
 // the steps one by one (fused.h, grad_input.h).
 #pragma once
 #include "ckd/usual.h"
-#include "fused.h"
-#include "grad_input.h"
+#include "cpu/loop/backward.h"
+#include "cpu/loop/normalise.h"
+#include "cpu/loop/pairs.h"
+#include "cpu/memory/channels.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -1,6 +1,6 @@
 // Compiles the fused steps of every neuron over rows of float.
 #ifdef CKD_FUSED
-#include "fused.h"
+#include "cpu/loop/backward.h"
 
 namespace ckd::cpu::CKD_ISA {
 

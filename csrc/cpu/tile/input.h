@@ -1,30 +1,9 @@
 // What charges a neuron: x, or what a normalisation and a residual make of it.
 #pragma once
-#include "tile.h"
+#include "cpu/loop/normalise.h"
+#include "cpu/memory/scratch.h"
 
 namespace ckd::cpu::CKD_ISA {
-
-template <int G, bool Residual, class L>
-void normalise_steps(int64_t n, Rows<const typename L::Raw> y, const typename L::Real* __restrict scale,
-                     const typename L::Real* __restrict shift, Rows<const typename L::Raw> residual,
-                     Rows<typename L::Real> x) {
-  using Real = typename L::Real;
-  const typename L::Raw* __restrict from = y.first;
-  const typename L::Raw* __restrict other = residual.first;
-  Real* __restrict to = x.first;
-  CKD_SIMD
-  for (int64_t i = 0; i < n; ++i) {
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const Real normalised = L::get(from[g * y.stride + i]) * scale[i] + shift[i];
-      if constexpr (Residual) {
-        to[g * x.stride + i] = normalised + L::get(other[g * residual.stride + i]);
-      } else {
-        to[g * x.stride + i] = normalised;
-      }
-    }
-  }
-}
 
 // The rows of a tile that charge its neurons, in place where they are of type `In`, else in the arithmetic's type.
 template <class S, class In>

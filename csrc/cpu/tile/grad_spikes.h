@@ -1,6 +1,6 @@
 // What comes down to a tile's spikes: their own gradient, and that of the map that was made of them.
 #pragma once
-#include "tile.h"
+#include "cpu/memory/scratch.h"
 
 namespace ckd::cpu::CKD_ISA {
 

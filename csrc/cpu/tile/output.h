@@ -1,7 +1,7 @@
 // How what a tile's steps write gets to memory.
 #pragma once
-#include "stream.h"
-#include "tile.h"
+#include "cpu/memory/scratch.h"
+#include "cpu/memory/streaming.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -1,6 +1,6 @@
 // Compiles the fused steps of the usual neurons over rows of bfloat16.
 #ifdef CKD_FUSED
-#include "fused_pairs.h"
+#include "cpu/loop/backward_pairs.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -1,10 +1,10 @@
 // The way back of a tile on the fused steps.
 #pragma once
-#include "fused.h"
-#include "fused_bn.h"
-#include "grad_input.h"
-#include "input.h"
-#include "upstream.h"
+#include "cpu/loop/backward.h"
+#include "cpu/loop/backward_bn.h"
+#include "cpu/tile/grad_input.h"
+#include "cpu/tile/grad_spikes.h"
+#include "cpu/tile/input.h"
 
 namespace ckd::cpu::CKD_ISA {
 

@@ -1,9 +1,9 @@
 // The way back of a tile of bfloat16 whose rows are read and written in place, in pairs: nothing but the steps touches
 // them.
 #pragma once
-#include "fused_pairs.h"
-#include "output.h"
-#include "upstream.h"
+#include "cpu/loop/backward_pairs.h"
+#include "cpu/tile/grad_spikes.h"
+#include "cpu/tile/output.h"
 
 namespace ckd::cpu::CKD_ISA {
 

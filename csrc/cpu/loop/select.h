@@ -2,7 +2,7 @@
 #pragma once
 #include <type_traits>
 
-#include "steps.h"
+#include "cpu/loop/steps.h"
 
 namespace ckd::cpu::CKD_ISA {
 

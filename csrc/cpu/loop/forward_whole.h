@@ -1,7 +1,7 @@
 // A whole sequence of a few time steps from rest, in one loop that keeps everything in registers: normalise, add a
 // residual, charge, fire. Most calls are one; the others go through rows of state (steps.h) and give the same bits.
 #pragma once
-#include "choose.h"
+#include "cpu/loop/select.h"
 
 namespace ckd::cpu::CKD_ISA {
 
