@@ -1,27 +1,28 @@
-// Compiles the fused steps of the usual neurons over rows of bfloat16.
+// Compiles the loops backward of the usual neurons over rows of bfloat16.
 #ifdef CKD_FUSED
-#include "cpu/loop/backward_pairs.h"
+#include "cpu/loop/backward.h"
 
 namespace ckd::cpu::CKD_ISA {
+namespace {
 
-FusedPairs::FusedPairs(const Neuron& neuron, Part part) : k(neuron) {
+template <class N, Part P>
+ByGroup<BackwardLoop<BFloat16>> pair_loops() {
+  return by_group([](auto group) -> BackwardLoop<BFloat16> {
+    return backward_steps<N, decltype(group)::value, Pair, Source::kPlain, P, Sink::kStore>;
+  });
+}
+
+}  // namespace
+
+ByGroup<BackwardLoop<BFloat16>> backward_pair_loops(const Neuron& neuron, Part part) {
+  ByGroup<BackwardLoop<BFloat16>> loops{};
   with_usual(neuron, [&](auto usual) {
     using N = decltype(usual);
-    const auto choose = [&](auto p) {
-      constexpr Part P = decltype(p)::value;
-      steps = {fused_pairs<4, N::charge, N::reset, typename N::Surrogate, P>,
-               fused_pairs<2, N::charge, N::reset, typename N::Surrogate, P>,
-               fused_pairs<1, N::charge, N::reset, typename N::Surrogate, P>};
-    };
-    switch (part) {
-      case Part::kWhole:
-        return choose(std::integral_constant<Part, Part::kWhole>{});
-      case Part::kWholeWithMap:
-        return choose(std::integral_constant<Part, Part::kWholeWithMap>{});
-      case Part::kOfMany:
-        return choose(std::integral_constant<Part, Part::kOfMany>{});
-    }
+    loops = part == Part::kMany    ? pair_loops<N, Part::kMany>()
+            : part == Part::kWhole ? pair_loops<N, Part::kWhole>()
+                                   : pair_loops<N, Part::kWholeWithMap>();
   });
+  return loops;
 }
 
 }  // namespace ckd::cpu::CKD_ISA

@@ -1,19 +1,23 @@
-// Compiles the fused steps of every neuron over rows of float.
+// Compiles the loops backward of every neuron over rows of float, and of the usual ones behind a normalisation.
 #ifdef CKD_FUSED
 #include "cpu/loop/backward.h"
 
 namespace ckd::cpu::CKD_ISA {
 
-FusedSteps::FusedSteps(const Neuron& neuron) : k(neuron) {
+ByGroup<BackwardLoop<Float32>> backward_loops(const Neuron& neuron) {
+  ByGroup<BackwardLoop<Float32>> loops;
   with_charge_and_reset(neuron, [&](auto charge, auto reset) {
-    constexpr Charge C = decltype(charge)::value;
-    constexpr Reset R = decltype(reset)::value;
     with_surrogate(neuron.surrogate, [&](auto surrogate) {
-      using S = decltype(surrogate);
-      steps = {fused_steps<4, C, R, S>, fused_steps<2, C, R, S>, fused_steps<1, C, R, S>};
+      using N = UsualNeuron<decltype(charge)::value, decltype(reset)::value, decltype(surrogate)>;
+      loops = by_group([](auto group) -> BackwardLoop<Float32> {
+        return backward_steps<N, decltype(group)::value, Single<Float32>, Source::kPlain, Part::kMany, Sink::kStore>;
+      });
     });
   });
+  return loops;
 }
+
+template BackwardLoop<Float32> backward_bn_loop<Float32>(const LifBackward&, bool);
 
 }  // namespace ckd::cpu::CKD_ISA
 #endif

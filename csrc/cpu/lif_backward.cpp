@@ -6,12 +6,11 @@
 #include "ckd/cpu.h"
 #include "cpu/tile/backward_fused.h"
 #include "cpu/tile/backward_general.h"
-#include "cpu/tile/backward_pairs.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {
 
-// How many sums over elements a call asks for.
+// How many sums over elements a call wants.
 int64_t count_sums(const LifBackward& call) {
   if (call.sums) return 2 * call.shape.channels;
   if (call.grad_leak) return call.leak_per_channel ? call.shape.channels : 1;
@@ -47,7 +46,7 @@ void backward(const LifBackward& call, int threads) {
     }
   }
 #endif
-  tile_by_tile<WideTile<S>>(call, threads);
+  tile_by_tile<GeneralTile<S>>(call, threads);
 }
 
 }  // namespace

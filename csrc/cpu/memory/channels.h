@@ -1,4 +1,4 @@
-// Rows that belong to a tile: what a channel or a location has, spread over its elements, and back.
+// Values of channels and locations broadcast over rows of a tile's elements, as `plain_nan`s, and sums of rows back.
 #pragma once
 #include "cpu/memory/dtype.h"
 #include "cpu/memory/sums.h"
@@ -12,11 +12,9 @@ inline void fill_row(Real value, int64_t n, Real* __restrict row) {
   for (int64_t i = 0; i < n; ++i) row[i] = value;
 }
 
-// What a channel or a location has is spread as `plain_nan`s.
-
 // row[i] = value of the element's channel, for the elements [begin, end) of a frame.
 template <class Real>
-inline void spread_channels(const Shape& shape, int64_t begin, int64_t end, const Real* values, Real* row) {
+inline void broadcast_channels(const Shape& shape, int64_t begin, int64_t end, const Real* values, Real* row) {
   if (shape.inner == 1) {
     return for_each_channel_run(shape, begin, end, [&](int64_t channel, int64_t b, int64_t e) {
       CKD_SIMD
@@ -28,21 +26,24 @@ inline void spread_channels(const Shape& shape, int64_t begin, int64_t end, cons
   });
 }
 
-// Elements of a frame that the channels' loops take at once.
+// Elements of a frame that may share one value of their channel.
 inline constexpr int64_t kBlock = 64;
 
 // Whether all blocks of a frame lie in one channel each.
 inline bool has_channel_blocks(const Shape& shape) { return shape.inner % kBlock == 0; }
 
-// Rows of what the channel of each of a tile's elements has, filled anew only where the tile's channels are not those
-// of the tile before. Where a call `has_blocks`, of each of a tile's blocks, which takes next to no time.
+// Per-channel values broadcast over rows of a tile's elements, and filled anew only where the tile's channels are not
+// those of the tile before. Where a call `has_blocks`, a row holds one value for each block of elements instead, which
+// takes next to no time to fill.
 template <class Real>
 class ChannelRows {
  public:
   ChannelRows(const Shape& shape, bool has_blocks) : shape_(shape), has_blocks_(has_blocks) {}
 
-  void add(const void* values, Real* row) {
+  // The row that such values are broadcast to, where they are given.
+  const Real* add(const void* values, Real* row) {
     if (values) rows_.push_back({static_cast<const Real*>(values), row});
+    return row;
   }
 
   // Goes to the elements [begin, end) of a frame.
@@ -51,7 +52,7 @@ class ChannelRows {
     const int64_t n = end - begin, period = shape_.channels * shape_.inner;
     if (n <= filled_ && ((begin >= run_begin_ && end <= run_end_) || (begin - begin_) % period == 0)) return;
     if (shape_.inner == 1) {
-      for (const auto& [values, row] : rows_) spread_channels(shape_, begin, end, values, row);
+      for (const auto& [values, row] : rows_) broadcast_channels(shape_, begin, end, values, row);
     } else {
       for_each_run(shape_, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
         for (const auto& [values, row] : rows_) fill_row(plain_nan(values[channel]), e - b, row + b);
@@ -102,7 +103,7 @@ inline void gather_channels(const Shape& shape, int64_t begin, int64_t end, cons
   });
 }
 
-// The same of two rows at once.
+// Two rows at once.
 template <class Real>
 inline void gather_channels(const Shape& shape, int64_t begin, int64_t end, const Real* first, double* first_sums,
                             const Real* second, double* second_sums) {
@@ -111,7 +112,7 @@ inline void gather_channels(const Shape& shape, int64_t begin, int64_t end, cons
     return gather_channels(shape, begin, end, second, second_sums);
   }
   for_each_run(shape, begin, end, [&](int64_t channel, int64_t, int64_t, int64_t b, int64_t e) {
-    const Lanes::Two sums = sum_rows(first + b, second + b, e - b);
+    const DoubleLanes::Two sums = sum_rows(first + b, second + b, e - b);
     first_sums[channel] += sums[0];
     second_sums[channel] += sums[1];
   });
@@ -119,15 +120,12 @@ inline void gather_channels(const Shape& shape, int64_t begin, int64_t end, cons
 
 // row[i] = value of the element's location times `factor`; `values` is one outer index' map [rows, inner].
 template <class Real>
-inline void spread_locations(const Shape& shape, int64_t begin, int64_t end, const float* values, Real factor,
-                             Real* row) {
+inline void broadcast_locations(const Shape& shape, int64_t begin, int64_t end, const float* values, Real factor,
+                                Real* row) {
   if (shape.inner == 1) {
-    for (int64_t at = begin; at < end;) {
-      const int64_t map_row = at / shape.channels, stop = std::min(end, (map_row + 1) * shape.channels);
-      fill_row(plain_nan(Real(values[map_row])) * factor, stop - at, row + (at - begin));
-      at = stop;
-    }
-    return;
+    return for_each_channel_run(shape, begin, end, [&](int64_t, int64_t b, int64_t e) {
+      fill_row(plain_nan(Real(values[(begin + b) / shape.channels])) * factor, e - b, row + b);
+    });
   }
   for_each_run(shape, begin, end, [&](int64_t, int64_t map_row, int64_t location, int64_t b, int64_t e) {
     const float* from = values + map_row * shape.inner + location;
@@ -140,14 +138,11 @@ inline void spread_locations(const Shape& shape, int64_t begin, int64_t end, con
 template <class Value, class Sum>
 inline void gather_locations(const Shape& shape, int64_t begin, int64_t end, const Value* row, Sum* map) {
   if (shape.inner == 1) {
-    for (int64_t at = begin; at < end;) {
-      const int64_t map_row = at / shape.channels, stop = std::min(end, (map_row + 1) * shape.channels);
+    return for_each_channel_run(shape, begin, end, [&](int64_t, int64_t b, int64_t e) {
       Sum sum = 0;
-      for (int64_t i = at; i < stop; ++i) sum += static_cast<Sum>(row[i - begin]);
-      map[map_row] += sum;
-      at = stop;
-    }
-    return;
+      for (int64_t i = b; i < e; ++i) sum += static_cast<Sum>(row[i]);
+      map[(begin + b) / shape.channels] += sum;
+    });
   }
   for_each_run(shape, begin, end, [&](int64_t, int64_t map_row, int64_t location, int64_t b, int64_t e) {
     Sum* to = map + map_row * shape.inner + location;

@@ -23,13 +23,13 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// A value of no storage type, whose NaN may have any payload, with the payload of those that processors make.
+// A value that no storage type has rounded: its NaN, which may have any payload, with the payload that processors make.
 template <class Real>
 inline Real plain_nan(Real value) {
   return value == value ? value : std::numeric_limits<Real>::quiet_NaN();
 }
 
-// Ask for what lies ahead of a place in a stream. The processor's own prefetchers stop at the end of a page, and a loop
+// Prefetches what lies ahead of a place in a row. The processor's own prefetchers stop at the end of a page, and a loop
 // that does some arithmetic on 2-byte values does not look far enough ahead to hide that.
 inline constexpr int64_t kAhead = 4096;  // bytes
 

@@ -17,20 +17,12 @@ struct Rows {
   Rows from(int64_t i) const { return {first + i, stride}; }
 };
 
-// A pair of elements in each of G rows of bfloat16.
-template <int G>
-CKD_FN void get_pairs(Rows<const uint16_t> rows, int64_t i, float (&x)[2][G]) {
-#pragma GCC unroll 4
-  for (int g = 0; g < G; ++g) {
-    const uint32_t pair = BFloat16::pairs(rows.first + g * rows.stride)[i];
-    x[0][g] = BFloat16::first(pair), x[1][g] = BFloat16::second(pair);
-  }
-}
-
-template <int G>
-CKD_FN void put_pairs(const float (&x)[2][G], Rows<uint16_t> rows, int64_t i) {
-#pragma GCC unroll 4
-  for (int g = 0; g < G; ++g) BFloat16::pairs(rows.first + g * rows.stride)[i] = BFloat16::put(x[0][g], x[1][g]);
+// Rows of the arithmetic's type as rows of a storage type.
+template <class T>
+inline auto as_raw(Rows<T> rows) {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  using Raw = std::conditional_t<std::is_const_v<T>, const Bits, Bits>;
+  return Rows<Raw>{reinterpret_cast<Raw*>(rows.first), rows.stride};
 }
 
 // Where a row of a tile lies in the tensors of a call.
@@ -47,8 +39,8 @@ struct Address {
   }
 };
 
-// Asks for what lies so many bytes ahead of `count` rows of n elements, or with 0 for nothing: to write it where it is
-// not const.
+// Prefetches what lies so many bytes ahead of `count` rows of n elements, to be written where it is not const; with 0,
+// nothing.
 template <class T>
 inline void prefetch_rows(Rows<T> rows, int64_t count, int64_t n, int64_t ahead) {
   if (ahead == 0 || !rows.first) return;
@@ -72,6 +64,14 @@ inline void in_blocks(int64_t n, int64_t block, const F& f) {
 // Whether so many steps are one group.
 inline bool is_one_group(int64_t steps) { return steps == kGroup || steps == 2 || steps == 1; }
 
+// Calls f(first, last) for the chunks of steps between checkpoints, from last to first.
+template <class F>
+inline void in_chunks_backward(int64_t steps, const F& f) {
+  for (int64_t chunk = checkpoint_count(steps); chunk >= 0; --chunk) {
+    f(chunk * kCheckpointEvery, std::min<int64_t>(steps, (chunk + 1) * kCheckpointEvery));
+  }
+}
+
 // Calls f(first step, integral_constant<G>) for groups of steps that cover [first, last) in order.
 template <class F>
 inline void in_groups(int64_t first, int64_t last, const F& f) {
@@ -83,7 +83,7 @@ inline void in_groups(int64_t first, int64_t last, const F& f) {
 
 // The same groups from last to first.
 template <class F>
-inline void in_groups_back(int64_t first, int64_t last, const F& f) {
+inline void in_groups_backward(int64_t first, int64_t last, const F& f) {
   const int64_t left_over = (last - first) % kGroup;
   if (left_over & 1) f(last - 1, std::integral_constant<int, 1>{});
   if (left_over & 2) f(last - left_over, std::integral_constant<int, 2>{});

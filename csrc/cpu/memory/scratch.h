@@ -7,13 +7,6 @@
 
 namespace ckd::cpu::CKD_ISA {
 
-// The row of a leak that all channels share.
-template <class Call, class Real>
-inline void fill_leak(const Call& call, int64_t n, Real* row) {
-  const Real* value = static_cast<const Real*>(call.leak);
-  fill_row(value ? plain_nan(*value) : Real(call.neuron.leak), n, row);
-}
-
 template <class Real>
 inline void load_state(const void* from, int64_t at, Real rest, int64_t n, Real* v) {
   if (from) {
@@ -23,7 +16,7 @@ inline void load_state(const void* from, int64_t at, Real rest, int64_t n, Real*
   }
 }
 
-// Rows of temporaries of one tile, all of one length.  They are packed: whole pages apart, the rows of a short tile
+// Rows of temporaries of one tile, all of one length. They are packed: whole pages apart, the rows of a short tile
 // would compete for the same few sets of the cache, and stores would be taken for those that a load has to wait for.
 template <class Real>
 class Scratch {
@@ -37,6 +30,7 @@ class Scratch {
   }
 
   int64_t stride() const { return stride_; }
+  int64_t half() const { return stride_ / 2; }
 
   Real* rows(int64_t count) {
     Real* first = next_;

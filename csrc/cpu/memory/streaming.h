@@ -43,17 +43,15 @@ inline void stream_row(const T* from, T* to, int64_t n) {
 #if defined(__AVX512F__)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(source));
 #elif defined(__AVX2__)
-    const auto part = [&](int at) {
+    for (int at = 0; at < 64; at += 32) {
       _mm256_stream_si256(reinterpret_cast<__m256i*>(target + at),
                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + at)));
-    };
-    part(0), part(32);
+    }
 #else
-    const auto part = [&](int at) {
+    for (int at = 0; at < 64; at += 16) {
       _mm_stream_si128(reinterpret_cast<__m128i*>(target + at),
                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at)));
-    };
-    part(0), part(16), part(32), part(48);
+    }
 #endif
   }
 #endif

@@ -10,7 +10,7 @@
 
 namespace ckd::cpu::CKD_ISA {
 
-class Lanes {
+class DoubleLanes {
 #if defined(__AVX512F__)
   static constexpr int kWidth = 8;
 #elif defined(__AVX2__) && defined(__F16C__)
@@ -24,18 +24,18 @@ class Lanes {
  public:
   static constexpr int kCount = 8;
 
-  CKD_FN Lanes() : parts_{} {}
-  CKD_FN explicit Lanes(double value) {
+  CKD_FN DoubleLanes() : parts_{} {}
+  CKD_FN explicit DoubleLanes(double value) {
     for (Part& part : parts_) part = value - Part{};
   }
-  CKD_FN explicit Lanes(const double* from) {
+  CKD_FN explicit DoubleLanes(const double* from) {
 #pragma GCC unroll 4
     for (int p = 0; p < kParts; ++p) std::memcpy(&parts_[p], from + p * kWidth, sizeof(Part));
   }
 
   template <class S>
-  CKD_FN static Lanes load(const typename S::Raw* from) {
-    Lanes result;
+  CKD_FN static DoubleLanes load(const typename S::Raw* from) {
+    DoubleLanes result;
 #pragma GCC unroll 4
     for (int p = 0; p < kParts; ++p) result.parts_[p] = widen(from + p * kWidth, S{});
     return result;
@@ -46,20 +46,20 @@ class Lanes {
     for (int p = 0; p < kParts; ++p) std::memcpy(to + p * kWidth, &parts_[p], sizeof(Part));
   }
 
-  CKD_FN friend Lanes operator+(const Lanes& a, const Lanes& b) {
+  CKD_FN friend DoubleLanes operator+(const DoubleLanes& a, const DoubleLanes& b) {
     return a.with(b, [](Part x, Part y) { return x + y; });
   }
-  CKD_FN friend Lanes operator-(const Lanes& a, const Lanes& b) {
+  CKD_FN friend DoubleLanes operator-(const DoubleLanes& a, const DoubleLanes& b) {
     return a.with(b, [](Part x, Part y) { return x - y; });
   }
-  CKD_FN friend Lanes operator*(const Lanes& a, const Lanes& b) {
+  CKD_FN friend DoubleLanes operator*(const DoubleLanes& a, const DoubleLanes& b) {
     return a.with(b, [](Part x, Part y) { return x * y; });
   }
 
   typedef double Two __attribute__((vector_size(16)));
 
   // The totals of both: halves are added up until one is left.
-  CKD_FN static Two totals(const Lanes& a, const Lanes& b) {
+  CKD_FN static Two totals(const DoubleLanes& a, const DoubleLanes& b) {
     const Two x = a.halves(), y = b.halves();
     return Two{x[0], y[0]} + Two{x[1], y[1]};
   }
@@ -117,8 +117,8 @@ class Lanes {
 #endif
 
   template <class F>
-  CKD_FN Lanes with(const Lanes& other, const F& f) const {
-    Lanes result;
+  CKD_FN DoubleLanes with(const DoubleLanes& other, const F& f) const {
+    DoubleLanes result;
 #pragma GCC unroll 4
     for (int p = 0; p < kParts; ++p) result.parts_[p] = f(parts_[p], other.parts_[p]);
     return result;
@@ -127,28 +127,28 @@ class Lanes {
   Part parts_[kParts];
 };
 
-// Of two rows of the arithmetic's type.
+// The sums of two rows of the arithmetic's type.
 template <class Real>
-CKD_FN Lanes::Two sum_rows(const Real* a, const Real* b, int64_t n) {
+CKD_FN DoubleLanes::Two sum_rows(const Real* a, const Real* b, int64_t n) {
   using S = std::conditional_t<std::is_same_v<Real, double>, Float64, Float32>;
   constexpr int kChains = 4;  // additions that do not wait for each other
   const auto* as = reinterpret_cast<const typename S::Raw*>(a);
   const auto* bs = reinterpret_cast<const typename S::Raw*>(b);
-  Lanes x[kChains], y[kChains];
+  DoubleLanes x[kChains], y[kChains];
   int64_t i = 0;
-  for (; i + kChains * Lanes::kCount <= n; i += kChains * Lanes::kCount) {
+  for (; i + kChains * DoubleLanes::kCount <= n; i += kChains * DoubleLanes::kCount) {
 #pragma GCC unroll 4
     for (int j = 0; j < kChains; ++j) {
-      x[j] = x[j] + Lanes::load<S>(as + i + j * Lanes::kCount);
-      y[j] = y[j] + Lanes::load<S>(bs + i + j * Lanes::kCount);
+      x[j] = x[j] + DoubleLanes::load<S>(as + i + j * DoubleLanes::kCount);
+      y[j] = y[j] + DoubleLanes::load<S>(bs + i + j * DoubleLanes::kCount);
     }
   }
-  Lanes::Two sums = Lanes::totals((x[0] + x[1]) + (x[2] + x[3]), (y[0] + y[1]) + (y[2] + y[3]));
-  for (; i < n; ++i) sums += Lanes::Two{a[i], b[i]};
+  DoubleLanes::Two sums = DoubleLanes::totals((x[0] + x[1]) + (x[2] + x[3]), (y[0] + y[1]) + (y[2] + y[3]));
+  for (; i < n; ++i) sums += DoubleLanes::Two{a[i], b[i]};
   return sums;
 }
 
-// Of one.
+// The sum of one row.
 template <class Real>
 inline double sum_row(const Real* row, int64_t n) {
   return sum_rows(row, row, n)[0];

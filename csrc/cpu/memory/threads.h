@@ -20,18 +20,18 @@ inline int64_t tile_for(int64_t steps, bool converted) {
   return steps == 1 ? 1024 : steps <= 4 ? 256 : converted ? 512 : kTile;
 }
 
-// How a group of steps goes through the rows of a tile, in bytes of a row: a block at a time, with those lines asked
-// for that are to be read and to be written so far ahead. An output's memory is seldom in cache, and a store waits for
+// How a group of steps goes through the rows of a tile, in bytes of a row: a block at a time, and lines are prefetched
+// so far ahead, to be read and to be written. An output's memory is seldom in cache, and a store waits for
 // its line as a load does.
 struct Reach {
   int64_t block, to_read, to_write;
 };
 
-// Whole tiles, with nothing asked for.
+// Whole tiles, with nothing prefetched.
 inline constexpr Reach kNoReach{kTile * 8, 0, 0};
 
 // Rows of many steps are streams that start anew with every tile. The processor by itself looks far enough ahead of
-// those that are read; to ask for them, too, takes the place of other lines.
+// those that are read; to prefetch them, too, takes the place of other lines.
 inline Reach reach_for(int64_t steps, bool converted) {
   // Its own prefetchers do better alone (seen on Zen 4).
   if (processor().is_amd) return kNoReach;
@@ -89,7 +89,7 @@ class Cut {
   bool small_ = false;
 };
 
-// Sums that every part of a cut adds to on its own, so that the total does not depend on who did what when.
+// Sums that each part of a cut has of its own, so that the total does not depend on which thread did what when.
 class PartialSums {
  public:
   PartialSums(int64_t parts, int64_t values) : values_(values), sums_(parts * values, 0.0) {}
@@ -109,7 +109,8 @@ class PartialSums {
   std::vector<double> sums_;
 };
 
-// Where inner is 1: calls f(first channel, begin, end) for the runs of one row in [begin, end) of a frame, likewise.
+// Where inner is 1: calls f(first channel, begin, end) for the runs of one row in [begin, end) of a frame, with begin
+// and end counted from the range's own start.
 template <class F>
 inline void for_each_channel_run(const Shape& shape, int64_t begin, int64_t end, const F& f) {
   int64_t channel = begin % shape.channels;

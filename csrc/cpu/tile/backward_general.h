@@ -1,68 +1,59 @@
-// The way back of a tile over rows of temporaries.
+// The general path backward: a tile over rows of temporaries (loop/general.h).
 #pragma once
-#include <algorithm>
-
-#include "cpu/loop/select.h"
-#include "cpu/tile/grad_input.h"
-#include "cpu/tile/grad_spikes.h"
-#include "cpu/tile/input.h"
+#include "cpu/loop/general.h"
+#include "cpu/tile/inputs.h"
+#include "cpu/tile/outputs.h"
+#include "cpu/tile/state.h"
 
 namespace ckd::cpu::CKD_ISA {
 
-// One tile's way back through time, for every call: the steps run over rows of temporaries, and the gradients of the
-// leak and of a delayed reset are gathered on the way.
+// One tile backward through time, for every call: the steps run over rows of temporaries, and the gradients of the leak
+// and of a delayed reset are gathered on the way.
 template <class S>
-class WideTile {
+class GeneralTile {
   using In = RealOf<S>;
+  using Lanes = Single<In>;
 
  public:
   using Real = typename S::Real;
-  WideTile(const LifBackward& call, int64_t length)
+  GeneralTile(const LifBackward& call, int64_t length)
       : call_(call),
         shape_(call.shape),
         at_(call.shape),
         reach_(!std::is_same_v<S, In> || call.affine.scale ? reach_for(shape_.steps, true) : kNoReach),
         k_(call.neuron),
-        recompute_(call.neuron),
-        steps_(call.neuron),
-        scratch_(length, kRows + Input<S, In>::kRows + Upstream<S>::kRows + GradInput<S>::kRows),
+        loops_(call.neuron),
+        scratch_(length,
+                 kRows + LeakRow<Lanes>::kRows + Input<S, In>::kRows + GradSpikes<S>::kRows + GradInput<S>::kRows),
         input_(call, reach_, false, scratch_),
-        upstream_(call, reach_, scratch_),
-        grad_input_(call, reach_, input_.scale(), false, scratch_),
+        grad_spikes_(call, reach_, scratch_),
+        grad_input_(call, reach_, input_.terms(), false, scratch_),
+        leak_(call, scratch_),
         h_(scratch_.rows(kCheckpointEvery)),
         sg_(scratch_.rows(kGroup)),
         v_(scratch_.rows(1)),
         start_(scratch_.rows(1)),
-        leak_(scratch_.rows(1)),
         keep_(scratch_.rows(1)),
         gv_(scratch_.rows(1)),
         pending_(scratch_.rows(1)),
         leak_sum_(scratch_.rows(1)) {
-    if (!call.leak_per_channel) {
-      fill_leak(call, length, leak_);
-      keep(length);
-    }
+    keep(length);
   }
 
   void run(int64_t outer, int64_t begin, int64_t end, double* sums) {
     n_ = end - begin;
     state_ = at_.state(outer, begin);
     input_.start(outer, begin, end);
-    upstream_.start(outer, begin, end);
+    grad_spikes_.start(outer, begin, end);
     grad_input_.start(outer, begin, end);
-    if (call_.leak_per_channel) {
-      spread_channels(shape_, begin, end, static_cast<const Real*>(call_.leak), leak_);
-      keep(n_);
-    }
+    if (leak_.start(begin, end)) keep(n_);
     load_state(call_.grad_v, state_, Real(0), n_, gv_);
     if (is_delayed(call_.neuron)) fill_row(Real(0), n_, pending_);
     if (call_.grad_leak) fill_row(Real(0), n_, leak_sum_);
-    for (int64_t chunk = checkpoint_count(shape_.steps); chunk >= 0; --chunk) {
-      const int64_t first = chunk * kCheckpointEvery;
-      const int64_t last = std::min<int64_t>(shape_.steps, first + kCheckpointEvery);
+    in_chunks_backward(shape_.steps, [&](int64_t first, int64_t last) {
       recompute(first, last);
-      in_groups_back(first, last, [&](int64_t t, auto group) { step_back<decltype(group)::value>(t, first); });
-    }
+      in_groups_backward(first, last, [&](int64_t t, auto group) { step_back<decltype(group)::value>(t, first); });
+    });
     if (call_.grad_v_init) finish_state();
     grad_input_.finish(sums);
     if (!call_.grad_leak) return;
@@ -78,32 +69,31 @@ class WideTile {
   }
 
  private:
-  static constexpr int64_t kRows = kCheckpointEvery + kGroup + 7;
+  static constexpr int64_t kRows = kCheckpointEvery + kGroup + 6;
 
   bool divides() const { return call_.neuron.charge == Charge::kLeakInput; }
 
   // dL/dv[t-1] over gh[t].
   void keep(int64_t n) {
+    const Real* leak = leak_.row();
     if (call_.neuron.charge == Charge::kDecay) {
-      std::memcpy(keep_, leak_, n * sizeof(Real));
+      std::memcpy(keep_, leak_.row(), n * sizeof(Real));
     } else {
       CKD_SIMD
-      for (int64_t i = 0; i < n; ++i) keep_[i] = Real(1) - Real(1) / leak_[i];
+      for (int64_t i = 0; i < n; ++i) keep_[i] = Real(1) - Real(1) / leak[i];
     }
   }
 
   void recompute(int64_t first, int64_t last) {
-    if (first == 0) {
-      load_state(call_.v_init, state_, k_.rest, n_, v_);
-    } else {
-      const int64_t chunk = first / kCheckpointEvery - 1;
-      load_state(call_.checkpoints, chunk * shape_.outer * at_.frame + state_, k_.rest, n_, v_);
-    }
+    load_state(chunk_start<Real>(call_, first), state_, k_.rest, n_, v_);
     if (call_.grad_leak || is_delayed(call_.neuron)) std::memcpy(start_, v_, n_ * sizeof(Real));
     in_groups(first, last, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
-      recompute_.steps.template get<G>()(k_, n_, input_.template rows<G>(t, 0, n_), leak_, {v_, v_},
-                                         {h_row(t, first), scratch_.stride()});
+      ForwardRows<In, In> rows{};
+      rows.x = input_.template rows<G>(t, 0, n_);
+      rows.to = as_raw(Rows<Real>{h_row(t, first), scratch_.stride()});
+      rows.leaks = leak_.row(), rows.before = v_, rows.after = v_;
+      loops_.recompute.template get<G>()(k_, n_, rows);
     });
   }
 
@@ -113,16 +103,17 @@ class WideTile {
   void step_back(int64_t t, int64_t first) {
     const int64_t stride = scratch_.stride();
     const Rows<const Real> h{h_row(t, first), stride};
-    for (int g = 0; g < G; ++g) recompute_.surrogate(k_, n_, h.first + g * stride, sg_ + g * stride);
+    for (int g = 0; g < G; ++g) loops_.surrogate(k_, n_, h.first + g * stride, sg_ + g * stride);
     const Rows<Real> gx = grad_input_.template rows<G>(t, 0, n_);
-    steps_.steps.template get<G>()(k_, n_, h, {sg_, stride}, upstream_.template rows<G>(t, 0, n_),
-                                   {gv_, pending_, keep_}, gx);
+    loops_.backward.template get<G>()(k_, n_, h, {sg_, stride}, grad_spikes_.template rows<G>(t, 0, n_),
+                                      {gv_, pending_, keep_}, gx);
     for (int g = G - 1; g >= 0; --g) {
       Real* gh = gx.first + g * gx.stride;
       if (call_.grad_leak) add_leak_gradient(t + g, first, gh);
       if (divides()) {
+        const Real* leak = leak_.row();
         CKD_SIMD
-        for (int64_t i = 0; i < n_; ++i) gh[i] = gh[i] / leak_[i];
+        for (int64_t i = 0; i < n_; ++i) gh[i] = gh[i] / leak[i];
       }
     }
     grad_input_.template take<G>(t, 0, n_, {gx.first, gx.stride});
@@ -132,16 +123,16 @@ class WideTile {
   void add_leak_gradient(int64_t t, int64_t first, const Real* gh) {
     const Real* before = start_;
     if (t > first) {
-      recompute_.reset(k_, n_, h_row(t - 1, first), v_);
+      loops_.reset(k_, n_, h_row(t - 1, first), v_);
       before = v_;
     }
     const auto* x = reinterpret_cast<const Real*>(input_.template rows<1>(t, 0, n_).first);
-    recompute_.leak(k_, n_, gh, before, x, leak_, leak_sum_);
+    loops_.leak(k_, n_, gh, before, x, leak_.row(), leak_sum_);
   }
 
   void finish_state() {
     if (is_delayed(call_.neuron)) {
-      recompute_.surrogate(k_, n_, start_, sg_);
+      loops_.surrogate(k_, n_, start_, sg_);
       CKD_SIMD
       for (int64_t i = 0; i < n_; ++i) gv_[i] = gv_[i] - pending_[i] * sg_[i];
     }
@@ -153,14 +144,14 @@ class WideTile {
   const Address at_;
   const Reach reach_;
   const Constants<Real> k_;
-  const RecomputeSteps<In> recompute_;
-  const BackwardSteps<Real> steps_;
+  const GeneralLoops<In> loops_;
   Scratch<Real> scratch_;
   Input<S, In> input_;
-  Upstream<S> upstream_;
+  GradSpikes<S> grad_spikes_;
   GradInput<S> grad_input_;
+  LeakRow<Lanes> leak_;
   int64_t state_ = 0, n_ = 0;
-  Real *h_, *sg_, *v_, *start_, *leak_, *keep_, *gv_, *pending_, *leak_sum_;
+  Real *h_, *sg_, *v_, *start_, *keep_, *gv_, *pending_, *leak_sum_;
 };
 
 }  // namespace ckd::cpu::CKD_ISA

@@ -1,14 +1,22 @@
-// Multi-step neurons on a CPU: a tile of elements runs through all time steps while its state stays in cache.
+// Multi-step neurons forward on a CPU: a tile of elements runs through all time steps while its state stays in cache.
 #pragma once
 #include <memory>
 
-#include "cpu/loop/forward_whole.h"
-#include "cpu/loop/pairs.h"
-#include "cpu/loop/select.h"
-#include "cpu/tile/input.h"
-#include "cpu/tile/output.h"
+#include "cpu/loop/forward.h"
+#include "cpu/tile/inputs.h"
+#include "cpu/tile/outputs.h"
+#include "cpu/tile/state.h"
 
 namespace ckd::cpu::CKD_ISA {
+
+// Which storage types have loops for whole sequences from rest: those that networks train with on a CPU.
+template <class S>
+inline constexpr bool kHasWholeSequences =
+#ifdef CKD_FUSED
+    std::is_same_v<S, Float32> || std::is_same_v<S, BFloat16>;
+#else
+    false;
+#endif
 
 // A span of whole locations, about a tile long where rows are short.
 inline int64_t whole_locations(const Shape& shape, int64_t tile) {
@@ -16,13 +24,14 @@ inline int64_t whole_locations(const Shape& shape, int64_t tile) {
   return row * std::max<int64_t>(1, tile / row);
 }
 
-// One tile's way through time; `In` is the storage type of what the steps read, x's own or the arithmetic's.
+// One tile through time; `In` is the storage type of what the steps read, x's own or the arithmetic's.
 template <class S, class In>
 class ForwardTile {
   using Real = typename S::Real;
   using Raw = typename S::Raw;
-  // Whether the steps go in pairs, and rows of state lie in halves.
-  static constexpr bool kPairs = std::is_same_v<S, BFloat16> && std::is_same_v<In, BFloat16>;
+  template <class T>
+  using LanesOf = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, Single<T>>;
+  using Lanes = LanesOf<In>;
 
  public:
   ForwardTile(const LifForward& call, int64_t length)
@@ -31,102 +40,74 @@ class ForwardTile {
         at_(call.shape),
         k_(call.neuron),
         reach_(reach_for(shape_.steps, Input<S, In>::kCopies || call.affine.scale)),
-        steps_(call.neuron, call.sam != nullptr),
-        whole_steps_(call.neuron, call.sam != nullptr, source(call)),
-        // Whether one group of steps is the whole sequence, and nobody asks for its state.
-        whole_(kHasWholeSteps<S> && is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
-        scratch_(length, 4 + Output<Raw>::kRows + Input<S, In>::kRows),
+        loops_(spike_loops<Lanes, Source::kPlain, Start::kState, S>(call.neuron, call.sam)),
+        // One group of steps is the whole sequence, and nobody asks for its state.
+        is_whole_(kHasWholeSequences<S> && is_one_group(shape_.steps) && !call.v_init && !call.v_last && !call.leak),
+        scratch_(length, 2 + LeakRow<Lanes>::kRows + Output<Raw>::kRows + Input<S, In>::kRows),
         input_(call, reach_, false, scratch_),
         v_(scratch_.rows(1)),
         rest_(scratch_.rows(1)),
-        leak_(scratch_.rows(1)),
-        row_(scratch_.rows(1)),
+        leak_(call, scratch_),
         output_(at_.elements() * static_cast<int64_t>(sizeof(Raw)), reach_.to_write, scratch_) {
-    if (!call.leak_per_channel) fill_leak(call, scratch_.stride(), leak_);
     fill_row(k_.rest, scratch_.stride(), rest_);
+    if constexpr (kHasWholeSequences<S>) {
+      with_source(call.affine, [&](auto source) {
+        whole_loops_ = spike_loops<LanesOf<S>, decltype(source)::value, Start::kRest, S>(call.neuron, call.sam);
+      });
+    }
   }
 
-  // `map`, where asked for: the spikes that each location has fired so far.
+  // `map`, if not null: the spikes that each location has fired so far.
   void run(int64_t outer, int64_t begin, int64_t end, uint32_t* map) {
     const int64_t n = end - begin, state = at_.state(outer, begin);
     input_.start(outer, begin, end);
-    if (call_.leak_per_channel) {
-      spread_channels(shape_, begin, end, static_cast<const Real*>(call_.leak), kPairs ? row_ : leak_);
-      if constexpr (kPairs) split_row(row_, n, halves(leak_));
-    }
-    if (map && !whole_) std::fill(count_, count_ + n, 0u);
-    const Real* before = call_.v_init ? given_state(state, n) : rest_;
+    leak_.start(begin, end);
+    if (map && !is_whole_) std::fill(count_, count_ + n, 0u);
+    const Real* before = rest_;
+    if (call_.v_init)
+      before = Lanes::view_state(static_cast<const Real*>(call_.v_init) + state, n, v_, scratch_.half());
     in_groups(0, shape_.steps, [&](int64_t t, auto group) {
       constexpr int G = decltype(group)::value;
       const Rows<Raw> spikes{static_cast<Raw*>(call_.spikes) + at_.step(outer, t, begin), at_.frame};
       in_blocks(n, reach_.block / sizeof(Raw), [&](int64_t first, int64_t length) {
         const Rows<Raw> output = output_.rows(spikes, first, G, length);
-        if constexpr (kHasWholeSteps<S>) {
-          if (whole_) {
-            return whole_steps_.steps.template get<G>()(k_, length, whole_rows<G>(t, first, length, output));
-          }
-        }
-        if constexpr (kPairs) {
-          steps_.steps.template get<G>()(
-              k_, length, input_.template x_rows<G>(t, first, length),
-              {halves(leak_).from(first / 2), halves(before).from(first / 2), halves(v_).from(first / 2)}, output,
-              count_ + first);
-        } else {
-          steps_.steps.template get<G>()(k_, length, input_.template rows<G>(t, first, length), leak_ + first,
-                                         {before + first, v_ + first}, output, count_ + first);
-        }
+        if (is_whole_) return whole_steps<G>(t, first, length, output);
+        ForwardRows<In, S> rows{};
+        rows.x = input_.template rows<G>(t, first, length);
+        rows.to = output;
+        rows.count = count_ + first;
+        const int64_t at = first / Lanes::kWidth;
+        rows.leaks = leak_.row() + at, rows.before = before + at, rows.after = v_ + at, rows.half = scratch_.half();
+        loops_.template get<G>()(k_, length, rows);
       });
       output_.send(spikes, G, n);
       before = v_;
       const int64_t done = t + G;
       if (call_.checkpoints && done % kCheckpointEvery == 0 && done < shape_.steps) {
-        const int64_t chunk = done / kCheckpointEvery - 1;
-        Real* to = static_cast<Real*>(call_.checkpoints) + chunk * shape_.outer * at_.frame;
-        save_state(n, to + state);
+        save_state(n, call_.checkpoints, (done / kCheckpointEvery - 1) * shape_.outer * at_.frame + state);
       }
     });
-    if (call_.v_last) save_state(n, static_cast<Real*>(call_.v_last) + state);
+    if (call_.v_last) save_state(n, call_.v_last, state);
     if (map) gather_locations(shape_, begin, end, count_, map);
   }
 
  private:
-  template <class T>
-  Halves<T> halves(T* row) const {
-    return {row, scratch_.stride() / 2};
-  }
-
-  const Real* given_state(int64_t state, int64_t n) {
-    const Real* given = static_cast<const Real*>(call_.v_init) + state;
-    if constexpr (kPairs) {
-      split_row(given, n, halves(v_));
-      return v_;
-    } else {
-      return given;
-    }
-  }
-
-  void save_state(int64_t n, Real* to) const {
-    if constexpr (kPairs) {
-      join_row(halves(static_cast<const float*>(v_)), n, to);
-    } else {
-      std::memcpy(to, v_, n * sizeof(Real));
-    }
-  }
-
-  static Source source(const LifForward& call) {
-    if (!call.affine.scale) return Source::kPlain;
-    return call.affine.residual ? Source::kResidual : Source::kNormalised;
+  void save_state(int64_t n, void* to, int64_t at) const {
+    Lanes::store_state(v_, scratch_.half(), n, static_cast<Real*>(to) + at);
   }
 
   template <int G>
-  WholeRows<S> whole_rows(int64_t t, int64_t first, int64_t n, Rows<Raw> output) {
-    return {input_.template x_rows<G>(t, first, n),
-            input_.template residual_rows<G>(t, first, n),
-            input_.scale() + first,
-            input_.shift() + first,
-            Real(call_.neuron.leak),
-            output,
-            count_ + first};
+  void whole_steps(int64_t t, int64_t first, int64_t n, Rows<Raw> output) {
+    if constexpr (kHasWholeSequences<S>) {
+      ForwardRows<S, S> rows{};
+      rows.x = input_.template x_rows<G>(t, first, n);
+      rows.residual = input_.template residual_rows<G>(t, first, n);
+      rows.terms = input_.terms(first);
+      rows.to = output;
+      rows.count = count_ + first;
+      rows.leak = Real(call_.neuron.leak);
+      whole_loops_.template get<G>()(k_, n, rows);
+    }
   }
 
   const LifForward& call_;
@@ -134,15 +115,13 @@ class ForwardTile {
   const Address at_;
   const Constants<Real> k_;
   const Reach reach_;
-  const std::conditional_t<kPairs, ForwardPairs, ForwardSteps<In, S>> steps_;
-  struct NoWholeSteps {
-    NoWholeSteps(const Neuron&, bool, Source) {}
-  };
-  const std::conditional_t<kHasWholeSteps<S>, WholeSteps<S>, NoWholeSteps> whole_steps_;
-  const bool whole_;
+  const ByGroup<ForwardLoop<In, S>> loops_;
+  ByGroup<ForwardLoop<S, S>> whole_loops_;
+  const bool is_whole_;
   Scratch<Real> scratch_;
   Input<S, In> input_;
-  Real *v_, *rest_, *leak_, *row_;
+  Real *v_, *rest_;
+  LeakRow<Lanes> leak_;
   Output<Raw> output_;
   alignas(64) uint32_t count_[kTile];
 };
