@@ -134,14 +134,18 @@ void backward_steps(const Constants<float> k, int64_t n, const BackwardRows<type
   if constexpr (X == Source::kPlain) {
     in_lanes<L>(0, n, with_each);
   } else {
-    const int64_t block = rows.has_blocks || rows.prefetches_reads ? kBlock : n;
+    // Pairs are bound by arithmetic.
+    const bool prefetches = L::kWidth == 1 && rows.prefetches_reads;
+    const int64_t block = rows.has_blocks || prefetches ? kBlock : n;
     for (int64_t begin = 0; begin < n; begin += block) {
-      if (rows.prefetches_reads) prefetch_block<G, X, To>(rows, begin);
+      if (prefetches) prefetch_block<G, X, To>(rows, begin);
       if (rows.has_blocks) {
         const Channel<float> channel = rows.terms[begin / kBlock];
-        in_lanes<L>(begin, begin + kBlock, [&](auto lanes, int64_t i) __attribute__((always_inline)) {
-          iteration(lanes, i, [&](int64_t) __attribute__((always_inline)) { return channel; });
-        });
+        const int64_t first = begin / L::kWidth;
+        CKD_SIMD
+        for (int64_t i = first; i < first + kBlock / L::kWidth; ++i) {
+          iteration(L(), i, [&](int64_t) __attribute__((always_inline)) { return channel; });
+        }
       } else {
         in_lanes<L>(begin, std::min(n, begin + block), with_each);
       }

@@ -30,8 +30,7 @@ class FusedTile {
                                                                                 : reach_for(call.shape.steps, true)),
         k_(call.neuron),
         loops_(backward_loops(call.neuron)),
-        bn_whole_(std::is_same_v<S, BFloat16> && call.shape.steps == kGroup && is_from_rest(call)),
-        bn_loop_(backward_bn_loop<typename InLoop<S>::type>(call, bn_whole_)),
+        bn_loop_(backward_bn_loop<typename InLoop<S>::type>(call, call.shape.steps == kGroup && is_from_rest(call))),
         is_one_call_(bn_loop_ && !kConverts<S> && call.shape.steps == kGroup && !call.grad_v),
         has_blocks_(is_one_call_ && has_channel_blocks(call.shape)),
         scratch_(length, 2 + LeakRow<Lanes>::kRows + GroupStates<Lanes>::kRows + Input<S, Float32>::kRows +
@@ -99,8 +98,7 @@ class FusedTile {
     rows.sum = carry(grad_input_.sum()), rows.moment = carry(grad_input_.moment()), rows.gv = carry(gv_);
     rows.leaks = leak_.row(), rows.v = v, rows.leak = Real(call_.neuron.leak);
     rows.has_blocks = has_blocks_;
-    // In pairs they are bound by arithmetic.
-    rows.prefetches_reads = !bn_whole_ && reach_.to_read > 0;
+    rows.prefetches_reads = reach_.to_read > 0;
     rows.prefetches_writes = x_output.prefetches();
     return rows;
   }
@@ -110,7 +108,6 @@ class FusedTile {
   const Reach reach_;
   const Constants<Real> k_;
   const ByGroup<BackwardLoop<Float32>> loops_;
-  const bool bn_whole_;
   const BackwardLoop<typename InLoop<S>::type> bn_loop_;  // null: none serves the call
   // Whether one call of it is all, with nothing that comes from later steps.
   const bool is_one_call_;
