@@ -296,7 +296,7 @@ def test_global_seed_does_not_touch_the_noise(batch):
         ("ckd", {"samd": {"scaling": "l3"}}, ValueError, "scaling must be one of"),
         ("samd", {"reduction": "max"}, ValueError, "reduction must be one of mean, sum, got 'max'"),
         ("samd", {"student_map": "grad_cam", "reduction": "sum"}, ValueError, "only used with student_map='sam'"),
-        ("samd", {"stages": ()}, ValueError, "must name at least one stage"),
+        ("samd", {"stages": ()}, ValueError, "stages must have at least one value, got none"),
         ("samd", {"stages": (1, 2), "teacher_stages": (1,)}, ValueError, "must name one stage for each of"),
         ("samd", {"teacher_map": "cam"}, ValueError, "teacher_map must be one of"),
         ("nld", {"noise": "none", "learnable_strength": True}, ValueError, "learnable_strength=True is not used"),

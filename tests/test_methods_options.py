@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ckdsnn.losses import METHODS, NoiseSource, build_method
-from ckdsnn.losses.methods.base import known_options
 from ckdsnn.models import ANNOutput, SNNOutput
 
 T, B, K, C, SIZE = 3, 4, 5, 4, 4
@@ -85,7 +84,7 @@ def parts(name, *, epoch=0.0, **options):
     return method(*outputs(), TARGET, epoch=epoch)
 
 
-OPTIONS = [(name, option) for name in sorted(METHODS) for option in known_options(METHODS[name])]
+OPTIONS = [(name, option) for name in sorted(METHODS) for option in METHODS[name].Options.names()]
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)

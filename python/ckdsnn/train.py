@@ -16,12 +16,11 @@ from torch import Tensor
 
 import ckd_kernels
 from ckdsnn.analysis import FiringRate
-from ckdsnn.building import method_from, with_method_options
 from ckdsnn.checkpoint import SCHEMA, RunError, check_training_state, provenance, random_state, restore_random_state
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain
 from ckdsnn.data import ArrayDataModule, Batch
 from ckdsnn.losses import FrozenTeacher, Method, NoiseSource
-from ckdsnn.models import ANNOutput, SNNOutput, build_model
+from ckdsnn.models import ANNOutput, SNNOutput
 from ckdsnn.models.ann_resnet import ANNResNet
 from ckdsnn.optimisation import OptimizerConfig, Schedule
 from ckdsnn.resume import changed_network, changed_run
@@ -78,18 +77,17 @@ class Distillation(L.LightningModule):
             raise ValueError(f"model.graph must be auto, true or false, got {graph!r}")
         if compile and one_bit_spikes:
             raise ValueError("one_bit_spikes has no effect on what torch.compile keeps: set one of the two to false")
-        self.method: Method = method_from(method, seed)
+        self.method: Method = method.build(seed)
         if self.method.needs_teacher and teacher is None:
             raise ValueError(f"method {method.name} needs a teacher: give teacher.checkpoint")
         if not self.method.needs_teacher and teacher is not None:
             raise ValueError(f"method {method.name} uses no teacher: leave teacher out")
         self.optimizer_config = optimizer
-        options = with_method_options(network, self.method)
-        self.network = build_model(network.name, num_classes=num_classes, in_channels=in_channels, **options)
+        self.network = network.build(num_classes, in_channels, self.method)
         self._network_config = {
             "name": network.name,
             # With what the method made of the network: weights fit a ReLU where a neuron was, accuracies do not.
-            "options": as_plain(self.method.student_options | network.options),
+            "options": as_plain(self.method.student_options) | as_plain(network.options),
             "num_classes": num_classes,
             "in_channels": in_channels,
         }

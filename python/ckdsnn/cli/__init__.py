@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 
             return sweep(rest)
         rest = with_recipes(rest)
-        if verb == "distill" and not {"-h", "--help", "--print_config"}.intersection(rest):
+        asked = {argument.partition("=")[0] for argument in rest}
+        if verb == "distill" and not any(a in ("-h", "--print_config") or a.endswith("help") for a in asked):
             return distill(rest)
         from ckdsnn.cli.training import run
 

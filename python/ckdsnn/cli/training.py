@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from ckdsnn.callbacks import PredictionWriter, ProgressBar
 from ckdsnn.checkpoint import RunError, load_run, provenance, write_text_atomically
 from ckdsnn.cli.failure import words_for
+from ckdsnn.cli.options_help import OptionsHelp
 from ckdsnn.cli.output import BestCheckpoint, SaveConfig, TensorBoard, Termination
 from ckdsnn.cli.overrides import with_fresh_options
 from ckdsnn.cli.parser import Parser
@@ -28,6 +29,7 @@ from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED, say_how_to_go_on
 from ckdsnn.configuration import TeacherConfig
 from ckdsnn.data import DataModule
 from ckdsnn.losses import METHODS
+from ckdsnn.models import MODELS
 from ckdsnn.run_folder import alone_in, check_writable, forget_logs
 from ckdsnn.train import Distillation
 from ckdsnn.training.writer import BackgroundCheckpointIO, ResumeCheckpoint
@@ -88,6 +90,8 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--model.network.help", action=OptionsHelp, registry=MODELS, help="its options, and exit")
+        parser.add_argument("--model.method.help", action=OptionsHelp, registry=METHODS, help="its options, and exit")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -127,8 +131,7 @@ class CLI(LightningCLI):
 
     def _find_the_teacher(self, config: Namespace) -> None:
         teacher, trained = config.model.teacher, self.out / "teacher" / "last.ckpt"
-        method = METHODS.get(config.model.method.name)
-        if method is not None and not method.needs_teacher:
+        if not METHODS.find(config.model.method.name).needs_teacher:
             config.model.teacher = None  # a recipe's teacher stays unused when the command line asks for ce
         elif teacher.checkpoint is None:
             # One that comes with weights of its own may still have been trained on by `ckdsnn teacher`.

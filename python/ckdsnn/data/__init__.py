@@ -6,10 +6,11 @@ from ckdsnn.data.cifar import CIFAR
 from ckdsnn.data.digits import DigitsCanvas
 from ckdsnn.data.folder import ImageFolder
 from ckdsnn.data.frames import DVSFrames
-from ckdsnn.data.module import ArrayDataModule, Arrays, DataModule
+from ckdsnn.data.module import DATA, ArrayDataModule, Arrays, DataModule, register_data
 
 __all__ = [
     "CIFAR",
+    "DATA",
     "ArrayDataModule",
     "Arrays",
     "Augmentation",
@@ -19,4 +20,5 @@ __all__ = [
     "DataModule",
     "DigitsCanvas",
     "ImageFolder",
+    "register_data",
 ]

@@ -12,7 +12,7 @@ import torch
 from ckdsnn.data.arguments import folder_name, whole_number
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.files import read_file
-from ckdsnn.data.module import ArrayDataModule, Arrays
+from ckdsnn.data.module import ArrayDataModule, Arrays, register_data
 from ckdsnn.data.pickled import read_pickled
 from ckdsnn.data.split import balanced_subset, split_off
 
@@ -126,6 +126,7 @@ def _labels(found: object, num_classes: int) -> list[int]:
     return list(labels)
 
 
+@register_data("CIFAR")
 class CIFAR(ArrayDataModule):
     """CIFAR-10 or CIFAR-100, in memory: 3 channels, 32x32 pixels. Nothing is ever downloaded.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import counter_generator
-from ckdsnn.data.module import ArrayDataModule, Arrays
+from ckdsnn.data.module import ArrayDataModule, Arrays, register_data
 
 CANVAS, GLYPH, FRAGMENT = 20, 12, 4  # sides in pixels
 NOISE = 0.25
@@ -114,6 +114,7 @@ def _cut_fragment(glyphs: Tensor, generator: torch.Generator) -> Tensor:
     return glyphs * (rows[:, :, None] & columns[:, None, :])
 
 
+@register_data("DigitsCanvas")
 class DigitsCanvas(ArrayDataModule):
     """The digits canvas as a data module: 1 input channel, 20x20 pixels, 10 classes.
 

@@ -18,12 +18,13 @@ from ckdsnn.data.files import class_folders, list_files, read_file
 from ckdsnn.data.gestures import NAMES as GESTURES
 from ckdsnn.data.gestures import holds_gestures, list_gestures
 from ckdsnn.data.integration import Integration, Recording
-from ckdsnn.data.module import ArrayDataModule, Arrays
+from ckdsnn.data.module import ArrayDataModule, Arrays, register_data
 from ckdsnn.data.split import split_off
 
 RECORDINGS = SUFFIXES | {".npy"}
 
 
+@register_data("DVSFrames")
 class DVSFrames(ArrayDataModule):
     """Recordings of an event camera as frames [T, 2, H, W], in memory; 2 channels.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ckdsnn.data.arguments import of_batches
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import BatchLoader, EpochSampler
+from ckdsnn.registry import Registry
 
 
 class Arrays(NamedTuple):
@@ -39,6 +40,10 @@ class DataModule(L.LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+DATA: Registry[type[DataModule]] = Registry("data set", DataModule)
+register_data = DATA.register
 
 
 class ArrayDataModule(DataModule):

@@ -3,17 +3,19 @@
 from . import ann_resnet, external, sew_resnet, snn_resnet, spikformer
 from .base import ANN, SNN
 from .outputs import ANNOutput, SNNOutput
-from .registry import MODELS, build_model, register_model
+from .registry import MODELS, ModelOptions, build_model, make_model, register_model
 
 __all__ = [
     "ANN",
     "MODELS",
     "SNN",
     "ANNOutput",
+    "ModelOptions",
     "SNNOutput",
     "ann_resnet",
     "build_model",
     "external",
+    "make_model",
     "register_model",
     "sew_resnet",
     "snn_resnet",

@@ -15,13 +15,12 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
-from ckdsnn.building import with_method_options
 from ckdsnn.checkpoint import RunError, write_text_atomically
 from ckdsnn.cli.overrides import with_fresh_options
 from ckdsnn.cli.training import CLI, Run, plain, quiet, what_training_depends_on
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, differing_keys
-from ckdsnn.losses import METHODS, build_method
-from ckdsnn.models import build_model
+from ckdsnn.losses import METHODS
+from ckdsnn.models import make_model
 from ckdsnn.sweep.grid import Cell, Grid, GridError
 
 RECORD = "sweep.json"  # in a run's folder: what it is a run of, and how long it took
@@ -191,10 +190,10 @@ def configuration(cell: Cell, seed: int = 0) -> Namespace:
 def _build(config: Namespace) -> None:
     """Builds method and networks as far as data and files are not needed."""
     model = plain(config.model)
-    method = build_method(model["method"]["name"], **MethodConfig(**model["method"]).options)
+    method = MethodConfig(**model["method"]).build()
     network, teacher = ModelConfig(**model["network"]), model["teacher"]
     with torch.device("meta"):
-        student = build_model(network.name, 10, **with_method_options(network, method))
+        student = network.build(10, None, method)
         if not method.needs_teacher:
             return
         if teacher is None:
@@ -203,7 +202,7 @@ def _build(config: Namespace) -> None:
         if named.name is None and named.checkpoint is None:
             raise ValueError("model.teacher names neither a network nor a checkpoint: set model.teacher.name")
         if named.name not in (None, "external"):  # whose code is not ours to run here
-            method.bind(student, build_model(named.name, 10, **named.options))  # type: ignore[arg-type]
+            method.bind(student, make_model(named.name, 10, None, named.options))  # type: ignore[arg-type]
 
 
 def make_plan(grid: Grid, out: Path) -> Plan:
@@ -242,7 +241,7 @@ def _teacher(grid: Grid, out: Path, cell: Cell, config: Namespace, seed: int) ->
     """The training of the teacher that a cell needs; None: it needs none, or brings its own."""
     identity = _identity(config)
     teacher = identity["model"]["teacher"]
-    if not METHODS[identity["model"]["method"]["name"]].needs_teacher:
+    if not METHODS.find(identity["model"]["method"]["name"]).needs_teacher:
         return None
     if teacher["checkpoint"] is not None or TeacherConfig(**teacher).comes_trained:
         return None
@@ -270,7 +269,7 @@ def _teacher(grid: Grid, out: Path, cell: Cell, config: Namespace, seed: int) ->
 def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job | None) -> Student:
     folder = out / cell.folder / f"seed{seed}"
     fingerprint = {**_identity(config), "seed": seed, "teacher": None if teacher is None else teacher.fingerprint}
-    if teacher is not None or not METHODS[fingerprint["model"]["method"]["name"]].needs_teacher:
+    if teacher is not None or not METHODS.find(fingerprint["model"]["method"]["name"]).needs_teacher:
         fingerprint["model"] = {key: value for key, value in fingerprint["model"].items() if key != "teacher"}
     common = ["--config", str(recipe_of(out, cell)), "--seed_everything", str(seed), "--out", str(folder)]
     if teacher is not None:

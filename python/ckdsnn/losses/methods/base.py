@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.arguments import check_in_unit_interval, check_target, check_tensor, check_whole
+from ckdsnn import registry
+from ckdsnn.losses.arguments import check_target, check_tensor, check_whole
 from ckdsnn.losses.divergence import check_logits
 from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
-from ckdsnn.models.registry import nearest
-
-METHODS: dict[str, type[Method]] = {}
+from ckdsnn.option_types import Share, Within
+from ckdsnn.registry import Registry
 
 MethodType = TypeVar("MethodType", bound="type[Method]")
-
-
-def register_method(name: str) -> Any:
-    """Class decorator that makes a method available to :func:`build_method` under ``name``."""
-
-    def add(cls: MethodType) -> MethodType:
-        if name in METHODS:
-            raise ValueError(f"a method named {name!r} is registered already")
-        METHODS[name] = cls
-        cls.name = name
-        return cls
-
-    return add
 
 
 class Method(nn.Module):
     """Base of all methods: cross-entropy with the labels, plus what a subclass adds in :meth:`distill`.
 
-    A subclass says what it needs by the attributes below, implements :meth:`distill`, and registers itself; nothing
-    else has to know of it.  Its parameters (projections, learnable scales) train with the student.
+    A subclass has its options as a dataclass in it, ``Options``, says what it needs by the attributes below,
+    implements :meth:`distill`, and registers itself; nothing else has to know of it.  Its parameters (projections,
+    learnable scales) train with the student.
 
     Args:
-        label_smoothing: of the cross-entropy, in [0, 1].
+        options: of the class's own ``Options``; None: their defaults.
+
+    Raises:
+        TypeError: options of another class.
 
     Attributes:
         name: under which it is registered.
@@ -63,17 +55,29 @@ class Method(nn.Module):
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     capturable: ClassVar[bool] = True
+    sam_stages: tuple[int, ...] = ()
+    student_feature_stages: tuple[int, ...] = ()
+    teacher_map: str = "grad_cam"
+    teacher_map_stages: tuple[int, ...] = ()
+    teacher_feature_stages: tuple[int, ...] = ()
+    teacher_mode: str = "eval"
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    @dataclass(frozen=True)
+    class Options(registry.Options):
+        """Options of all methods.
+
+        Attributes:
+            label_smoothing: of the cross-entropy.
+        """
+
+        label_smoothing: Share = 0.0
+
+    def __init__(self, options: Options | None = None) -> None:
         super().__init__()
-        check_in_unit_interval(label_smoothing, "label_smoothing")
-        self.label_smoothing = label_smoothing
-        self.sam_stages: tuple[int, ...] = ()
-        self.student_feature_stages: tuple[int, ...] = ()
-        self.teacher_map = "grad_cam"
-        self.teacher_map_stages: tuple[int, ...] = ()
-        self.teacher_feature_stages: tuple[int, ...] = ()
-        self.teacher_mode = "eval"
+        options = self.Options() if options is None else options
+        if not isinstance(options, self.Options):
+            raise TypeError(f"options must be {self.Options.__qualname__}, got {options!r:.100}")
+        self.options = options
         self.student_options: dict[str, Any] = {}
 
     def bind(self, student: SNN | ANN, teacher: ANN | None = None) -> Method:
@@ -167,7 +171,7 @@ class Method(nn.Module):
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         """Cross-entropy of the mean logits."""
-        return F.cross_entropy(full_precision(student.logits), target, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(full_precision(student.logits), target, label_smoothing=self.options.label_smoothing)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
@@ -252,12 +256,37 @@ class NoiseSource(nn.Module):
             self._state_elsewhere = state
 
 
+@dataclass(frozen=True)
+class SeededOptions(Method.Options):
+    """Options of methods that draw random numbers.
+
+    Attributes:
+        seed: of the random numbers; that of the run where a configuration does not say it.
+    """
+
+    seed: Annotated[int, Within(low=0)] = 0
+
+
+METHODS: Registry[type[Method]] = Registry("method", Method)
+
+
+def register_method(name: str) -> Callable[[MethodType], MethodType]:
+    """Class decorator that makes a method available to :func:`build_method` under ``name``."""
+
+    def add(cls: MethodType) -> MethodType:
+        METHODS.register(name)(cls)
+        cls.name = name
+        return cls
+
+    return add
+
+
 def build_method(name: str, **options: Any) -> Method:
     """The method registered under ``name``.
 
     Args:
-        name: a key of ``METHODS``, e.g. ``"ckd"``.
-        options: arguments of that method, see its docstring.
+        name: a key of ``METHODS``, e.g. ``"ckd"``, or ``"MODULE:NAME"``, see :meth:`~ckdsnn.registry.Registry.find`.
+        options: of that method, see its ``Options``.
 
     Raises:
         ValueError: unknown name, or a value that the method refuses.
@@ -268,22 +297,7 @@ def build_method(name: str, **options: Any) -> Method:
         >>> build_method("kd", tau=2.0).needs_teacher
         True
     """
-    if not isinstance(name, str):
-        raise TypeError(f"the method must be a name, got {name!r}")
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}" + nearest(name, list(METHODS)))
-    known = known_options(METHODS[name])
-    for option in options:
-        if option not in known:
-            raise TypeError(f"method {name!r} has no option {option!r}" + nearest(option, known))
-    return METHODS[name](**options)
-
-
-def known_options(cls: type[Method]) -> list[str]:
-    """Names of the options of a method: its arguments, and the fields of the dataclass that its ``**options`` fill."""
-    parameters = inspect.signature(cls).parameters.values()
-    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    return names + list(getattr(cls, "option_fields", ()))
+    return METHODS.find(name)(METHODS.options(name, options))
 
 
 def step_cross_entropy(student: SNNOutput, target: Tensor, label_smoothing: float) -> Tensor:
