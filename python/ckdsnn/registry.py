@@ -46,11 +46,10 @@ class Options:
 
     Example:
         >>> from dataclasses import dataclass
-        >>> from ckdsnn.option_types import Positive
         >>> from ckdsnn.registry import Options
         >>> @dataclass(frozen=True)
         ... class Blur(Options):
-        ...     radius: Positive = 1.0
+        ...     radius: float = 1.0
         >>> Blur.of({"radius": 2.5})
         Blur(radius=2.5)
         >>> Blur.of({"radios": 2.5})
