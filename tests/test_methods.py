@@ -235,8 +235,8 @@ def test_learnable_strength(batch):
     parts, *_ = run(method, batch)
     torch.testing.assert_close(parts["nld"], run(build_method("nld", strength=0.2), batch)[0]["nld"])
     parts["nld"].backward()
-    assert method.nld.raw_strength.grad.abs() > 0
-    assert "nld.raw_strength" in method.state_dict()
+    assert method.nld.strength_shift.grad.abs() > 0
+    assert "nld.strength_shift" in method.state_dict()
 
 
 @pytest.mark.parametrize("name", ["nld", "ckd", "bkdsnn"])

@@ -45,6 +45,7 @@ OTHER = {
     "noise": {"noise": "none"},
     "strength": {"strength": 0.5},
     "distribution": {"distribution": "laplace"},
+    "match": {"distribution": "laplace", "match": "mean_abs"},
     "spread": {"spread": "variance"},
     "sigma": {"noise": "fixed", "sigma": 2.0},
     "mixing": {"mixing": "probabilities"},
@@ -52,7 +53,11 @@ OTHER = {
     "nld": {"nld": {"strength": 0.5}},
 }
 # The loss is the same with these; what changes is what trains, or the gradient.
-GRADIENT_ONLY = {"detach_statistics": {"detach_statistics": False}, "learnable_strength": {"learnable_strength": True}}
+GRADIENT_ONLY = {
+    "detach_statistics": {"detach_statistics": False},
+    "learnable_strength": {"learnable_strength": True},
+    "strength_prior": {"learnable_strength": True, "strength_prior": 3.0},
+}
 NO_PRESET_EFFECT = {("nld", "preset")}  # `default` and `paper` differ in SAMD alone
 
 
@@ -158,7 +163,7 @@ WHOLE = ["warmup", "stage", "resolution", "seed"]
 FLAGS = ["temperature_factor", "detach_statistics", "learnable_strength"]
 NAMES = [
     *("preset", "reduction", "normalisation", "scaling", "teacher_map"),
-    *("student_map", "noise", "distribution", "spread", "mixing"),
+    *("student_map", "noise", "distribution", "match", "spread", "mixing"),
 ]
 
 
@@ -168,7 +173,7 @@ def options_of(kinds):
 
 def test_the_lists_above_have_all_options():
     known = {option for _, option in OPTIONS}
-    nested = {"samd", "nld", "stages", "teacher_stages", "sigma"}
+    nested = {"samd", "nld", "stages", "teacher_stages", "sigma", "strength_prior"}
     assert known == {*NUMBERS, *WHOLE, *FLAGS, *NAMES, *nested}
     assert known == set(OTHER) | set(GRADIENT_ONLY)
 

@@ -90,3 +90,12 @@ def make_feed(trainer: L.Trainer, device: torch.device, *, channels_last: bool) 
         loader.gathers = False
         return EpochFeed(loader, channels_last=channels_last)
     return BatchFeed(device, int(trainer.num_training_batches))
+
+
+def gathered(mine: Any) -> list[Any]:
+    """`mine` of every process, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return everyones

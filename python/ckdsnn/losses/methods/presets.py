@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ckdsnn.losses.arguments import as_stages, check_choice, check_flag
+from ckdsnn.losses.arguments import as_stages, check_choice, check_flag, check_number
 from ckdsnn.losses.nld import check_nld_options
 from ckdsnn.losses.saliency import TEACHER_MAPS
 from ckdsnn.losses.samd import check_samd_options
@@ -65,6 +65,8 @@ class NLDOptions:
     Attributes:
         learnable_strength: learn lambda, starting at ``strength``, together with the student.  It stays in (0, 1)
             where probabilities are mixed, and above 0 elsewhere.
+        strength_prior: weight >= 0 (default 0.1) of :func:`~ckdsnn.losses.nld.strength_prior` in the term, which keeps
+            a strength that is learnt from 0; only with ``learnable_strength``.
     """
 
     temperature: float = 2.0
@@ -76,6 +78,8 @@ class NLDOptions:
     mixing: str = "logits"
     detach_statistics: bool = True
     learnable_strength: bool = False
+    match: str | None = None
+    strength_prior: float | None = None
 
     def __post_init__(self) -> None:
         check_nld_options(
@@ -87,6 +91,7 @@ class NLDOptions:
             self.sigma,
             self.mixing,
             self.detach_statistics,
+            self.match,
         )
         check_flag(self.learnable_strength, "learnable_strength")
         limits = (0, 1) if self.mixing == "probabilities" else (0,)
@@ -94,6 +99,12 @@ class NLDOptions:
             raise ValueError(f"learnable_strength=True cannot start at the limit, strength={self.strength}")
         if self.noise == "none" and self.learnable_strength:
             raise ValueError("learnable_strength=True is not used with noise='none'; leave it False")
+        if self.strength_prior is not None:
+            check_number(self.strength_prior, "strength_prior", low=0)
+            if not self.learnable_strength:
+                raise ValueError(
+                    f"strength_prior={self.strength_prior} is only used with learnable_strength=True; leave it out"
+                )
 
 
 @dataclass(frozen=True)
