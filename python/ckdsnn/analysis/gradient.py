@@ -148,8 +148,8 @@ def _likelihood_ratio(
         pair = value + value.roll(count // 2, 0)  # a draw and its antithetic one
         baseline = (value.sum(0) - pair) / (count - 2)
         objective = score.sum()
-        if isinstance(noisy.log_probability, Tensor):
-            objective = objective + ((value - baseline) * noisy.log_probability.view(count, batch)).sum()
+        if isinstance(noisy.score, Tensor):
+            objective = objective + ((value - baseline) * noisy.score.view(count, batch)).sum()
     gradient = torch.autograd.grad(objective / count, leaf)[0]
     same = (logits.detach().argmax(1).view(count, batch) == plain).double().mean()
     return channel_weights(gradient), float(same)

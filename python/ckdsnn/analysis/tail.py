@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,11 +99,11 @@ def with_time_steps(network: SNN, time_steps: int) -> Iterator[None]:
 
 
 class NoisyThresholds:
-    """While it is open, every neuron of the tail fires where ``h[t] + sigma*n >= threshold``, n standard normal.
+    """While it is open, every neuron of the tail fires where ``h[t] + noise >= threshold``, the noise logistic.
 
     The noise is drawn anew for every neuron and step, and is no part of the potential: an escape noise, with which a
-    neuron at potential h fires with probability ``p(h) = Phi((h - threshold)/sigma)``.  Spikes have no derivative here,
-    by surrogates or otherwise; what has one is how likely they were.
+    neuron at potential h fires with probability ``sigmoid((h - threshold)/scale)``, ``scale = sqrt(3)/pi * sigma``.
+    Spikes have no derivative here, by surrogates or otherwise; what has one is how likely they were.
 
     Batches are two halves, and the second one's noise is the negative of the first's (antithetic draws).
 
@@ -112,17 +113,18 @@ class NoisyThresholds:
         generator: on the device of the features.
 
     Attributes:
-        log_probability: of all spikes since :meth:`start` of neurons whose potential depends on what has a gradient,
-            given the potentials, [B]; 0.0 where there are none.
+        score: has the gradient of the log-probability of all spikes since :meth:`start`, given the potentials, [B]
+            (``sum (spike - p) * h/scale`` with constants spike and p), by the neurons whose potential depends on what
+            has a gradient; 0.0 where there are none.
     """
 
     def __init__(self, tail: Tail, sigma: float, generator: torch.Generator) -> None:
-        self.layers, self.sigma, self.generator = tail.spiking_layers, sigma, generator
-        self.log_probability: Tensor | float = 0.0
+        self.layers, self.scale, self.generator = tail.spiking_layers, math.sqrt(3) / math.pi * sigma, generator
+        self.score: Tensor | float = 0.0
 
     def start(self) -> None:
         """Forgets the spikes so far."""
-        self.log_probability = 0.0
+        self.score = 0.0
 
     def __enter__(self) -> NoisyThresholds:
         for layer in self.layers:
@@ -161,18 +163,19 @@ class NoisyThresholds:
         fired = []
         for current in x:
             h = step.charge(v, current)
-            margin = (h - step.threshold) / self.sigma
-            step.spikes = margin.detach() + self._noise(margin) >= 0
+            margin = (h - step.threshold) / self.scale
+            probability = margin.detach().sigmoid()
+            step.spikes = self._uniform(margin) < probability
             if margin.requires_grad:
-                likely = torch.special.log_ndtr(torch.where(step.spikes, margin, -margin))
-                self.log_probability = self.log_probability + likely.flatten(1).sum(1)
+                surprise = step.spikes.to(x.dtype) - probability
+                self.score = self.score + (surprise * margin).flatten(1).sum(1)
             v = step.reset(h)
             fired.append(step.spikes.to(x.dtype))
         return torch.stack(fired)
 
-    def _noise(self, like: Tensor) -> Tensor:
-        half = torch.empty_like(like[: len(like) // 2], requires_grad=False).normal_(generator=self.generator)
-        return torch.cat([half, -half])
+    def _uniform(self, like: Tensor) -> Tensor:
+        half = torch.empty_like(like[: len(like) // 2], requires_grad=False).uniform_(generator=self.generator)
+        return torch.cat([half, 1 - half])
 
 
 class _GivenSpikes(Step):

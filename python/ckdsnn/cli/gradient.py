@@ -32,7 +32,7 @@ SURROGATES = ("triangle", "rectangle", "sigmoid", "atan", "fast_sigmoid", "erf")
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
-    parser = parser_of("gradient", DESCRIPTION, samples=32, batch_size=32)
+    parser = parser_of("gradient", DESCRIPTION, samples=16, batch_size=16)
     add = parser.add_argument
     add("--indices", type=index, nargs="+", metavar="I", help="these test samples, counted from 0, not the first N")
     add("--stage", type=int, help="of student and teacher, negative from the end (default: the last but one)")
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         "--noise", type=_above_0, nargs="+", default=(0.1, 0.2, 0.5), metavar="SIGMA",
         help="standard deviation of the noise at the thresholds, in units of the potential (default: 0.1 0.2 0.5)",
     )  # fmt: skip
-    add("--draws", type=positive, default=1024, metavar="N", help="of that noise for every sample (default: 1024)")
+    add("--draws", type=positive, default=512, metavar="N", help="of that noise for every sample (default: 512)")
     add("--seed", type=index, default=0, help="of that noise (default: 0)")
     return told(_work, parser.parse_args(arguments))
 
