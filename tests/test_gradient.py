@@ -79,6 +79,17 @@ def test_one_neuron_by_hand():
     assert gradient.surrogate_weights(tail, features, torch.tensor([1])).item() == 0  # the other class
 
 
+def test_few_draws_by_hand():
+    """Of 4 draws, two antithetic pairs, an estimate is rough, but not biased: the mean of 48,000 of them is right."""
+    tail, features = Tail(Toy([[[2.0]]], [[3.0], [0.0]]), 1), spikes([0.4]).repeat(1, 3000, 1, 1, 1)
+    found = gradient.smoothed_weights(tail, features, torch.zeros(3000, dtype=torch.long), SIGMA, 64, generator())
+    p = 1 / (1 + math.exp(0.2 / SCALE))
+    assert found.draws == 64
+    error = found.groups.std().item() / found.groups.numel() ** 0.5
+    assert found.weights.mean().item() == pytest.approx(6 * p * (1 - p) / SCALE, abs=4 * error)
+    assert error < 0.02
+
+
 def test_a_reset_by_hand():
     """Two steps: what has fired starts at rest, what has not keeps half of its potential."""
     tail, features, target = Tail(Toy([[[1.0]]], [[1.0], [0.0]], 2), 1), spikes([0.8], 2), torch.tensor([0])

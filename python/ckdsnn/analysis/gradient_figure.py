@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from ckdsnn.analysis.gradient import cosine, full_width
+from ckdsnn.analysis.gradient import angle, cosine, full_width
 from ckdsnn.analysis.gradient_report import GradientReport, mean_and_error
 from ckdsnn.analysis.style import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION
 
@@ -51,6 +53,15 @@ def _line(axis: Axes, points: dict[float, Any], colour: str, marker: str, name: 
                   linewidth=1.4, capsize=2.5, label=name, **style)  # fmt: skip
 
 
+def _degrees(first: Tensor, second: Tensor) -> Tensor:
+    return angle(cosine(first, second))
+
+
+def _angles(axis: Axes) -> None:
+    axis.set_ylabel("angle between channel weights, degrees")
+    axis.set_ylim(bottom=0)
+
+
 def _legend(axis: Axes, **where: Any) -> None:
     axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), **where)
 
@@ -66,13 +77,16 @@ def _widths(axis: Axes, report: GradientReport) -> None:
     reference = looked.smoothed[report.sigma].weights
     names = list(dict.fromkeys(surrogate.name for surrogate in looked.surrogates))
     for number, name in enumerate(names):
-        of_name = {full_width(s): cosine(w, reference) for s, w in looked.surrogates.items() if s.name == name}
+        of_name = {full_width(s): _degrees(w, reference) for s, w in looked.surrogates.items() if s.name == name}
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         _line(axis, dict(sorted(of_name.items())), colour, marker, name.replace("_", " "))
-    axis.axhline(looked.smoothed[report.sigma].ceiling(), color=GREY, linestyle=":", label="best that can be seen")
-    axis.set_xscale("log")
-    axis.set_xlabel("full width at half maximum, in units of the potential")
-    axis.set_ylabel("cosine of channel weights")
+    best = angle(torch.tensor(looked.smoothed[report.sigma].ceiling())).item()
+    axis.axhline(best, color=GREY, linestyle=":", label="best that can be seen")
+    widths = [full_width(surrogate) for surrogate in looked.surrogates]
+    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30) if min(widths) / 2 < tick < 2 * max(widths)]
+    _log(axis, ticks)
+    axis.set_xlabel("full width at half maximum of the surrogate, units of the potential")
+    _angles(axis)
     axis.set_title(f"surrogates against smoothed, σ {report.sigma:g}, T {report.shown_steps}")
     _legend(axis, ncols=4)
 
@@ -82,7 +96,8 @@ def _time_steps(axis: Axes, report: GradientReport) -> None:
     shades = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
     for number, (kind, size) in enumerate(first.references()):
         points = {
-            float(steps): cosine(looked.own, looked.references()[kind, size]) for steps, looked in report.looked.items()
+            float(steps): _degrees(looked.own, looked.references()[kind, size])
+            for steps, looked in report.looked.items()
         }
         name = f"difference, step {size:g}" if kind == "difference" else f"smoothed, σ {size:g}"
         place = list(getattr(first, "differences" if kind == "difference" else "smoothed")).index(size)
@@ -90,7 +105,7 @@ def _time_steps(axis: Axes, report: GradientReport) -> None:
               linestyle="--" if kind == "difference" else "-")  # fmt: skip
     _log(axis, [float(steps) for steps in report.looked])
     axis.set_xlabel("time steps T")
-    axis.set_ylabel("cosine of channel weights")
+    _angles(axis)
     axis.set_title(f"the network's own surrogate ({report.own.name.replace('_', ' ')} {report.own.alpha:g})")
     _legend(axis, ncols=2)
 
@@ -99,13 +114,13 @@ def _sizes(axis: Axes, report: GradientReport) -> None:
     """How much the references say the same."""
     looked = report.looked[report.shown_steps]
     smoothed = looked.smoothed[report.sigma].weights
-    _line(axis, {h: cosine(looked.own, w) for h, w in looked.differences.items()}, BLUE, "s", "surrogate")
-    _line(axis, {h: cosine(smoothed, w) for h, w in looked.differences.items()}, VERMILION, "^",
+    _line(axis, {h: _degrees(looked.own, w) for h, w in looked.differences.items()}, BLUE, "s", "surrogate")
+    _line(axis, {h: _degrees(smoothed, w) for h, w in looked.differences.items()}, VERMILION, "^",
           f"smoothed, σ {report.sigma:g}", linestyle="--")  # fmt: skip
     _log(axis, list(looked.differences))
     axis.set_xlabel("step of the finite difference, in spikes")
-    axis.set_ylabel("cosine with the finite difference")
-    axis.set_title(f"a step function's slope depends on the step, T {report.shown_steps}")
+    _angles(axis)
+    axis.set_title(f"against finite differences, T {report.shown_steps}")
     _legend(axis, ncols=2)
 
 
@@ -141,7 +156,7 @@ def _words(axis: Axes, report: GradientReport) -> None:
     count = len(report.samples)
     words = (
         f"n = {count} test sample{'s' if count > 1 else ''}\nbars: ± 1 standard error over them\n\n"
-        "cosine 1: the same direction\ncosine 0: nothing in common\n\n"
+        "0°: the same channel weights but for a factor\n90°: nothing in common\n\n"
         f"maps on the left: finite difference of step {report.step:g},\nsmoothed with σ {report.sigma:g}"
     )
     axis.text(0.05, 0.9, words, va="top", fontsize=10, transform=axis.transAxes, linespacing=1.5)
