@@ -83,7 +83,9 @@ class Looked:
             return dataclasses.replace(each[0], groups=torch.cat([s.groups for s in each], 1), same=same)
 
         return cls(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("features", "sam", "own")),
+            torch.cat([part.features for part in parts]),
+            torch.cat([part.sam for part in parts]),
+            torch.cat([part.own for part in parts]),
             {key: torch.cat([part.surrogates[key] for part in parts]) for key in first.surrogates},
             {key: torch.cat([part.differences[key] for part in parts]) for key in first.differences},
             {key: smoothed(key) for key in first.smoothed},
