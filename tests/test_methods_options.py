@@ -42,6 +42,8 @@ OTHER = {
     "temperature_factor": {"temperature_factor": False},
     "teacher_map": {"teacher_map": "grad_cam_predicted"},
     "student_map": {"student_map": "grad_cam"},
+    "cam_error": {"cam_error": 0.5},
+    "cam_error_kind": {"cam_error_kind": "noise"},
     "noise": {"noise": "none"},
     "strength": {"strength": 0.5},
     "distribution": {"distribution": "laplace"},
@@ -53,6 +55,11 @@ OTHER = {
 }
 # The loss is the same with these; what changes is what trains, or the gradient.
 GRADIENT_ONLY = {"detach_statistics": {"detach_statistics": False}, "learnable_strength": {"learnable_strength": True}}
+# What has to be said, too, for an option to count.
+NEEDED = {
+    ("samd", "seed"): {"cam_error": 0.5, "cam_error_kind": "noise"},
+    ("samd", "cam_error_kind"): {"cam_error": 0.5},
+}
 NO_PRESET_EFFECT = {("nld", "preset")}  # `default` and `paper` differ in SAMD alone
 
 
@@ -92,7 +99,8 @@ OPTIONS = [(name, option) for name in sorted(METHODS) for option in known_option
 def test_every_option_changes_the_loss(name, option):
     if option in GRADIENT_ONLY or (name, option) in NO_PRESET_EFFECT:
         return
-    before, after = parts(name), parts(name, **OTHER[option])
+    needed = NEEDED.get((name, option), {})
+    before, after = parts(name, **needed), parts(name, **needed, **OTHER[option])
     total = [torch.stack(list(p.values())).sum() for p in (before, after)]
     assert (total[0] - total[1]).abs() > 1e-7 * total[0].abs(), (before, after)
 
@@ -152,13 +160,13 @@ def test_dkd_rises_epoch_by_epoch():
 
 
 WEIGHTS = ["weight", "feature_weight", "explanation_weight", "alpha", "beta", "gamma", "entropy"]
-SHARES = ["drop", "label_smoothing", "head_mass", "strength"]
+SHARES = ["drop", "label_smoothing", "head_mass", "strength", "cam_error"]
 NUMBERS = [*WEIGHTS, *SHARES, "tau", "entropy_tau", "temperature"]
 WHOLE = ["warmup", "stage", "resolution", "seed"]
 FLAGS = ["temperature_factor", "detach_statistics", "learnable_strength"]
 NAMES = [
     *("preset", "reduction", "normalisation", "scaling", "teacher_map"),
-    *("student_map", "noise", "distribution", "spread", "mixing"),
+    *("student_map", "noise", "distribution", "spread", "mixing", "cam_error_kind"),
 ]
 
 

@@ -41,18 +41,24 @@ class SAMD(_PresetMethod):
         preset: ``"default"``, ``"paper"`` or ``"released-code"``.
         weight: of the term (beta of the paper).
         label_smoothing: in [0, 1].
+        seed: of errors in the teacher's maps (``cam_error``), where they are drawn.
         options: fields of :class:`SAMDOptions` that replace those of the preset.
     """
 
     option_fields = tuple(field.name for field in dataclasses.fields(SAMDOptions))
 
     def __init__(
-        self, preset: str = "default", weight: float = 1.0, label_smoothing: float = 0.0, **options: Any
+        self,
+        preset: str = "default",
+        weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(preset, label_smoothing)
         check_weights(weight=weight)
         self.weight = weight
-        self.samd = SAMDTerm(override(self.preset.samd, options))
+        self.samd = SAMDTerm(override(self.preset.samd, options), seed)
         self._need_maps(self.samd)
 
     def distill(
@@ -105,7 +111,7 @@ class CKD(_PresetMethod):
         beta: weight of SAMD.
         gamma: weight of NLD.
         label_smoothing: in [0, 1].
-        seed: of the noise.
+        seed: of the noise, and of errors in the teacher's maps (``cam_error``).
         samd: fields of :class:`SAMDOptions` that replace those of the preset.
         nld: fields of :class:`NLDOptions` that replace those of the preset.
     """
@@ -124,7 +130,7 @@ class CKD(_PresetMethod):
         check_weights(beta=beta, gamma=gamma)
         self.beta = beta
         self.gamma = gamma
-        self.samd = SAMDTerm(override(self.preset.samd, {} if samd is None else samd))
+        self.samd = SAMDTerm(override(self.preset.samd, {} if samd is None else samd), seed)
         self.nld = NLDTerm(override(self.preset.nld, {} if nld is None else nld), seed)
         self._need_maps(self.samd)
 

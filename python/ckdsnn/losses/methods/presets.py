@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ckdsnn.losses.arguments import as_stages, check_choice, check_flag
+from ckdsnn.losses.arguments import as_stages, check_choice, check_flag, check_in_unit_interval
+from ckdsnn.losses.cam_error import ERRORS
 from ckdsnn.losses.nld import check_nld_options
 from ckdsnn.losses.saliency import TEACHER_MAPS
 from ckdsnn.losses.samd import check_samd_options
@@ -26,6 +27,9 @@ class SAMDOptions:
         teacher_stages: the teacher's stage for each of ``stages``; None for the same.
         teacher_map: which of the teacher's maps, see :func:`~ckdsnn.losses.saliency_map`.
         student_map: ``"sam"``, or ``"grad_cam"`` of the student (CAM-CAM, an ablation).
+        cam_error: which share of the teacher's maps is replaced by wrong ones, in [0, 1] (an experiment), see
+            :func:`~ckdsnn.losses.cam_error.with_error`.
+        cam_error_kind: how they are wrong, see :func:`~ckdsnn.losses.cam_error.wrong_maps`.
     """
 
     reduction: str | None = None
@@ -37,6 +41,8 @@ class SAMDOptions:
     teacher_stages: tuple[int, ...] | None = None
     teacher_map: str = "grad_cam"
     student_map: str = "sam"
+    cam_error: float = 0.0
+    cam_error_kind: str = "shift"
 
     def __post_init__(self) -> None:
         check_samd_options(self.normalisation, self.scaling, self.temperature, self.temperature_factor)
@@ -52,8 +58,10 @@ class SAMDOptions:
             ("reduction", "mean" if self.reduction is None else self.reduction, ("mean", "sum")),
             ("teacher_map", self.teacher_map, TEACHER_MAPS),
             ("student_map", self.student_map, ("sam", "grad_cam")),
+            ("cam_error_kind", self.cam_error_kind, ERRORS),
         ):
             check_choice(value, name, known)
+        check_in_unit_interval(self.cam_error, "cam_error")
         if self.student_map == "grad_cam" and self.reduction is not None:
             raise ValueError(f"reduction={self.reduction!r} is only used with student_map='sam'; leave it out")
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ckdsnn.losses.arguments import check_whole
+from ckdsnn.losses.cam_error import with_error
 from ckdsnn.losses.nld import nld_loss
 from ckdsnn.losses.saliency import grad_cam_and_resolution, saliency_map
 from ckdsnn.losses.samd import samd_loss
@@ -18,10 +20,19 @@ from .presets import NLDOptions, SAMDOptions
 
 
 class SAMDTerm(nn.Module):
-    """:func:`~ckdsnn.losses.samd_loss` of student and teacher outputs, mean over the stages."""
+    """:func:`~ckdsnn.losses.samd_loss` of student and teacher outputs, mean over the stages.
 
-    def __init__(self, options: SAMDOptions) -> None:
+    Args:
+        options: of the term.
+        seed: of errors in the teacher's maps, where they are drawn.
+    """
+
+    def __init__(self, options: SAMDOptions, seed: int = 0) -> None:
         super().__init__()
+        check_whole(seed, "seed", low=0)
+        self.noise: NoiseSource | None = None
+        if options.cam_error > 0 and options.cam_error_kind != "shift":
+            self.noise = NoiseSource(seed + 2**31)  # beyond the seeds that people choose: not the stream of NLD
         self.options = options
         self.stages = options.stages
         self.teacher_stages = options.stages if options.teacher_stages is None else options.teacher_stages
@@ -56,8 +67,11 @@ class SAMDTerm(nn.Module):
 
     def _teacher_map(self, teacher: ANNOutput, stage: int, target: Tensor) -> Tensor:
         if stage in teacher.cams:
-            return teacher.cams[stage]
-        return saliency_map(self.options.teacher_map, teacher, stage, target)
+            maps = teacher.cams[stage]
+        else:
+            maps = saliency_map(self.options.teacher_map, teacher, stage, target)
+        generator = None if self.noise is None else self.noise.generator
+        return with_error(maps, self.options.cam_error, self.options.cam_error_kind, generator)
 
 
 class NLDTerm(nn.Module):
