@@ -21,7 +21,7 @@ from ckdsnn.losses import (
 from ckdsnn.models import build_model
 
 LOGITS = ("kd", "dkd", "tser", "decoupled", "hta_kl", "seal", "nld")
-ALL = ("ce", *LOGITS, "kdsnn", "bkdsnn", "catkd", "e2kd", "samd", "ckd")
+ALL = ("ce", *LOGITS, "kdsnn", "bkdsnn", "catkd", "e2kd", "samd", "samd_dense", "ckd")
 
 
 def networks(method, time_steps=2, **options):

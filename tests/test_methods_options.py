@@ -44,6 +44,9 @@ OTHER = {
     "student_map": {"student_map": "grad_cam"},
     "cam_error": {"cam_error": 0.5},
     "cam_error_kind": {"cam_error_kind": "noise"},
+    "kd_weight": {"kd_weight": 0.7},
+    "maps": {"maps": "classes"},
+    "background": {"background": 2},
     "noise": {"noise": "none"},
     "strength": {"strength": 0.5},
     "distribution": {"distribution": "laplace"},
@@ -59,6 +62,7 @@ GRADIENT_ONLY = {"detach_statistics": {"detach_statistics": False}, "learnable_s
 NEEDED = {
     ("samd", "seed"): {"cam_error": 0.5, "cam_error_kind": "noise"},
     ("samd", "cam_error_kind"): {"cam_error": 0.5},
+    ("samd_dense", "tau"): {"kd_weight": 1.0},
 }
 NO_PRESET_EFFECT = {("nld", "preset")}  # `default` and `paper` differ in SAMD alone
 
@@ -67,6 +71,7 @@ class Network:
     """What `make_modules` asks of a network."""
 
     num_stages, stage_channels, classifier_weight = len(STAGES), (C,) * len(STAGES), torch.ones(())
+    num_classes = K
 
 
 def outputs(requires_grad=False):
@@ -159,14 +164,14 @@ def test_dkd_rises_epoch_by_epoch():
         assert value == pytest.approx(rise * values[-1], rel=1e-6)
 
 
-WEIGHTS = ["weight", "feature_weight", "explanation_weight", "alpha", "beta", "gamma", "entropy"]
+WEIGHTS = ["weight", "kd_weight", "feature_weight", "explanation_weight", "alpha", "beta", "gamma", "entropy"]
 SHARES = ["drop", "label_smoothing", "head_mass", "strength", "cam_error"]
 NUMBERS = [*WEIGHTS, *SHARES, "tau", "entropy_tau", "temperature"]
 WHOLE = ["warmup", "stage", "resolution", "seed"]
 FLAGS = ["temperature_factor", "detach_statistics", "learnable_strength"]
 NAMES = [
     *("preset", "reduction", "normalisation", "scaling", "teacher_map"),
-    *("student_map", "noise", "distribution", "spread", "mixing", "cam_error_kind"),
+    *("student_map", "noise", "distribution", "spread", "mixing", "cam_error_kind", "maps"),
 ]
 
 
@@ -176,7 +181,7 @@ def options_of(kinds):
 
 def test_the_lists_above_have_all_options():
     known = {option for _, option in OPTIONS}
-    nested = {"samd", "nld", "stages", "teacher_stages", "sigma"}
+    nested = {"samd", "nld", "stages", "teacher_stages", "sigma", "background"}
     assert known == {*NUMBERS, *WHOLE, *FLAGS, *NAMES, *nested}
     assert known == set(OTHER) | set(GRADIENT_ONLY)
 

@@ -177,7 +177,7 @@ NAMES = sorted(path.stem for path in GRIDS.glob("*.yaml"))
 def test_all_grids_are_there():
     assert set(NAMES) == {
         *("components", "scaling", "normalisation", "noise", "distribution", "stage", "time_steps", "lambda"),
-        *("beta_gamma", "cam", "cam_error", "baselines", "teacher_quality", "cross_architecture"),
+        *("beta_gamma", "cam", "cam_error", "baselines", "teacher_quality", "cross_architecture", "dense"),
     }
 
 

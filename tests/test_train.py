@@ -184,7 +184,7 @@ class Poison(torch.nn.Module):
     def __init__(self, network, after):
         super().__init__()
         self.network, self.left = network, after
-        self.sam_stages, self.num_stages = network.sam_stages, network.num_stages
+        self.sam_stages, self.num_stages, self.dense = network.sam_stages, network.num_stages, network.dense
 
     def forward(self, images):
         self.left -= 1

@@ -20,6 +20,7 @@ from ckdsnn.building import method_from, with_method_options
 from ckdsnn.checkpoint import SCHEMA, RunError, check_training_state, provenance, random_state, restore_random_state
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain
 from ckdsnn.data import ArrayDataModule, Batch
+from ckdsnn.evaluation import Evaluation, check_classified
 from ckdsnn.losses import FrozenTeacher, Method, NoiseSource
 from ckdsnn.models import ANNOutput, SNNOutput, build_model
 from ckdsnn.models.ann_resnet import ANNResNet
@@ -151,6 +152,7 @@ class Distillation(L.LightningModule):
     # Training. The step is `ckdsnn.training.TrainStep`; Lightning's loop around it counts, validates, logs and saves.
 
     def setup(self, stage: str) -> None:
+        check_classified(getattr(self.trainer, "datamodule", None), self.network)
         if stage != "fit":
             return
         if self.global_rank > 0:  # equal noise on all processes would be noise on fewer samples
@@ -286,41 +288,36 @@ class Distillation(L.LightningModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._correct, self._seen = torch.zeros(2, dtype=torch.float64, device=self.device).unbind()
+        self._evaluation = Evaluation(self.network.num_classes, self.device, dense=self.network.dense)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+        self._evaluation.add(self(batch.images).logits, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_accuracy("val/accuracy")
+        self._log_evaluation("val")
 
     def on_test_start(self) -> None:
         self._firing_rate = FiringRate(self.network).__enter__()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+        self._evaluation.add(self(batch.images).logits, batch.targets)
 
     def on_test_epoch_end(self) -> None:
-        self._log_accuracy("test/accuracy")
+        self._log_evaluation("test")
         assert self._firing_rate is not None
         self._firing_rate.__exit__(None, None, None)
         if self._firing_rate.mean is not None:
             self.log("test/firing_rate", self._firing_rate.mean, sync_dist=True)
 
-    def _evaluate(self, batch: Batch) -> None:
-        self._correct += (self(batch.images).logits.argmax(1) == batch.targets).sum()
-        self._seen += len(batch.targets)
-
-    def _log_accuracy(self, name: str) -> None:
-        counts = torch.stack([self._correct, self._seen])
-        correct, seen = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
-        if seen:
-            self.log(name, correct / seen, batch_size=1, sync_dist=self.trainer.world_size > 1)
+    def _log_evaluation(self, part: str) -> None:
+        metrics = self._evaluation.metrics(lambda counts: self.trainer.strategy.reduce(counts, reduce_op="sum"))  # type: ignore[return-value]
+        for name, value in metrics.items():
+            self.log(f"{part}/{name}", value, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Indices, targets, predicted classes and their probabilities, each [B]."""
+        """Indices [B], and targets, predicted classes and their probabilities, each [B] or [B, H, W]."""
         confidence, predicted = self(batch.images).logits.float().softmax(1).max(1)
         return {"index": batch.indices, "target": batch.targets, "prediction": predicted, "confidence": confidence}
 

@@ -62,6 +62,11 @@ def _work(options: argparse.Namespace) -> None:
         options.run, root=options.root, teacher=options.teacher, checkpoint=checkpoints[0], device=options.device
     )
     check_writable(folder)
+    if run.network.dense:
+        raise RunError(
+            f"the run {options.run} classifies pixels, and what is drawn here explains one class an image: name a run "
+            "that classifies images"
+        )
     if run.teacher is None:
         raise RunError(
             f"the run {options.run} has no teacher to compare with (method {run.task.method.name}): name the "

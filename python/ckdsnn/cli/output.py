@@ -25,13 +25,14 @@ class SaveConfig(SaveConfigCallback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`, by validation accuracy; the best so far stays known where the folder has moved."""
+    """`best.ckpt`, by validation accuracy, or of pixels by mean IoU; the best so far stays known where the folder has
+    moved."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, dense: bool = False) -> None:
         super().__init__(
             out,
             "best",
-            monitor="val/accuracy",
+            monitor="val/mean_iou" if dense else "val/accuracy",
             mode="max",
             enable_version_counter=False,
             save_on_train_epoch_end=False,

@@ -157,7 +157,7 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(ResumeCheckpoint(last, config.save_every_seconds, config.save_every_n_steps))
             if self.datamodule.has_validation:
-                callbacks.append(BestCheckpoint(self.out))
+                callbacks.append(BestCheckpoint(self.out, dense=self.datamodule.dense))
         self.trainer_defaults["callbacks"] = callbacks
         plugins = [BackgroundCheckpointIO()]
         kwargs |= {"default_root_dir": str(self.out), "plugins": plugins, "enable_model_summary": False}
@@ -191,7 +191,8 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if "val/accuracy" in metrics:
-            self._say(f"validation accuracy at the last epoch {100 * metrics['val/accuracy']:.2f} %")
+            iou = f", mean IoU {100 * metrics['val/mean_iou']:.2f} %" if "val/mean_iou" in metrics else ""
+            self._say(f"validation accuracy at the last epoch {100 * metrics['val/accuracy']:.2f} %{iou}")
         self._say(f"weights: {self.out / 'last.ckpt'}")
 
     def after_test(self) -> None:

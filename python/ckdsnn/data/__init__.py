@@ -3,6 +3,7 @@
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import Batch, BatchLoader
 from ckdsnn.data.cifar import CIFAR
+from ckdsnn.data.digit_masks import DigitMasks
 from ckdsnn.data.digits import DigitsCanvas
 from ckdsnn.data.folder import ImageFolder
 from ckdsnn.data.frames import DVSFrames
@@ -17,6 +18,7 @@ __all__ = [
     "BatchLoader",
     "DVSFrames",
     "DataModule",
+    "DigitMasks",
     "DigitsCanvas",
     "ImageFolder",
 ]

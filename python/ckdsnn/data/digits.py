@@ -80,7 +80,7 @@ def render_canvas(digits: Tensor, generator: torch.Generator) -> Tensor:
     count = len(digits)
     if count < 2:
         raise ValueError(f"digits must hold at least 2 images, since clutter comes from the others, got {count}")
-    glyphs = F.interpolate(digits[:, None], size=(GLYPH, GLYPH), mode="bilinear", align_corners=False)[:, 0]
+    glyphs = _enlarged(digits)
     canvas = _place(glyphs, draw_corners(count, generator))
     for _ in range(2):
         other = (torch.arange(count) + torch.randint(1, count, (count,), generator=generator)) % count
@@ -93,6 +93,16 @@ def render_canvas(digits: Tensor, generator: torch.Generator) -> Tensor:
 def draw_corners(count: int, generator: torch.Generator) -> Tensor:
     """Random places for glyphs on the canvas: int64 [count, 2], row and column of the upper left corner."""
     return torch.randint(0, CANVAS - GLYPH + 1, (count, 2), generator=generator)
+
+
+def placed_digits(digits: Tensor, corners: Tensor) -> Tensor:
+    """The digits alone, [N, 8, 8] -> [N, 20, 20], where a rendering with these corners has them."""
+    return _place(_enlarged(digits), corners)
+
+
+def _enlarged(digits: Tensor) -> Tensor:
+    """[N, 8, 8] -> [N, 12, 12]."""
+    return F.interpolate(digits[:, None], size=(GLYPH, GLYPH), mode="bilinear", align_corners=False)[:, 0]
 
 
 def _place(glyphs: Tensor, corners: Tensor) -> Tensor:
@@ -156,12 +166,16 @@ class DigitsCanvas(ArrayDataModule):
         digits, targets = getattr(digits_split(), part if part != "train" else "pool")
         generator = self._generator(part)
         if part != "train":
-            return Arrays(render_canvas(digits, generator), targets)
+            return self.render(digits, targets, generator)
         if self.train_samples is not None:
             chosen = torch.randperm(len(targets), generator=generator)[: self.train_samples]
             digits, targets = digits[chosen], targets[chosen]
-        views = [render_canvas(digits, generator) for _ in range(self.views)]
-        return Arrays(torch.cat(views), targets.repeat(self.views))
+        views = [self.render(digits, targets, generator) for _ in range(self.views)]
+        return Arrays(*(torch.cat(part) for part in zip(*views, strict=True)))
+
+    def render(self, digits: Tensor, targets: Tensor, generator: torch.Generator) -> Arrays:
+        """Digits [N, 8, 8] and their classes as images and what is to be said of them."""
+        return Arrays(render_canvas(digits, generator), targets)
 
     def _generator(self, part: str) -> torch.Generator:
         return counter_generator(self.seed, ("train", "validation", "test").index(part))

@@ -86,19 +86,23 @@ def check_tensor(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be of a floating-point dtype, got {value.dtype}")
 
 
-def check_target(target: Any, batch: int, num_classes: int) -> None:
+def check_target(target: Any, batch: int, num_classes: int, *size: int) -> None:
     """Raises TypeError unless ``target`` is an int64 tensor, ValueError unless it is ``[batch]`` of existing classes.
+
+    Of pixels, where ``size`` is H, W, it is ``[batch, H, W]``.
 
     Classes are looked at on the CPU only; a GPU would have to be waited for.
     """
+    each = "pixel" if size else "sample"
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor, got {target!r}")
     if target.dtype != torch.int64:
-        raise TypeError(f"target must be int64, one class a sample, got {target.dtype}")
-    if target.shape != (batch,):
-        raise ValueError(f"target must be [{batch}], one class a sample, got {list(target.shape)}")
+        raise TypeError(f"target must be int64, one class a {each}, got {target.dtype}")
+    if target.shape != (batch, *size):
+        raise ValueError(f"target must be {[batch, *size]}, one class a {each}, got {list(target.shape)}")
     if target.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    for number in target.tolist():
-        if not 0 <= number < num_classes:
-            raise ValueError(f"target must hold classes from 0 to {num_classes - 1}, got {number}")
+    classes = target.flatten().tolist()
+    if classes and not (min(classes) >= 0 and max(classes) < num_classes):
+        wrong = min(classes) if min(classes) < 0 else max(classes)
+        raise ValueError(f"target must hold classes from 0 to {num_classes - 1}, got {wrong}")

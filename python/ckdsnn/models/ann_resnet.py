@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +63,11 @@ class ANNResNet(ANN):
             first = BasicBlock(channels, width, stride)
             self.stages.append(nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1))))
             channels = width
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier: nn.Module = nn.Linear(channels, num_classes)
 
     @property
     def classifier_weight(self) -> Tensor:
-        return self.classifier.weight
+        return cast(Tensor, self.classifier.weight)
 
     def fold(self) -> None:
         """Makes every normalisation, which in eval mode is a scale and a shift a channel, a part of the convolution
@@ -85,7 +86,12 @@ class ANNResNet(ANN):
             if number == differentiable_from:
                 x = x.detach().requires_grad_()
             features[number] = x
-        return ANNOutput(self.classifier(x.mean((2, 3))), features, self.classifier_weight)
+        return ANNOutput(self.classify(features), features, self.classifier_weight)
+
+    def classify(self, features: dict[int, Tensor]) -> Tensor:
+        """Logits from the features of all stages."""
+        logits: Tensor = self.classifier(features[self.num_stages].mean((2, 3)))
+        return logits
 
 
 @register_model("ann_resnet19")

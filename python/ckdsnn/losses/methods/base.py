@@ -14,7 +14,7 @@ from ckdsnn.losses.arguments import check_in_unit_interval, check_target, check_
 from ckdsnn.losses.divergence import check_logits
 from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.base import ANN, SNN
-from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
+from ckdsnn.models.outputs import ANNOutput, SNNOutput, by_pixel, resolve_stage
 from ckdsnn.models.registry import nearest
 
 METHODS: dict[str, type[Method]] = {}
@@ -105,6 +105,14 @@ class Method(nn.Module):
             raise TypeError(f"the teacher must be a conventional network, got {type(teacher).__name__}")
         if student.num_classes != teacher.num_classes:
             raise ValueError(f"the student has {student.num_classes} classes but the teacher {teacher.num_classes}")
+        if student.dense != teacher.dense:
+            of = {False: "images", True: "pixels"}
+            raise ValueError(f"the student classifies {of[student.dense]} but the teacher {of[teacher.dense]}")
+        if student.dense and self.teacher_map_stages:
+            raise ValueError(
+                f"method {type(self).__name__} explains one class an image, but the networks classify pixels; use "
+                "samd_dense for maps that keep position"
+            )
         if student.num_classes < 2:
             raise ValueError("the networks have one class, whose distribution teaches nothing; use method ce")
         for stage in (*self.teacher_map_stages, *self.teacher_feature_stages):
@@ -123,9 +131,12 @@ class Method(nn.Module):
         Args:
             student: output of the student on the batch.
             teacher: output of the teacher on the same batch; None where ``needs_teacher`` is False.
-            target: labels, int64 [B].
+            target: labels, int64 [B], or [B, H, W] of pixels.
             epoch: epochs done so far, with fraction; for warm-ups.  A number, or a tensor [] on the outputs' device,
                 which a captured step needs: a number would be that of the capture for ever.
+
+        Pixels are samples: of networks that classify them, :meth:`distill` gets logits [B*H*W, K], labels [B*H*W], and
+        outputs with their ``image_size``.
 
         Everything is computed outside autocast, and :meth:`distill` gets logits and maps in float32 at least; features
         are what the networks made, maybe of 2 bytes: see :func:`~ckdsnn.losses.precision.mean_over_time` and
@@ -140,9 +151,13 @@ class Method(nn.Module):
             kind = "spiking network" if self.needs_teacher else "network"
             raise TypeError(f"student must be the output of a {kind}, got {type(student).__name__}")
         check_tensor(student.logits, "student.logits")
-        if student.logits.dim() != 2:
-            raise ValueError(f"student.logits must be [B, K], got {list(student.logits.shape)}")
+        if student.logits.dim() not in (2, 4):
+            raise ValueError(f"student.logits must be [B, K] or [B, K, H, W], got {list(student.logits.shape)}")
         check_target(target, *student.logits.shape)
+        if student.logits.dim() == 4:
+            student, target = by_pixel(student), target.flatten()
+            if isinstance(teacher, ANNOutput) and teacher.logits.dim() == 4:
+                teacher = by_pixel(teacher)
         with outside_autocast(student.logits):
             if not self.needs_teacher:
                 return {"ce": self.cross_entropy(student, target)}
