@@ -153,6 +153,13 @@ def test_methods_of_logits_take_pixels_for_samples(name):
     assert all(p.grad.abs().sum() > 0 for p in student.parameters())
 
 
+@pytest.mark.parametrize("name", ["kdsnn", "bkdsnn", "catkd"])
+def test_methods_of_features_work_as_they_are(name):
+    parts, *_, student = run(build_method(name))
+    sum(list(parts.values())[1:]).backward()
+    assert student.stages[2][0].conv2.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("name", ["samd", "ckd", "e2kd"])
 def test_maps_of_one_class_an_image_are_refused(name):
     method = build_method(name)
