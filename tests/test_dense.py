@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ckdsnn.checkpoint import RunError, load_checkpoint
 from ckdsnn.cli import main
-from ckdsnn.data import Augmentation, DigitMasks, DigitsCanvas
+from ckdsnn.data import Augmentation, BatchLoader, DigitMasks, DigitsCanvas
+from ckdsnn.data.batches import EpochSampler
 from ckdsnn.data.digits import digits_split
 from ckdsnn.evaluation import Evaluation, check_classified
 from ckdsnn.losses import FrozenTeacher, build_method, samd_loss
@@ -17,6 +18,7 @@ from ckdsnn.losses.methods.samd_dense import class_evidence, label_shares
 from ckdsnn.losses.resize import resize_to
 from ckdsnn.models import build_model
 from ckdsnn.models.outputs import by_pixel
+from ckdsnn.training import EpochFeed
 from ckdsnn.training.writer import ResumeCheckpoint
 from no_host_wait import NoHostWait
 
@@ -90,6 +92,21 @@ def test_targets_that_do_not_fit_and_augmentation_are_refused():
 
     with pytest.raises(ValueError, match="augmentation of Moving would move pixels"):
         Moving()
+
+
+def test_an_epoch_on_the_device_has_the_labels_of_its_pixels():
+    images, targets = batch(9)
+    sampler = EpochSampler(9, 3, shuffle=True, drop_last=True, seed=2)
+    feed = EpochFeed(BatchLoader(images, targets, sampler))
+    feed.start(1, 0)
+    seen = []
+    with NoHostWait():
+        for _ in range(3):
+            seen.append(feed.batch())
+            feed.advance()
+    for found in seen:
+        assert torch.equal(found.targets, targets[found.indices])
+        assert torch.equal(found.images, images[found.indices])
 
 
 # Networks
