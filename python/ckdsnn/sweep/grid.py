@@ -28,7 +28,7 @@ KEYS = (
     "teacher_seed",
 )
 SETTINGS = ("recipe", "seeds", "baseline", "metric", "teacher_seed")  # of KEYS, what `--set` replaces
-METRICS = ("test/accuracy", "test/firing_rate")
+METRICS = ("test/accuracy", "test/mean_iou", "test/firing_rate")
 OWN = ("teachers", "slurm", "table.csv", "table.md", "runs.csv", "bars.png", "line.png", "heatmap.png")  # in the folder
 CELL = "cell"  # the dimension of the named cells
 

@@ -79,7 +79,7 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def is_percent(metric: str) -> bool:
-    return metric.endswith("accuracy")
+    return metric.endswith(("accuracy", "mean_iou"))
 
 
 def summarise(grid: Grid, students: Sequence[Student]) -> list[Row]:
@@ -138,7 +138,8 @@ def _show(values: Mapping[int, float], form: str) -> str:
 
 
 def heading(grid: Grid) -> str:
-    return grid.metric.removeprefix("test/").replace("_", " ") + (" %" if is_percent(grid.metric) else "")
+    name = grid.metric.removeprefix("test/").replace("_", " ").replace("iou", "IoU")
+    return name + (" %" if is_percent(grid.metric) else "")
 
 
 def _cells_of(grid: Grid, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
