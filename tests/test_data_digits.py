@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ckdsnn.data import DigitsCanvas
-from ckdsnn.data.digits import GLYPH, NOISE, digits_split, render_canvas
+from ckdsnn.data.digits import GLYPH, digits_split, render_canvas
 
 
 def generator(seed=0):
@@ -54,7 +54,7 @@ def test_noise_and_digit_are_where_they_should_be():
     # Outside there is noise and some clutter, inside a digit.
     assert images[inside].mean() > images[~inside].mean() + 0.15
     quiet = images[~inside][images[~inside] < 0]
-    assert quiet.square().mean().sqrt() == pytest.approx(NOISE, rel=0.05)
+    assert quiet.square().mean().sqrt() == pytest.approx(0.25, rel=0.05)
 
 
 def test_clutter_comes_from_other_digits():
@@ -65,6 +65,26 @@ def test_clutter_comes_from_other_digits():
     alone = render_canvas(torch.zeros(40, 8, 8), generator())
     differing = (canvas - alone).flatten(1).abs().amax(1) > 0.5
     assert 1 <= differing[1:].sum() < 10
+
+
+def test_canvas_has_the_size_clutter_and_noise_that_are_asked():
+    """The digits' places are the first thing that is drawn, so the same canvas without clutter shows where it lies."""
+    hard = {"size": 32, "fragment": 6, "noise": 0.0, "seed": 3}
+    images = {}
+    for clutter in (0, 1, 6):
+        data = DigitsCanvas(clutter=clutter, **hard)
+        data.setup("test")
+        images[clutter] = data.arrays("test").images[:, 0]
+    corners, side = data.test_boxes()
+    assert corners.max() == 32 - side
+    assert images[0].shape == (600, 32, 32)
+    added = images[1] != images[0]
+    for axis in (1, 2):
+        assert int(added.any(axis).sum(1).max()) == 6  # rows and columns of a fragment
+    assert (images[6] > 0).sum() > (images[1] > 0).sum() > (images[0] > 0).sum()
+    for number, (row, column) in enumerate(corners.tolist()):
+        images[0][number, row : row + side, column : column + side] = 0
+    assert not images[0].any()
 
 
 def test_an_epoch_passes_every_digit_once_in_the_next_rendering():
@@ -95,6 +115,10 @@ def test_subset_depends_on_the_seed_and_is_nested_in_no_test_data():
         ({"train_samples": 1}, r"train_samples must lie in \[2, 897\].*got 1"),
         ({"train_samples": 898}, "got 898"),
         ({"views": 0}, "views must be at least 1, got 0"),
+        ({"size": 11}, "size must be at least 12, the side of a digit, got 11"),
+        ({"clutter": -1}, "clutter must be at least 0, got -1"),
+        ({"fragment": 13}, r"fragment must lie in \[1, 12\], got 13"),
+        ({"noise": -0.5}, "noise must be at least 0, got -0.5"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )

@@ -93,7 +93,7 @@ def test_the_recipe_is_not_changed():
         ({"seeds": [2**32]}, "below 2"),
         ({"baseline": "c"}, "baseline 'c' is no cell; cells: a, b"),
         ({"baseline": 3}, "baseline must be a name, got int 3"),
-        ({"metric": "test/f1"}, "metric 'test/f1' is not one of a test: test/accuracy, test/firing_rate"),
+        ({"metric": "test/f1"}, "metric 'test/f1' is not one of a run: test/accuracy, test/firing_rate, val/accuracy"),
         ({"cells": {"Teachers": {}}}, "would have the folder of the sweep's own teachers"),
         ({"teacher_seed": "x"}, "teacher_seed must be a whole number"),
         ({"recipe": None}, "recipe must be the name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,15 +27,33 @@ def build_parser() -> argparse.ArgumentParser:
         "continues: what is finished is kept, what was running goes on from its checkpoint.",
         epilog=f"Packaged grids: {names}. See docs/sweeps.md.",
     )
-    parser.add_argument("grid", metavar="GRID", help="a YAML file, or the name of a packaged grid")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the sweep (default: runs/sweep/GRID)")
+    parser.add_argument(
+        "grids",
+        metavar="GRID",
+        nargs="+",
+        help="a YAML file, or the name of a packaged grid; several are one after another",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="folder of the sweep (default: runs/sweep/GRID); of several grids: OUT/GRID each, and OUT/teachers",
+    )
+    parser.add_argument(
+        "--teachers",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="folder of the trained teachers; sweeps that name the same one share teachers of the same recipe and seed "
+        "(default: OUT/teachers)",
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="replace recipe, seeds, baseline, metric or teacher_seed of the grid, or give all cells an option of the "
-        "recipe (data.root=DATA); may be repeated",
+        help="replace recipe, seeds, baseline, metric, teacher or teacher_seed of the grids, or give all cells an "
+        "option of the recipe (data.root=DATA); may be repeated",
     )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and what is left of them, and end")
     parser.add_argument(
@@ -66,7 +85,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--processes and --per_gpu are for this machine: with --slurm say what a run gets by --slurm_set")
     if options.slurm_set and not options.slurm:
         parser.error("--slurm_set is only used with --slurm")
-    out: Path = options.out or Path("runs/sweep") / Path(options.grid).stem
+    names = [Path(grid).stem for grid in options.grids]
+    if len(set(names)) < len(names):
+        parser.error(f"two grids have the same name: {' '.join(names)}")
+    several = len(names) > 1
+    out: Path = options.out or (Path("runs/sweep") if several else Path("runs/sweep") / names[0])
+    if several and "teachers" in names:
+        parser.error("a grid named teachers would have the folder of the teachers: rename it")
 
     def say(what_happened: str) -> None:
         print(
@@ -93,45 +118,54 @@ def _guarded(options: argparse.Namespace, out: Path) -> int:
 def _run(options: argparse.Namespace, out: Path) -> int:
     from ckdsnn.run_folder import alone_in, check_writable
     from ckdsnn.sweep.grid import load_grid
-    from ckdsnn.sweep.plan import make_plan
+    from ckdsnn.sweep.plan import jobs_of, make_plan
     from ckdsnn.sweep.run import places, run_jobs, visible_gpus
 
-    grid = load_grid(options.grid, options.set)
     check_writable(out)
-    plan = make_plan(grid, out)
-    plan.check_folders()
+    teachers: Path = options.teachers or out / "teachers"
+    check_writable(teachers)
+    plans = []
+    for name in options.grids:
+        grid = load_grid(name, options.set)
+        plans.append(make_plan(grid, out / grid.name if len(options.grids) > 1 else out, teachers))
+        plans[-1].check_folders()
     if options.dry_run:
-        _list(plan)
+        for plan in plans:
+            _list(plan)
         return 0
-    with alone_in(out, "sweep"):
-        plan.write_recipes()
+    jobs = jobs_of(plans)
+    with contextlib.ExitStack() as held:
+        for plan in plans:
+            held.enter_context(alone_in(plan.out, "sweep"))
+            plan.write_recipes()
         if options.slurm:
             from ckdsnn.sweep.slurm import submit
 
-            print(submit(plan, options.slurm_set))
-            _write_tables(plan)
+            for plan in plans:
+                print(submit(plan, options.slurm_set))
+                _write_tables(plan)
             return 0
-        gpus = [] if plan.on_cpu else visible_gpus()
+        on_cpu = all(plan.on_cpu for plan in plans)
+        gpus = [] if on_cpu else visible_gpus()
         if options.per_gpu and not gpus:
-            why = "all recipes ask for the CPU" if plan.on_cpu else "no GPU is visible here"
+            why = "all recipes ask for the CPU" if on_cpu else "no GPU is visible here"
             print(f"--per_gpu is not used: {why}", file=sys.stderr)
         at = places(options.processes, gpus, options.per_gpu or 1)
         from ckdsnn.sweep.progress import Progress
 
         try:
-            with Progress(plan, len(at)) as progress:
-                outcome = run_jobs(plan.jobs, at, progress.end)
+            with Progress(" ".join(plan.grid.name for plan in plans), jobs, plans[0].grid.metric, len(at)) as progress:
+                outcome = run_jobs(jobs, at, progress.end)
         except (KeyboardInterrupt, Terminated):
-            _write_tables(plan, show=False)
+            for plan in plans:
+                _write_tables(plan, show=False)
             raise
-        _write_tables(plan)
+        for plan in plans:
+            _write_tables(plan)
     for folder, why in outcome.failed.items():
         print(f"\nfailed: {folder}: {why}", file=sys.stderr)
     if outcome.failed:
-        print(
-            f"\n{len(outcome.failed)} of {len(plan.jobs)} runs failed; the same command tries them again",
-            file=sys.stderr,
-        )
+        print(f"\n{len(outcome.failed)} of {len(jobs)} runs failed; the same command tries them again", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 

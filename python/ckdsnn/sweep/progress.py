@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from ckdsnn.sweep.plan import Job, Plan
+from ckdsnn.sweep.plan import Job
 
 
 class Progress:
-    """Shows the runs of a plan on standard error.
+    """Shows the runs of a sweep on standard error.
 
     Args:
-        plan: of which the finished runs count as done from the start.
+        name: of the sweep.
+        jobs: of which the finished ones count as done from the start.
+        metric: shown of every run that ends.
         places: runs at a time.
     """
 
-    def __init__(self, plan: Plan, places: int) -> None:
-        done = sum(job.finished for job in plan.jobs)
-        self._metric = plan.grid.metric
-        self._done, self._total, self._ended = done, len(plan.jobs), 0
+    def __init__(self, name: str, jobs: Sequence[Job], metric: str, places: int) -> None:
+        done = sum(job.finished for job in jobs)
+        self._metric = metric
+        self._done, self._total, self._ended = done, len(jobs), 0
         self._started = time.monotonic()
         self._bar = tqdm(
             total=self._total,
             initial=done,
-            desc=f"sweep {plan.grid.name}",
+            desc=f"sweep {name}",
             unit="run",
             disable=not sys.stderr.isatty(),
             bar_format="{desc}: {n_fmt} of {total_fmt} runs |{bar}| {elapsed}, left {remaining}",
         )
         if self._bar.disable and done < self._total:
-            self._say(f"sweep {plan.grid.name}: {done} of {self._total} runs are finished, {places} at a time")
+            self._say(f"sweep {name}: {done} of {self._total} runs are finished, {places} at a time")
 
     def end(self, job: Job, why: str | None) -> None:
         """A run came to its end."""

@@ -209,7 +209,7 @@ def _why(run: Running) -> str | None:
     if status < 0:
         said = f"ended by {signal.Signals(-status).name}"
     else:
-        said = f"exit status {status}" if status else f"no {run.job.result}"
+        said = f"exit status {status}" if status else f"no {run.job.result or 'validation accuracy in its log'}"
     return f"{said}: {last_words(run.job)}"
 
 
