@@ -6,45 +6,63 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckdsnn import cli
 from ckdsnn.checkpoint import RunError
 from ckdsnn.run_folder import alone_in
 from ckdsnn.sweep.grid import build_grid
 from ckdsnn.sweep.plan import Job, make_plan
-from ckdsnn.sweep.run import LOG, Place, last_words, places, run_jobs
+from ckdsnn.sweep.run import LOG, Place, last_words, places, run_jobs, visible_gpus
 
-# Writes what it was asked to do and where it was; what the folder's file `do` says happens in between.
-PROGRAM = """
+# A worker whose command writes what it was asked to do and where it was; what the folder's file `do` says happens in
+# between.
+PROGRAM = (
+    f"""
 import json, os, pathlib, signal, sys, time
-verb, out = sys.argv[1], pathlib.Path(sys.argv[2])
-out.mkdir(parents=True, exist_ok=True)
-with open(out.parent / "order", "a") as order:
-    order.write(f"{verb} {out.name}\\n")
-print("place", os.environ["PLACE"], os.environ.get("HIDDEN"), flush=True)
-do = (out / "do").read_text() if (out / "do").exists() else ""
-if do == "fail":
-    sys.exit("line 1\\nline 2\\nno luck")
-if do == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: ((out / "saved").touch(), sys.exit(143)))
-    (out / "waits").touch()
-    time.sleep(60)
-if do == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (out / "waits").touch()
-    time.sleep(60)
-if do.startswith("meet") and verb == "fit":
-    (out / "waits").touch()
-    deadline = time.monotonic() + 60
-    while len(list(out.parent.glob("*/waits"))) < int(do[5:]):
-        assert time.monotonic() < deadline, "not all are running at once"
-        time.sleep(0.01)
-if verb == "test":
-    (out / "test.json").write_text(json.dumps({"metrics": {"test/accuracy": 0.5}}))
+sys.path[:0] = {[path or str(Path.cwd()) for path in sys.path]!r}
+from ckdsnn.sweep.worker import work
 """
+    + """
+def run(arguments):
+    verb, out = arguments[0], pathlib.Path(arguments[1])
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out.parent / "order", "a") as order:
+        order.write(f"{verb} {out.name}\\n")
+    print("place", os.environ["PLACE"], os.environ.get("HIDDEN"), os.getpid(), flush=True)
+    (out / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+    do = (out / "do").read_text() if (out / "do").exists() else ""
+    if do == "fail":
+        sys.exit("line 1\\nline 2\\nno luck")
+    if do == "status":
+        return 7
+    if do == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if do == "wait":
+        signal.signal(signal.SIGTERM, lambda *_: ((out / "saved").touch(), sys.exit(143)))
+        (out / "waits").touch()
+        time.sleep(60)
+    if do == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (out / "waits").touch()
+        time.sleep(60)
+    if do.startswith("meet") and verb == "fit":
+        (out / "waits").touch()
+        deadline = time.monotonic() + 60
+        while len(list(out.parent.glob("*/waits"))) < int(do[5:]):
+            assert time.monotonic() < deadline, "not all are running at once"
+            time.sleep(0.01)
+    if verb == "test":
+        (out / "test.json").write_text(json.dumps({"metrics": {"test/accuracy": 0.5}}))
+    return 0
+
+sys.exit(work(run))
+"""
+)
 COMMAND = [sys.executable, "-c", PROGRAM]
 
 
@@ -63,6 +81,11 @@ def run(jobs, count=1, **options):
     at = [Place({"PLACE": str(number)}) for number in range(count)]
     outcome = run_jobs(jobs, at, lambda job, why: ended.append((job.name, why is None)), COMMAND, **options)
     return outcome, ended
+
+
+def where(job):
+    """Place, hidden variable and process of its first command."""
+    return (job.folder / LOG).read_text().split()[1:4]
 
 
 def test_stages_and_jobs_in_their_order_and_only_once(tmp_path):
@@ -86,13 +109,13 @@ def test_stages_and_jobs_in_their_order_and_only_once(tmp_path):
 def test_runs_are_parallel_each_in_a_place_of_its_own(tmp_path):
     jobs = [job(tmp_path, name, do="meet 4") for name in "abcd"]
     assert not run(jobs, count=4)[0].failed
-    assert sorted((j.folder / LOG).read_text().split()[1] for j in jobs) == ["0", "1", "2", "3"]
+    assert sorted(where(j)[0] for j in jobs) == ["0", "1", "2", "3"]
 
 
 def test_a_place_is_taken_again_when_it_is_free(tmp_path):
     jobs = [job(tmp_path, "long", do="meet 2"), job(tmp_path, "short"), job(tmp_path, "next", do="meet 2")]
     assert not run(jobs, count=2)[0].failed
-    assert [(j.folder / LOG).read_text().split()[1] for j in jobs] == ["0", "1", "1"]
+    assert [where(j)[0] for j in jobs] == ["0", "1", "1"]
 
 
 def test_a_failed_run_stops_those_alone_that_need_it(tmp_path, monkeypatch):
@@ -109,6 +132,33 @@ def test_a_failed_run_stops_those_alone_that_need_it(tmp_path, monkeypatch):
     assert not bad.finished
     (bad.folder / "do").write_text("")
     assert dict(run([bad, child, good])[1]) == {"bad": True, "child": True}
+
+
+def test_a_process_goes_on_until_a_run_fails(tmp_path):
+    """PyTorch is imported once a place; what a failed run leaves of its process, the next one does not get."""
+    names = {"a": None, "b": None, "bad": "status", "c": None, "dead": "crash", "d": None, "e": None}
+    jobs = {name: job(tmp_path, name, do=do) for name, do in names.items()}
+    outcome, ended = run(list(jobs.values()))
+    assert dict(ended) == {name: name not in ("bad", "dead") for name in names}
+    process = {name: where(one)[2] for name, one in jobs.items()}
+    assert process["a"] == process["b"] == process["bad"] != process["c"]
+    assert process["c"] == process["dead"] != process["d"] == process["e"]
+    assert outcome.status == {str(tmp_path / "bad"): 7, str(tmp_path / "dead"): -signal.SIGSEGV}
+    assert outcome.failed[str(tmp_path / "bad")].startswith("exit status 7: place")
+    assert outcome.failed[str(tmp_path / "dead")].startswith("ended by SIGSEGV: place")
+
+
+def test_gpus_are_told_apart_in_the_runs(tmp_path, monkeypatch):
+    """Two GPUs, two runs each: all four at once, two see one GPU and two the other; each process stays with its own."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-b")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    at = [replace(place, environment={**place.environment, "PLACE": "x"}) for place in places(None, visible_gpus(), 2)]
+    jobs = [job(tmp_path, name, do="meet 4") for name in "abcd"]
+    jobs += [job(tmp_path, name) for name in "efgh"]
+    assert not run_jobs(jobs, at, lambda *_: None, COMMAND).failed
+    seen = [(where(one)[2], (one.folder / "gpu").read_text()) for one in jobs]
+    assert sorted(gpu for _, gpu in seen[:4]) == ["3", "3", "GPU-b", "GPU-b"]
+    assert len(set(seen)) == 4
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -144,24 +194,21 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("do", ["wait", "stubborn"])
-def test_interrupted(tmp_path, monkeypatch, do):
+def test_interrupted(tmp_path, do):
     """Runs are told to stop, so that they can save; one that does not is killed. What is finished stays."""
     jobs = [job(tmp_path, "done"), job(tmp_path, "long", do=do), job(tmp_path, "later")]
-    sleep, waits = time.sleep, tmp_path / "long" / "waits"
+    waits = tmp_path / "long" / "waits"
 
-    def interrupt(seconds):
+    def interrupt(running):
         if waits.exists():
-            waits.unlink()
             raise Interrupted
-        sleep(seconds)
 
-    monkeypatch.setattr(time, "sleep", interrupt)
     running = []
     with pytest.raises(Interrupted):
-        run(jobs, patience=0.3 if do == "stubborn" else 30, running=running)
+        run(jobs, patience=0.3 if do == "stubborn" else 30, running=running, watch=interrupt)
     assert [j.finished for j in jobs] == [True, False, False]
     assert (tmp_path / "long" / "saved").exists() == (do == "wait")
-    assert running[0].process.returncode == (143 if do == "wait" else -signal.SIGKILL)
+    assert running[0].worker.process.returncode == (143 if do == "wait" else -signal.SIGKILL)
     before = jobs[1].seconds
     assert before > 0
     (tmp_path / "long" / "do").write_text("")
@@ -281,3 +328,22 @@ def test_a_real_run_failed_and_finished(sweep, tmp_path, monkeypatch):
     accuracy = json.loads(Path("good/a/seed0/test.json").read_text())["metrics"]["test/accuracy"]
     assert f"{100 * accuracy:.2f}" in said.out
     assert {p.name for p in Path("good").iterdir() if p.is_file()} >= {"table.md", "table.csv", "runs.csv", "bars.png"}
+
+
+def test_a_run_is_the_same_after_another_one_in_its_process(sweep, tmp_path, monkeypatch):
+    """Bit for bit what it is alone: nothing of a run is left for the next one."""
+    tiny = ["model.network.options={widths: [4, 6, 8], time_steps: 1}", "data.train_samples=60", "trainer.max_epochs=1"]
+    tiny = [part for setting in tiny for part in ("--set", setting)]
+    first = {"model.method.name": "ce", "trainer.deterministic": True, "model.optimizer.lr": 0.1}
+    second = {"model.method.name": "ce"}
+    monkeypatch.chdir(tmp_path)
+    weights = {}
+    for name, cells in (("both", {"a": first, "b": second}), ("alone", {"b": second})):
+        Path("grid.yaml").write_text(json.dumps({**GRID, "cells": cells, "metric": "val/accuracy"}))
+        status, said = sweep(*tiny, "--out", name, "--processes", "1")
+        assert status == 0, said.err
+        weights[name] = torch.load(f"{name}/b/seed0/last.ckpt", weights_only=False)["state_dict"]
+        assert not Path(f"{name}/b/seed0/test.json").exists()  # for validation accuracies, nothing is tested
+    assert "validation accuracy %" in said.out
+    assert weights["both"].keys() == weights["alone"].keys()
+    assert all(torch.equal(weights["both"][key], value) for key, value in weights["alone"].items())

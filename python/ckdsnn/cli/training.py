@@ -48,6 +48,9 @@ class Run:
     trains: bool = False
 
 
+_parsers: dict[str, Any] = {}  # what Lightning's command line keeps of its parser and those of its commands
+
+
 class CLI(LightningCLI):
     """Lightning's command line with run folders: checkpoints, logs and results of a run lie in `--out`.
 
@@ -73,6 +76,16 @@ class CLI(LightningCLI):
             auto_configure_optimizers=False,
             args=arguments,
         )
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """The same for all commands of a process: it takes as long to make as some trainings do."""
+        if not _parsers:
+            before = dict(vars(self))
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            _parsers.update({name: value for name, value in vars(self).items() if name not in before})
+        vars(self).update(_parsers)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights, data order and noise")

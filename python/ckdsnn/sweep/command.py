@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckdsnn.cli.arguments import positive
 from ckdsnn.cli.stopping import Terminated, until_stopped
+from ckdsnn.sweep.worker import OPTION, run_command, work
 
 if TYPE_CHECKING:
     from ckdsnn.sweep.plan import Plan
@@ -79,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the sweep; returns the exit status: 0, 1 (a run failed, or the grid is impossible), 130, 143."""
+    if (sys.argv[2:] if arguments is None else arguments) == [OPTION]:
+        return work(run_command)
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.slurm and (options.processes or options.per_gpu):
@@ -154,8 +157,8 @@ def _run(options: argparse.Namespace, out: Path) -> int:
         from ckdsnn.sweep.progress import Progress
 
         try:
-            with Progress(" ".join(plan.grid.name for plan in plans), jobs, plans[0].grid.metric, len(at)) as progress:
-                outcome = run_jobs(jobs, at, progress.end)
+            with Progress("sweep " + " ".join(plan.grid.name for plan in plans), jobs, len(at)) as progress:
+                outcome = run_jobs(jobs, at, progress.end, watch=progress.watch)
         except (KeyboardInterrupt, Terminated):
             for plan in plans:
                 _write_tables(plan, show=False)

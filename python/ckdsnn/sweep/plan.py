@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ class Job:
         fingerprint: what its weights depend on.
         result: written by the last stage; None: nothing is tested, and what counts is in its log.
         needs: the folder of the job that has to be finished before; None: nothing.
+        epochs: of the training; None: it ends otherwise.
     """
 
     name: str
@@ -49,6 +49,15 @@ class Job:
     fingerprint: dict[str, Any]
     result: Path | None
     needs: Path | None = None
+    epochs: int | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the training writes; of a teacher, below its own."""
+        return self.folder if self.result is None else self.result.parent
 
     def record(self) -> dict[str, Any]:
         """What is known of it from earlier; {}: nothing."""
@@ -77,11 +86,11 @@ class Job:
 
     @property
     def started(self) -> bool:
-        return (self.folder / "last.ckpt").exists() or (self.folder / "teacher" / "last.ckpt").exists()
+        return (self.run_folder / "last.ckpt").exists()
 
     def metrics(self) -> dict[str, float]:
         """Of its test and of its last validation; {} where it has not come to its end."""
-        validation = last_validation(self.folder / "logs")
+        validation = last_validation(self.run_folder / "logs")
         if self.result is None:
             return validation
         try:
@@ -184,11 +193,6 @@ class _ParserAlone(CLI):
         pass
 
 
-@lru_cache(maxsize=1)
-def _parser() -> Any:
-    return _ParserAlone().parser
-
-
 def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespace:
     """What the recipe of a cell comes to, read as the command line reads it, and built where that takes no memory.
 
@@ -199,7 +203,7 @@ def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespac
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            config = _parser().parse_args(with_fresh_options(arguments)).fit
+            config = _ParserAlone().parser.parse_args(with_fresh_options(arguments)).fit
         _build(config)
     except SystemExit:
         said = " ".join(messages.getvalue().removeprefix("ckdsnn: error: ").split())
@@ -304,7 +308,8 @@ def _teacher(teachers: Path, config: Namespace, seed: int) -> Job:
         ("test", *common, *tested, "--out", str(folder / "teacher"), *QUIET),
     )
     name = f"teacher {teacher['name']} ({teacher['epochs']} epochs), seed {seed}"
-    return Job(name, folder, stages, {**fingerprint, "seed": seed}, folder / "teacher" / "test.json")
+    result = folder / "teacher" / "test.json"
+    return Job(name, folder, stages, {**fingerprint, "seed": seed}, result, epochs=teacher["epochs"])
 
 
 def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job | None, *, tested: bool) -> Student:
@@ -318,5 +323,6 @@ def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job |
     stages = tuple((verb, *common, *QUIET) for verb in (("fit", "test") if tested else ("fit",)))
     needs = None if teacher is None else teacher.folder
     result = folder / "test.json" if tested else None
-    job = Job(f"{cell.label}, seed {seed}", folder, stages, fingerprint, result, needs)
+    epochs = config.trainer.max_epochs if (config.trainer.max_epochs or 0) > 0 else None
+    job = Job(f"{cell.label}, seed {seed}", folder, stages, fingerprint, result, needs, epochs)
     return Student(cell, seed, job, teacher)
