@@ -36,7 +36,7 @@ VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "sweep", "e
 TRAINING = ("lightning", "jsonargparse", "docstring_parser", "tensorboard", "torchmetrics", "PIL", "tqdm", "yaml")
 LOOKING = (*TRAINING, "matplotlib")
 SWEEP = (*LOOKING, "scipy")
-DEMO = ("lightning", "matplotlib", "sklearn", "torchmetrics", "PIL", "tqdm")
+DEMO = (*SWEEP, "sklearn")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from ckdsnn.sweep.worker import OPTION, run_command, work
 
 if TYPE_CHECKING:
     from ckdsnn.sweep.plan import Plan
+    from ckdsnn.sweep.run import Outcome
 
 PACKAGED = Path(__file__).parent.parent / "grids"
 
@@ -146,7 +147,7 @@ def _run(options: argparse.Namespace, out: Path) -> int:
 
             for plan in plans:
                 print(submit(plan, options.slurm_set))
-                _write_tables(plan)
+                _show_tables(plan)
             return 0
         on_cpu = all(plan.on_cpu for plan in plans)
         gpus = [] if on_cpu else visible_gpus()
@@ -154,6 +155,7 @@ def _run(options: argparse.Namespace, out: Path) -> int:
             why = "all recipes ask for the CPU" if on_cpu else "no GPU is visible here"
             print(f"--per_gpu is not used: {why}", file=sys.stderr)
         at = places(options.processes, gpus, options.per_gpu or 1)
+        from ckdsnn.sweep.output import write_tables
         from ckdsnn.sweep.progress import Progress
 
         try:
@@ -161,14 +163,19 @@ def _run(options: argparse.Namespace, out: Path) -> int:
                 outcome = run_jobs(jobs, at, progress.end, watch=progress.watch)
         except (KeyboardInterrupt, Terminated):
             for plan in plans:
-                _write_tables(plan, show=False)
+                write_tables(plan)
             raise
         for plan in plans:
-            _write_tables(plan)
+            _show_tables(plan)
+    return say_failed(outcome, len(jobs))
+
+
+def say_failed(outcome: Outcome, count: int) -> int:
+    """Says which of `count` runs failed, and why; returns the exit status."""
     for folder, why in outcome.failed.items():
         print(f"\nfailed: {folder}: {why}", file=sys.stderr)
     if outcome.failed:
-        print(f"\n{len(outcome.failed)} of {len(jobs)} runs failed; the same command tries them again", file=sys.stderr)
+        print(f"\n{len(outcome.failed)} of {count} runs failed; the same command tries them again", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 
@@ -185,19 +192,10 @@ def _list(plan: Plan) -> None:
     )
 
 
-def _write_tables(plan: Plan, *, show: bool = True) -> None:
-    from ckdsnn.checkpoint import write_text_atomically
-    from ckdsnn.sweep.table import csv_runs, csv_table, markdown_table, summarise, text_table
+def _show_tables(plan: Plan) -> None:
+    from ckdsnn.sweep.output import write_figures, write_tables
+    from ckdsnn.sweep.table import text_table
 
-    write_text_atomically(csv_runs(plan.grid, plan.students), plan.out / "runs.csv")
-    rows = summarise(plan.grid, plan.students)
-    write_text_atomically(csv_table(plan.grid, rows), plan.out / "table.csv")
-    write_text_atomically(markdown_table(plan.grid, rows), plan.out / "table.md")
-    if not show:
-        return
-    from ckdsnn.sweep.plots import write_plots
-
-    plots = write_plots(plan.grid, rows, plan.out)
-    print(text_table(plan.grid, rows))
-    names = ", ".join(path.name for path in plots)
-    print(f"\n{plan.out}: table.csv, table.md, runs.csv" + (f", {names}" if names else ""))
+    rows = write_tables(plan)
+    names = "".join(f", {path.name}" for path in write_figures(plan, rows))
+    print(f"{text_table(plan.grid, rows)}\n\n{plan.out}: table.csv, table.md, runs.csv{names}")

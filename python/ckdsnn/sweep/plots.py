@@ -11,12 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ckdsnn.analysis.style import STYLE, write_figure
+from ckdsnn.analysis.style import GREY, PALETTE, SKY, STYLE, write_figure
 from ckdsnn.sweep.grid import Grid
 from ckdsnn.sweep.table import Row, heading, is_percent, spread
 
-# Okabe and Ito's palette: told apart with any colour vision.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "os^Dv<>P"
 
 
@@ -73,7 +71,7 @@ def bars(grid: Grid, rows: Sequence[Row]) -> Figure:
         axis = figure.subplots()
         spreads = [spread(list(row.values.values())) for row in rows]
         baselines = {row.baseline for row in rows}
-        colours = [PALETTE[7] if row.cell.label in baselines else PALETTE[5] for row in rows]
+        colours = [GREY if row.cell.label in baselines else SKY for row in rows]
         positions = range(len(rows))
         axis.barh(
             positions,
