@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ckdsnn import cli
 from ckdsnn.checkpoint import RunError
 from ckdsnn.run_folder import alone_in
 from ckdsnn.sweep.grid import build_grid
 from ckdsnn.sweep.plan import Job, make_plan
-from ckdsnn.sweep.run import LOG, Place, last_words, places, run_jobs, visible_gpus
+from ckdsnn.sweep.run import LOG, Outcome, Place, last_words, places, run_jobs, visible_gpus
 
 # A worker whose command writes what it was asked to do and where it was; what the folder's file `do` says happens in
 # between.
@@ -242,6 +243,7 @@ def test_places(monkeypatch):
     few = places(3, [], 1)
     assert [p.environment["OMP_NUM_THREADS"] for p in few] == ["2"] * 3
     assert {p.environment["CUDA_VISIBLE_DEVICES"] for p in few} == {""}
+    assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in places(None, ["3", "5"], 1)] == ["3", "5"]
     shared = places(None, ["3", "5"], 2)
     assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in shared] == ["3", "5", "3", "5"]
     assert shared[0].environment["OMP_NUM_THREADS"] == "2"
@@ -281,6 +283,39 @@ def sweep(capsys, tmp_path):
         return status, capsys.readouterr()
 
     return call
+
+
+def test_several_grids_share_their_teachers(capsys, tmp_path, monkeypatch):
+    """One grid after another, each in its folder; a teacher of the same recipe and seed is trained once."""
+    teacher = {"data.train_samples": None, "model.teacher.epochs": 3}
+    for name, cells in (("one", {"a": {"model.method.name": "kd"}}), ("two", {"b": {"model.method.name": "nld"}})):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({**GRID, "cells": cells, "teacher": teacher, "seeds": 2}))
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def pretend(jobs, at, report, **options):
+        ran.extend(jobs)
+        return Outcome()
+
+    monkeypatch.setattr("ckdsnn.sweep.run.run_jobs", pretend)
+    assert cli.main(["sweep", "one.yaml", "two.yaml", "--out", "out"]) == 0
+    names = [str(job.folder.relative_to("out")) for job in ran]
+    teachers = [name for name in names if name.startswith("teachers/")]
+    assert len(teachers) == 2
+    assert names == [*teachers, "one/a/seed0", "one/a/seed1", "two/b/seed0", "two/b/seed1"]
+    recipe = yaml.safe_load(Path("out", teachers[0], "recipe.yaml").read_text())
+    assert recipe["data"]["init_args"]["train_samples"] is None
+    assert recipe["model"]["teacher"]["epochs"] == 3
+    student = yaml.safe_load(Path("out/one/a/recipe.yaml").read_text())
+    assert student["data"]["init_args"]["train_samples"] == 300
+    assert Path("out/two/table.csv").exists()
+    # Another sweep that names the folder has them as well.
+    ran.clear()
+    assert cli.main(["sweep", "one.yaml", "--out", "other", "--teachers", "out/teachers"]) == 0
+    assert [str(job.folder) for job in ran[:2]] == [f"out/{name}" for name in teachers]
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "one.yaml", "one.yaml", "--out", "out"])
+    assert "two grids have the same name" in capsys.readouterr().err
 
 
 def test_dry_run_lists_and_writes_nothing(sweep, tmp_path):

@@ -139,14 +139,15 @@ def _run(options: argparse.Namespace, out: Path) -> int:
         return 0
     jobs = jobs_of(plans)
     with contextlib.ExitStack() as held:
+        for folder in dict.fromkeys([out, *(plan.out for plan in plans)]):
+            held.enter_context(alone_in(folder, "sweep"))
         for plan in plans:
-            held.enter_context(alone_in(plan.out, "sweep"))
             plan.write_recipes()
         if options.slurm:
             from ckdsnn.sweep.slurm import submit
 
+            print(submit(plans, out, options.slurm_set))
             for plan in plans:
-                print(submit(plan, options.slurm_set))
                 _show_tables(plan)
             return 0
         on_cpu = all(plan.on_cpu for plan in plans)
