@@ -69,10 +69,11 @@ class Progress:
                 desc=f"  {job.name:.36}",
                 position=next(place for place in range(1, BARS + 2) if place not in taken),
                 leave=False,
-                bar_format="{desc:<38} epoch {n_fmt:>3}/{total_fmt} |{bar:16}| {postfix}",
+                bar_format="{desc:<38} epoch {n_fmt:>3}/{total_fmt} |{bar:16}| {unit}",
             )
         self._bars[job].n = epoch
-        self._bars[job].set_postfix_str(words)
+        self._bars[job].unit = words
+        self._bars[job].refresh()
 
     def end(self, job: Job, why: str | None) -> None:
         """A run came to its end."""
