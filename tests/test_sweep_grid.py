@@ -171,13 +171,21 @@ def test_impossible_cells_are_found_before_any_run(options, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_impossible_teacher_is_found_before_any_run(tmp_path):
+    content = {"recipe": "digits", "cells": {"x": {}}, "teacher": {"data.viws": 2}}
+    with pytest.raises(GridError, match="cell 'x: teacher': .*viws"):
+        make_plan(build_grid("mine", content), tmp_path)
+    content["cells"] = {"x": {"model.method.name": "ce"}}  # needs none
+    assert not make_plan(build_grid("mine", content), tmp_path).teachers
+
+
 NAMES = sorted(path.stem for path in GRIDS.glob("*.yaml"))
 
 
 def test_all_grids_are_there():
     assert set(NAMES) == {
         *("components", "scaling", "normalisation", "noise", "distribution", "stage", "time_steps", "lambda"),
-        *("beta_gamma", "cam", "baselines", "teacher_quality", "cross_architecture"),
+        *("beta_gamma", "cam", "baselines", "teacher_quality", "cross_architecture", "demo", "demo_settings"),
     }
 
 
