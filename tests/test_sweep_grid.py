@@ -173,7 +173,7 @@ def test_impossible_cells_are_found_before_any_run(options, message, tmp_path):
 
 def test_an_impossible_teacher_is_found_before_any_run(tmp_path):
     content = {"recipe": "digits", "cells": {"x": {}}, "teacher": {"data.viws": 2}}
-    with pytest.raises(GridError, match="cell 'x: teacher': .*viws"):
+    with pytest.raises(GridError, match=r"cell 'x: teacher': .*viws"):
         make_plan(build_grid("mine", content), tmp_path)
     content["cells"] = {"x": {"model.method.name": "ce"}}  # needs none
     assert not make_plan(build_grid("mine", content), tmp_path).teachers
