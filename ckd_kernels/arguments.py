@@ -106,7 +106,8 @@ def _call(
 
 
 def _sizes_of(x: Tensor) -> Sequence[int]:
-    return sizes_of(x) if torch._C._is_tracing() else x.shape
+    sizes = x.shape
+    return sizes_of(x) if sizes and type(sizes[0]) is Tensor else sizes
 
 
 def check_neuron(neuron: Neuron) -> None:
@@ -193,6 +194,8 @@ def check_channel_dim(sizes: Sequence[int], time_dim: int, channel_dim: int) -> 
 
 def check_leak(x: Tensor, neuron: Neuron, decay: Tensor | None, tau: Tensor | None) -> Tensor | None:
     """The learnable decay or tau that this neuron's charge uses, in the dtype of the arithmetic."""
+    if decay is None and tau is None:
+        return None
     leak = None
     for name, value in (("decay", decay), ("tau", tau)):
         if value is None:

@@ -117,9 +117,7 @@ def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron
     ``neuron`` is the specification of the neuron that the call runs, where its decay or tau is a constant:
     "auto" looks at it on a GPU, in the forward and in the backward pass alike.
     """
-    return _serving(
-        _environment if name == "auto" else name, op, device, dtype, neuron if device.type == "cuda" else None
-    )
+    return _serving(_environment if name == "auto" else name, op, device, dtype, neuron)
 
 
 @functools.lru_cache(maxsize=4096)

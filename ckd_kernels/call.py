@@ -162,7 +162,6 @@ class GradientCall(NamedTuple):
     """The backward pass of a `Call`."""
 
     x: Tensor
-    affine: Affine | None
     v_init: Tensor | None
     leak: Tensor | None
     checkpoints: Tensor | None
@@ -170,6 +169,7 @@ class GradientCall(NamedTuple):
     grad_v: Tensor | None
     grad_sam: Tensor | None
     coefficients: Tensor | None  # None: the op computes them, of this process alone
+    affine: Affine | None
     by_batch: bool
     plan: Plan
     needs: Needs

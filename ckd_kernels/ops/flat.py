@@ -71,7 +71,7 @@ def unpack_lif_gradient(*flat: Any) -> GradientCall:
     x, v_init, leak, *upstream = flat[:7]
     plan, layout = _unpack_plan(x, *flat[7:12])
     needs = Needs(True, False, False, *flat[12:])
-    return GradientCall._make((x, None, v_init, leak, *upstream, None, False, plan, needs, layout))
+    return GradientCall._make((x, v_init, leak, *upstream, None, None, False, plan, needs, layout))
 
 
 def unpack_bn_lif_gradient(*flat: Any) -> GradientCall:
@@ -79,7 +79,7 @@ def unpack_bn_lif_gradient(*flat: Any) -> GradientCall:
     y, folded, residual, v_init, leak, *upstream, coefficients, by_batch = flat[:11]
     plan, layout = _unpack_plan(y, *flat[11:16], normalised=True)
     affine, needs = Affine(folded, residual), Needs(*flat[16:])
-    return GradientCall._make((y, affine, v_init, leak, *upstream, coefficients, by_batch, plan, needs, layout))
+    return GradientCall._make((y, v_init, leak, *upstream, coefficients, affine, by_batch, plan, needs, layout))
 
 
 def unpack_bn_lif_reduce(*flat: Any) -> GradientCall:

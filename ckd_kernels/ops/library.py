@@ -31,9 +31,13 @@ def watched(*arguments: Any) -> bool:
     arguments, and behind a kernel that has filled the caches with data every piece of code is fetched from memory: the
     way there took longer than the copy of a small tensor.
     """
+    return torch.compiler.is_compiling() or bool(_tracing()) or _watched(arguments)
+
+
+def _watched(arguments: Sequence[Any]) -> bool:
+    """As `watched`, where nothing is compiled or traced."""
     return (
-        torch.compiler.is_compiling()
-        or bool(_dispatch_modes() or _function_modes() or _tracing() or _profiling())
+        bool(_dispatch_modes() or _function_modes() or _profiling())
         or not _PLAIN.issuperset(map(type, arguments))
         or arguments[0].is_meta
     )
@@ -94,7 +98,7 @@ def way_of(*tensors: Tensor | None) -> tuple[str, bool, bool]:
         # ONNX has no such op, but all that it is composed of.
         return COMPOSED if torch.onnx.is_in_onnx_export() else OP, False, True
     needs_grad = requires_grad(*tensors)
-    return FUNCTION if needs_grad else OP, needs_grad, watched(*tensors)
+    return FUNCTION if needs_grad else OP, needs_grad, _watched(tensors)
 
 
 def observed(t: Tensor) -> bool:

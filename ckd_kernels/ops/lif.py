@@ -37,7 +37,7 @@ from ..call import (
 )
 from . import composed, flat
 from .batch_norm import bn_coefficients, channel_pairs, coefficients, empty_folded, fold, statistics
-from .layout import Layout
+from .layout import Layout, layout_from
 from .library import COMPOSED, FUNCTION, beyond_kernels, register, requires_grad, watched
 
 OPS = torch.ops.ckd_kernels
@@ -74,9 +74,11 @@ def _compute(call: Call) -> Outputs:
         affine = Affine(folded, layout.aligned(call.residual))
     out = _allocate(call, layout, made)
     if out.spikes.numel() > 0:
-        v_init = layout.aligned(call.v_init, plan.time_dim)
-        backend = _backend(x, call.leak, affine, plan)
-        backend.lif_forward(Forward(plan.neuron, layout, x, v_init, call.leak, affine, *out[1:]))
+        v_init, leak = call.v_init, call.leak
+        if v_init is not None:
+            v_init = layout.aligned(v_init, plan.time_dim)
+        forward = Forward(plan.neuron, layout, x, v_init, leak, affine, *out[1:])
+        _backend(x, leak, affine, plan).lif_forward(forward)
     else:  # no time step changed the potential
         if out.v is not None:
             out.v.copy_(call.v_init) if call.v_init is not None else out.v.fill_(plan.neuron.rest)
@@ -102,9 +104,11 @@ def _backend(x: Tensor, leak: Tensor | None, affine: Affine | None, plan: Plan) 
 
 def _allocate(call: Call, layout: Layout, folded: Tensor | None) -> Outputs:
     x, plan = call.x, call.plan
-    state, device, time_dim = state_dtype(x.dtype), x.device, plan.time_dim
     # Of all time steps, in x's memory format; empty_like is the shorter way.
-    spikes = layout.empty(x.dtype, device) if layout.repeated else torch.empty_like(x)
+    spikes = layout.empty(x.dtype, x.device) if layout.repeated else torch.empty_like(x)
+    if not (plan.return_v or plan.return_sam or plan.save_checkpoints):
+        return Outputs(folded, spikes, None, None, None)
+    state, device, time_dim = state_dtype(x.dtype), x.device, plan.time_dim
     v = layout.empty(state, device, (time_dim,)) if plan.return_v else None
     sam = layout.empty(torch.float32, device, (time_dim, plan.channel_dim)) if plan.return_sam else None
     checkpoints = None
@@ -128,7 +132,7 @@ def _allocate_fake(call: Call) -> Outputs:
 
 def _backward(call: GradientCall) -> Gradients:
     """By the kernels."""
-    if not watched(*call[:1], *call[2:9], *(call.affine or ())):
+    if not watched(*call[:8], *(call.affine or ())):
         return _compute_gradients(call)
     op = OPS.lif_backward if call.affine is None else OPS.bn_lif_backward
     return flat.gradients_of(call, op(*flat.pack_gradient(call)))
@@ -157,16 +161,22 @@ def _compute_gradients(call: GradientCall) -> Gradients:
 
 def _aligned(call: GradientCall) -> tuple[tuple[Any, ...], Layout]:
     """What a `Backward` is given, all of it dense in the layout of x, which is returned, too."""
-    x, affine, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, _, _, plan, _, found = call
-    layout = found or flat.layout_of_call(x, plan, normalised=affine is not None)
+    x, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, _, affine, _, plan, _, layout = call
+    if layout is None:  # x as autograd kept it, whose memory format hooks on saved tensors may have changed
+        layout = layout_from(x.shape, x.stride(), plan.time_dim, plan.time_steps, plan.channel_dim)
+        layout = layout or flat.layout_of_call(x, plan, normalised=affine is not None)
     if layout.steps > CHECKPOINT_EVERY and x.numel() > 0:
         _check_checkpoints(checkpoints, layout, x.dtype)
     if affine is not None:
         affine = Affine(affine.folded, layout.aligned(affine.residual))
-    v_init, grad_v = layout.aligned(v_init, plan.time_dim), layout.aligned(grad_v, plan.time_dim)
-    grad_sam = layout.aligned(grad_sam, plan.time_dim, plan.channel_dim)
-    given = plan.neuron, layout, x, v_init, leak, affine, checkpoints, layout.aligned(grad_spikes), grad_v, grad_sam
-    return given, layout
+    if v_init is not None:
+        v_init = layout.aligned(v_init, plan.time_dim)
+    if grad_v is not None:
+        grad_v = layout.aligned(grad_v, plan.time_dim)
+    if grad_sam is not None:
+        grad_sam = layout.aligned(grad_sam, plan.time_dim, plan.channel_dim)
+    grad_spikes = layout.aligned(grad_spikes)
+    return (plan.neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam), layout
 
 
 def _sums(call: GradientCall, given: tuple[Any, ...], layout: Layout) -> Tensor:
@@ -238,7 +248,7 @@ class LIFFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if all(grad is None for grad in grads):
+        if grads[0] is None and grads[1] is None and grads[2] is None:
             return (None,) * 9
         saved, plan, norm, needs = ctx.saved_tensors, ctx.plan, ctx.norm, ctx.needs_input_grad[:6]
         if not beyond_kernels(grads):
@@ -278,9 +288,8 @@ def _gradients(
     affine = None if norm is None else Affine(folded, residual)
     wanted = Needs(need_x, need_weight or need_bias, need_residual, need_v_init, need_leak)
     grad_spikes, grad_v, grad_sam = grads
-    call = GradientCall(
-        *(x, affine, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, None, by_batch, plan, wanted, None)
-    )
+    given = x, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, None
+    call = GradientCall(*given, affine, by_batch, plan, wanted, None)
     own = None
     if group is not None and call.makes_coefficients:
         # Each process has its own part of dL/dweight and dL/dbias; dL/dy takes the sums of all.

@@ -28,31 +28,32 @@ def lif_forward(call: Forward) -> None:
 
 
 def lif_backward(call: Backward) -> None:
-    affine, leak, coefficients = call.affine, call.leak, call.coefficients
-    centred = affine is not None and (coefficients is not None or call.sums is not None)
+    neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam, *outputs = call
+    coefficients, grad_x, grad_residual, grad_v_init, grad_leak, sums = outputs
+    mean = offset = slope = 0
+    if affine is not None and (coefficients is not None or sums is not None):
+        mean = row(affine.folded, 0)
+    if coefficients is not None:
+        offset, slope = row(coefficients, 0), row(coefficients, 1)
     struct = compiled().LifBackward(
-        neuron_struct(call.neuron, call.x.dtype),
-        shape_struct(call.layout),
-        storage(call.x.dtype),
-        call.x.data_ptr(),
-        address(call.v_init),
+        neuron_struct(neuron, x.dtype),
+        shape_struct(layout),
+        storage(x.dtype),
+        x.data_ptr(),
+        address(v_init),
         address(leak),
         leak is not None and leak.dim() > 0,
-        address(call.checkpoints),
-        address(call.grad_spikes),
-        address(call.grad_v),
-        address(call.grad_sam),
-        address(call.grad_x),
-        address(call.grad_v_init),
-        address(call.grad_leak),
+        address(checkpoints),
+        address(grad_spikes),
+        address(grad_v),
+        address(grad_sam),
+        address(grad_x),
+        address(grad_v_init),
+        address(grad_leak),
         no_affine() if affine is None else _affine_struct(affine),
-        row(affine.folded, 0) if affine is not None and centred else 0,
-        0 if coefficients is None else row(coefficients, 0),
-        0 if coefficients is None else row(coefficients, 1),
-        address(call.grad_residual),
-        address(call.sums),
+        *(mean, offset, slope, address(grad_residual), address(sums)),
     )
-    run(struct, call.x.device)
+    run(struct, x.device)
 
 
 def _affine_struct(affine: Affine) -> Any:
