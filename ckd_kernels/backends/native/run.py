@@ -16,10 +16,16 @@ def run(call: Any, on: Tensor) -> None:
     if on.is_cpu:
         module.cpu.run(call, torch.get_num_threads())
         return
-    size = module.cuda.workspace(call)
+    run_on_gpu((call,), on)
+
+
+def run_on_gpu(calls: tuple[Any, ...], on: Tensor) -> None:
+    """Queues calls that belong together, as one or several kernels, on the current stream of the GPU of ``on``."""
+    module: Any = compiled()
+    size = module.cuda.workspace(*calls)
     workspace = torch.empty(size, dtype=torch.uint8, device=on.device) if size else None
     status = module.cuda.run(
-        call,
+        *calls,
         0 if workspace is None else workspace.data_ptr(),
         on.device.index,
         torch.cuda.current_stream(on.device).cuda_stream,
