@@ -269,32 +269,6 @@ void bind(py::module_& cuda) {
            py::call_guard<py::gil_scoped_release>());
 }
 
-void bind_bn_lif(py::module_& cuda) {
-  const py::call_guard<py::gil_scoped_release> no_gil;
-  cuda.def("workspace", [](const ckd::BatchStatistics& statistics, const ckd::BatchFold&, const ckd::LifForward&) {
-    return ckd::cuda::bn_lif_forward_workspace(statistics);
-  });
-  cuda.def("workspace", [](const ckd::BatchCoefficients&, const ckd::LifBackward& call) {
-    return ckd::cuda::bn_lif_backward_workspace(call);
-  });
-  cuda.def(
-      "run",
-      [](const ckd::BatchStatistics& statistics, const ckd::BatchFold& fold, const ckd::LifForward& call,
-         uintptr_t scratch, int device, uintptr_t stream) {
-        return ckd::cuda::bn_lif_forward(statistics, fold, call, reinterpret_cast<void*>(scratch), device,
-                                         reinterpret_cast<void*>(stream));
-      },
-      no_gil);
-  cuda.def(
-      "run",
-      [](const ckd::BatchCoefficients& coefficients, const ckd::LifBackward& call, uintptr_t scratch, int device,
-         uintptr_t stream) {
-        return ckd::cuda::bn_lif_backward(coefficients, call, reinterpret_cast<void*>(scratch), device,
-                                          reinterpret_cast<void*>(stream));
-      },
-      no_gil);
-}
-
 void bind_cuda(py::module_& m) {
   auto cuda = m.def_submodule("cuda");
   cuda.def("device_count", &ckd::cuda::device_count);
@@ -308,7 +282,6 @@ void bind_cuda(py::module_& m) {
   bind<ckd::SamForward>(cuda);
   bind<ckd::PackBits>(cuda);
   bind<ckd::UnpackBits>(cuda);
-  bind_bn_lif(cuda);
 }
 #endif
 

@@ -10,8 +10,6 @@ What lies between the passes, arithmetic on such vectors, is in bn_fold.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -89,14 +87,6 @@ def _bn_lif_forward(
     """Spikes and what was asked for, behind what y's own statistics were folded into where ``folded`` is not given."""
     layout = _layout(y, time_dim, time_steps, channel_dim)
     made = []
-    in_one = _for_both_passes("bn_lif_forward_by_batch", y, backend, neuron, leak) if folded is None else None
-    if in_one is not None:
-        residual, v_init = _aligned(layout, residual), _aligned(layout, v_init, time_dim)
-        folded = empty_rows(y, layout, 4 if running_mean is None else 6)
-        out = allocate(y, layout, return_v, return_sam, save_checkpoints)
-        normalisation = weight, bias, running_mean, running_var, momentum, eps
-        in_one(Neuron.from_spec(neuron), layout, y, folded, normalisation, residual, v_init, leak, *out)
-        return [folded, *present(out)]
     if folded is None:
         moments = _bn_statistics(y, backend, time_dim, time_steps, channel_dim)
         values = layout.outer * layout.steps * layout.rows * layout.inner
@@ -138,13 +128,6 @@ def _bn_lif_forward_fake(
     layout = _layout(y, time_dim, time_steps, channel_dim)
     made = [] if folded is not None else [empty_rows(y, layout, 4 if running_mean is None else 6)]
     return made + present(allocate(y, layout, return_v, return_sam, save_checkpoints))
-
-
-def _for_both_passes(name: str, y: Tensor, backend: str, neuron: str, leak: Tensor | None) -> Any:
-    """A GPU backend's function for both passes of a direction with what lies between them, where it has one."""
-    if not y.is_cuda or y.numel() == 0:
-        return None
-    return getattr(resolve(backend, "bn_lif", y.device, y.dtype, constant_neuron(neuron, leak)), name, None)
 
 
 def empty_rows(y: Tensor, layout: Layout, rows: int) -> Tensor:
@@ -255,14 +238,6 @@ def _bn_lif_backward(
         check_checkpoints(checkpoints, layout, y.dtype)
     state = _aligned(layout, residual), _aligned(layout, v_init, time_dim), leak, checkpoints
     made = []
-    if coefficients is None and by_batch and need_y:
-        in_one = _for_both_passes("bn_lif_backward_by_batch", y, backend, neuron, leak)
-        if in_one is not None:
-            coefficients = empty_rows(y, layout, 4)
-            out = _allocate_backward(y, leak, layout, need_residual, need_v_init, need_leak)
-            given = Neuron.from_spec(neuron), layout, y, folded, *state, *upstream
-            in_one(*given, coefficients=coefficients, gradients=out)
-            return [coefficients, *present(out)]
     if coefficients is None and (need_affine or (by_batch and need_y)):
         sums = _sums(neuron, backend, layout, y, folded, state, upstream)
         coefficients = bn_coefficients(sums, folded[1], None, max(y.numel() // max(layout.channels, 1), 1), backend)

@@ -2,8 +2,7 @@
 // bn_reduce_<type>.cu instantiate them, to compile in parallel.
 #pragma once
 #include "bn_reduce.cuh"
-#include "bn_usual_calls.cuh"
-#include "bn_usual_forward.cuh"
+#include "bn_usual.cuh"
 #include "lif_launch.cuh"
 #include "normalise.cuh"
 
@@ -15,13 +14,6 @@ template <class S>
 cudaError_t launch_bn_lif(const LifBackward& call, void* workspace, void* stream);
 template <class S>
 cudaError_t launch_bn_reduce(const LifBackward& call, void* workspace, void* stream);
-// All at once; whether that was done.
-template <class S>
-bool launch_bn_lif(const BatchStatistics& statistics, const BatchFold& fold, const LifForward& call, void* workspace,
-                   void* stream, cudaError_t& status);
-template <class S>
-bool launch_bn_lif(const BatchCoefficients& coefficients, const LifBackward& call, void* workspace, void* stream,
-                   cudaError_t& status);
 
 template <class S, class Call>
 NormalisedCurrent<S> normalised_current(const Call& call) {
@@ -29,21 +21,37 @@ NormalisedCurrent<S> normalised_current(const Call& call) {
           static_cast<const float*>(call.affine.shift), static_cast<const S*>(call.affine.residual)};
 }
 
-// Calls launch_one(kernel) with the one that serves a call.
-template <class S, bool kResidual, template <int> class Channels, class F>
-cudaError_t with_usual_forward(const LifForward& call, F&& launch_one) {
-  return call.shape.steps == 1 ? launch_one(bn_usual_forward_kernel<S, 1, kResidual, Channels>)
-                               : launch_one(bn_usual_forward_kernel<S, 4, kResidual, Channels>);
+inline ChannelTiles channel_tiles(const Shape& shape, int width, unsigned threads) {
+  return ChannelTiles(shape.outer * shape.rows, shape.channels, shape.inner, width, threads);
 }
 
-template <class S, class F>
-cudaError_t with_usual_forward(const LifForward& call, F&& launch_one) {
-  if (call.shape.inner > 1) {
-    return call.affine.residual ? with_usual_forward<S, true, PlanarChannels>(call, launch_one)
-                                : with_usual_forward<S, false, PlanarChannels>(call, launch_one);
-  }
-  return call.affine.residual ? with_usual_forward<S, true, RowChannels>(call, launch_one)
-                              : with_usual_forward<S, false, RowChannels>(call, launch_one);
+template <class S, class Call>
+UsualInput<S> usual_input(const Call& call, int width, const ChannelSize& size, void* workspace) {
+  const Shape& shape = call.shape;
+  return {channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, width, size, workspace),
+          Extent(shape),
+          Rule(call.neuron, call.leak),
+          static_cast<float>(call.neuron.leak),
+          static_cast<const S*>(call.x),
+          static_cast<const float*>(call.affine.scale),
+          static_cast<const float*>(call.affine.shift),
+          static_cast<const S*>(call.affine.residual)};
+}
+
+template <class S, bool kResidual, template <int> class Channels>
+cudaError_t launch_usual_forward(const UsualForwardCall<S>& call, const LaunchSize& size, void* stream) {
+  return call.extent.steps == 1 ? launch_after(bn_usual_forward_kernel<S, 1, kResidual, Channels>, size, stream, call)
+                                : launch_after(bn_usual_forward_kernel<S, 4, kResidual, Channels>, size, stream, call);
+}
+
+template <class S, bool kResidual>
+cudaError_t launch_usual_forward(const LifForward& call, void* stream) {
+  const Shape& shape = call.shape;
+  const ChannelSize size = channel_tiles(shape, kWide<S>, kUsualForwardThreads)
+                               .for_pass(shape.steps == 1 ? 2 * kUsualForwardBatch<1> : 2 * kUsualForwardBatch<4>);
+  const UsualForwardCall<S> arguments{usual_input<S>(call, kWide<S>, size, nullptr), static_cast<S*>(call.spikes)};
+  return shape.inner > 1 ? launch_usual_forward<S, kResidual, PlanarChannels>(arguments, size.size, stream)
+                         : launch_usual_forward<S, kResidual, RowChannels>(arguments, size.size, stream);
 }
 
 // Whether the usual kernels serve a call: none of what few calls have, and whole accesses within a channel or a row.
@@ -58,12 +66,8 @@ bool is_usual(const LifForward& call) {
 template <class S>
 cudaError_t launch_bn_lif(const LifForward& call, void* stream) {
   if (is_usual<S>(call)) {
-    const Shape& shape = call.shape;
-    const ChannelSize size = channel_tiles(shape, kWide<S>, kUsualForwardThreads)
-                                 .for_pass(shape.steps == 1 ? 2 * kUsualForwardBatch<1> : 2 * kUsualForwardBatch<4>);
-    const UsualForwardCall<S> arguments{
-        usual_input<S>(call, kWide<S>, size, nullptr), static_cast<S*>(call.spikes), {}, {}};
-    return with_usual_forward<S>(call, [&](auto kernel) { return launch_after(kernel, size.size, stream, arguments); });
+    return call.affine.residual ? launch_usual_forward<S, true>(call, stream)
+                                : launch_usual_forward<S, false>(call, stream);
   }
   const auto arguments = forward_call(call, normalised_current<S>(call));
   if (call.sam) return launch_forward_sam(call, arguments, stream);
@@ -71,36 +75,84 @@ cudaError_t launch_bn_lif(const LifForward& call, void* stream) {
                                            : launch_forward<1, false>(arguments, stream);
 }
 
-// Statistics, what follows from them, and the neurons; false where the call has no kernel for that, or is too large.
+// Width of the accesses with which the usual kernels serve a call; 0: they do not.
 template <class S>
-bool launch_bn_lif(const BatchStatistics& statistics, const BatchFold& fold, const LifForward& call, void* workspace,
-                   void* stream, cudaError_t& status) {
-  const StatisticsPlan plan(statistics, S());
-  if (!is_usual<S>(call) || plan.width != kWide<S> || !is_best_at_once(call.shape, sizeof(S), 1)) return false;
-  // A block has the same neurons in both passes.
-  ChannelSize pass = plan.size;
-  pass.per_slice /= plan.steps;
-  const UsualForwardCall<S> arguments{usual_input<S>(call, plan.width, pass, nullptr), static_cast<S*>(call.spikes),
-                                      statistics_call<S>(statistics, plan, workspace), fold};
-  status = with_usual_forward<S>(
-      call, [&](auto kernel) { return launch_at_once(kernel, plan.size.size, stream, arguments); });
-  return true;
+int usual_width(const LifBackward& call) {
+  const Shape& shape = call.shape;
+  const Rule rule(call.neuron, call.leak);
+  if (!has_static_steps(shape) || shape.repeated || !is_compiled_in(rule) || rule.delayed) return 0;
+  if (call.leak || call.v_init || call.grad_v || call.grad_v_init || !call.grad_spikes || !call.mean) return 0;
+  if (!backward_aligned(call)) return 0;
+  if (shape.inner == 1) {
+    const bool fits = shape.channels % kRunTimeWidth == 0 &&
+                      aligned({call.affine.scale, call.affine.shift, call.mean, call.offset, call.slope});
+    return fits ? kRunTimeWidth : 0;
+  }
+  if (!aligned({call.grad_sam})) return 0;
+  // With more steps, or exponentials and divisions, wide accesses take too many registers.
+  if (PaperNeuron::is(rule) && shape.steps == 1 && shape.inner % kWide<S> == 0) return kWide<S>;
+  return shape.inner % kRunTimeWidth == 0 ? kRunTimeWidth : 0;
 }
 
-// Both passes; false where the call has no kernel for that, or is too large.
 template <class S>
-bool launch_bn_lif(const BatchCoefficients& coefficients, const LifBackward& call, void* workspace, void* stream,
-                   cudaError_t& status) {
-  const int width = usual_width<S>(call);
-  if (width == 0 || !is_best_at_once(call.shape, sizeof(S), call.affine.residual ? 3 : 2)) return false;
-  status = launch_usual_both<S>(coefficients, call, width, workspace, stream);
-  return true;
+UsualCall<S> usual_call(const LifBackward& call, int width, const ChannelSize& size, void* workspace) {
+  return {usual_input<S>(call, width, size, workspace),
+          static_cast<const S*>(call.grad_spikes),
+          static_cast<const float*>(call.mean),
+          static_cast<const float*>(call.offset),
+          static_cast<const float*>(call.slope),
+          static_cast<S*>(call.grad_x),
+          static_cast<S*>(call.grad_residual),
+          call.grad_sam,
+          static_cast<float>(1.0 / static_cast<double>(call.shape.steps * call.shape.channels))};
+}
+
+// kFollows: whether it may begin before the kernel ahead of it has ended.
+struct UsualReduce {
+  template <class S, int W, class NeuronKind, int kSteps, bool kExtras, template <int> class Channels>
+  static constexpr auto kernel = bn_usual_reduce_kernel<S, W, NeuronKind, kSteps, kExtras, Channels>;
+  static constexpr bool kFollows = false;
+};
+struct UsualApply {
+  template <class S, int W, class NeuronKind, int kSteps, bool kExtras, template <int> class Channels>
+  static constexpr auto kernel = bn_usual_apply_kernel<S, W, NeuronKind, kSteps, kExtras, Channels>;
+  static constexpr bool kFollows = true;
+};
+
+template <class Pass, int W, class NeuronKind, bool kExtras, template <int> class Channels, class S>
+cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void* stream) {
+  auto kernel = Pass::template kernel<S, W, NeuronKind, 1, kExtras, Channels>;
+  if constexpr (W == kRunTimeWidth) {
+    if (call.extent.steps == 4) kernel = Pass::template kernel<S, W, NeuronKind, 4, kExtras, Channels>;
+  }
+  return Pass::kFollows ? launch_after(kernel, size, stream, call) : launch(kernel, size, stream, call);
+}
+
+template <class Pass, int W, template <int> class Channels, class S>
+cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void* stream) {
+  if constexpr (W == kRunTimeWidth) {
+    cudaError_t status = cudaSuccess;
+    const auto launch_one = [&](auto neuron) {
+      status = launch_usual<Pass, W, decltype(neuron), true, Channels>(call, size, stream);
+    };
+    if (with_spikingjelly_neuron(call.rule, launch_one)) return status;
+  }
+  return call.residual || call.grad_sam ? launch_usual<Pass, W, PaperNeuron, true, Channels>(call, size, stream)
+                                        : launch_usual<Pass, W, PaperNeuron, false, Channels>(call, size, stream);
+}
+
+template <class Pass, class S>
+cudaError_t launch_usual(const UsualCall<S>& call, int width, const LaunchSize& size, void* stream) {
+  if (call.extent.inner == 1) return launch_usual<Pass, kRunTimeWidth, RowChannels>(call, size, stream);
+  if (width == kWide<S>) return launch_usual<Pass, kWide<S>, PlanarChannels>(call, size, stream);
+  return launch_usual<Pass, kRunTimeWidth, PlanarChannels>(call, size, stream);
 }
 
 template <class S>
 cudaError_t launch_bn_lif(const LifBackward& call, void* workspace, void* stream) {
   if (const int width = usual_width<S>(call)) {
-    return launch_usual_apply<S>(call, width, stream);
+    const ChannelSize size = channel_tiles(call.shape, width, kBackwardThreads).for_pass(8);
+    return launch_usual<UsualApply>(usual_call<S>(call, width, size, nullptr), width, size.size, stream);
   }
   const NormalisedGradient<S> gradient{static_cast<const float*>(call.mean),  static_cast<const float*>(call.offset),
                                        static_cast<const float*>(call.slope), static_cast<const S*>(call.x),
@@ -134,11 +186,11 @@ ReduceChoice reduce_choice(const LifBackward& call) {
   using Kind = ReduceChoice::Kind;
   const Shape& shape = call.shape;
   if (const int width = usual_width<S>(call)) {
-    return {Kind::kUsual, width, usual_sums_size(call.shape, width)};
+    return {Kind::kUsual, width, channel_tiles(shape, width, kBackwardThreads).for_sums(0)};
   }
   const auto choice = [&](Kind kind, int width) {
     const LaunchSize block = backward_size(1, width, shape.steps);
-    return ReduceChoice{kind, width, channel_tiles(shape, width, block.threads).for_sums(512, block.shared_bytes)};
+    return ReduceChoice{kind, width, channel_tiles(shape, width, block.threads).for_sums(block.shared_bytes)};
   };
   constexpr int W = kRunTimeWidth;
   if ((shape.inner > 1 ? shape.inner : shape.channels) % W != 0 || !backward_aligned(call)) {
@@ -171,7 +223,8 @@ cudaError_t launch_bn_reduce(const LifBackward& call, void* workspace, void* str
       channel_cut(shape.outer * shape.rows, shape.channels, shape.inner, choice.width, choice.size, workspace);
   const auto first_pass = [&] {
     if (choice.kind == ReduceChoice::Kind::kUsual) {
-      return launch_usual_sums<S>(call, choice.width, workspace, stream);
+      const UsualCall<S> arguments = usual_call<S>(call, choice.width, choice.size, workspace);
+      return launch_usual<UsualReduce>(arguments, choice.width, choice.size.size, stream);
     }
     const ReduceCall<S> arguments{reduce_call<S>(call, choice.width), cut};
     return shape.inner > 1 ? launch_bn_reduce<PlanarChannels>(arguments, choice, stream)

@@ -4,7 +4,4 @@
 namespace ckd::cuda {
 template cudaError_t launch_bn_lif<__nv_bfloat16>(const LifForward&, void*);
 template cudaError_t launch_bn_lif<__nv_bfloat16>(const LifBackward&, void*, void*);
-template bool launch_bn_lif<__nv_bfloat16>(const BatchStatistics&, const BatchFold&, const LifForward&, void*, void*,
-                                           cudaError_t&);
-template bool launch_bn_lif<__nv_bfloat16>(const BatchCoefficients&, const LifBackward&, void*, void*, cudaError_t&);
 }  // namespace ckd::cuda

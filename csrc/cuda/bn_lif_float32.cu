@@ -4,7 +4,4 @@
 namespace ckd::cuda {
 template cudaError_t launch_bn_lif<float>(const LifForward&, void*);
 template cudaError_t launch_bn_lif<float>(const LifBackward&, void*, void*);
-template bool launch_bn_lif<float>(const BatchStatistics&, const BatchFold&, const LifForward&, void*, void*,
-                                   cudaError_t&);
-template bool launch_bn_lif<float>(const BatchCoefficients&, const LifBackward&, void*, void*, cudaError_t&);
 }  // namespace ckd::cuda

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kBackwardThreads, (kBackwardBlocks<AnyNeuron, 
   const ChannelShare share = C::share(call.cut, blockIdx.x);
   let_next_begin();
   typename C::Sums sums(call.cut);
-  C::template visit<1, false, false>(
+  C::template visit<1, false>(
       call.cut, share, [&](int64_t plane, int64_t column) { return e.place(plane, share.channel, column); },
       [&](const Place& place) {
         Vector vector(call.backward, place);

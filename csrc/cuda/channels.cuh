@@ -14,9 +14,8 @@ struct ChannelCut {
   int across, deep;
   Divider by_tiles, by_row;   // blocks side by side; vectors of a channel's row
   int64_t slices, per_slice;  // of the vectors of a channel, or of planes
-  unsigned blocks;
-  int64_t sums_at;   // where a block's sums lie in shared memory, behind what a kernel keeps there
-  double* partials;  // [2, channels, slices]
+  int64_t sums_at;            // where a block's sums lie in shared memory, behind what a kernel keeps there
+  double* partials;           // [2, channels, slices]
 
   CKD_DEVICE double* partial(int sum, int64_t channel, int64_t slice) const {
     return partials + (sum * channels + channel) * slices + slice;
@@ -65,6 +64,9 @@ CKD_DEVICE double warp_sum(double value) {
   return value;
 }
 
+// In the pass that follows a reading pass: what was read last is the likeliest to be in a cache still.
+CKD_DEVICE unsigned last_block_first() { return gridDim.x - 1 - blockIdx.x; }
+
 // What a thread adds up: of a channel, or of W from it on; none where it lies beyond the last.
 struct ChannelShare {
   int64_t channel, slice;
@@ -82,29 +84,21 @@ struct PlanarChannels {
   }
 
   // Visits kBatch vectors at a time with use(loaded); with kAhead, load(plane, column) of the next ones is in flight
-  // meanwhile. kLastFirst: from the last one on.
-  template <int kBatch, bool kAhead, bool kLastFirst, class Load, class Use>
+  // meanwhile.
+  template <int kBatch, bool kAhead, class Load, class Use>
   static CKD_DEVICE void visit(const ChannelCut& cut, const ChannelShare& share, Load&& load, Use&& use) {
     const int64_t row = cut.by_row.divisor, begin = share.slice * cut.per_slice, all = cut.planes * row;
     const int64_t end = begin + cut.per_slice < all ? begin + cut.per_slice : all;
     const Parts stride = cut.by_row.split(blockDim.x);
-    Parts at = {0, 0};
-    if (begin + threadIdx.x < end) {
-      at = cut.by_row.split(kLastFirst ? end - 1 - threadIdx.x : begin + threadIdx.x);
-    }
+    Parts at = cut.by_row.split(begin + threadIdx.x);
     InFlight<decltype(load(0, 0)), kBatch> next;
     const auto fetch = [&](int64_t first) {
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         next.inside[b] = first + b * int64_t{blockDim.x} < end;
         if (next.inside[b]) next.loaded[b] = load(at.quotient, at.remainder * W);
-        if constexpr (kLastFirst) {
-          at = {at.quotient - stride.quotient, at.remainder - stride.remainder};
-          if (at.remainder < 0) at = {at.quotient - 1, at.remainder + row};
-        } else {
-          at = {at.quotient + stride.quotient, at.remainder + stride.remainder};
-          if (at.remainder >= row) at = {at.quotient + 1, at.remainder - row};
-        }
+        at = {at.quotient + stride.quotient, at.remainder + stride.remainder};
+        if (at.remainder >= row) at = {at.quotient + 1, at.remainder - row};
       }
     };
     const int64_t step = int64_t{kBatch} * blockDim.x;
@@ -155,7 +149,7 @@ struct RowChannels {
     return {channel, block.quotient, channel < cut.channels};
   }
 
-  template <int kBatch, bool kAhead, bool kLastFirst, class Load, class Use>
+  template <int kBatch, bool kAhead, class Load, class Use>
   static CKD_DEVICE void visit(const ChannelCut& cut, const ChannelShare& share, Load&& load, Use&& use) {
     if (!share.any) return;
     const int64_t begin = share.slice * cut.per_slice;
@@ -166,7 +160,7 @@ struct RowChannels {
       for (int b = 0; b < kBatch; ++b) {
         const int64_t plane = first + b * int64_t{cut.deep};
         next.inside[b] = plane < end;
-        if (next.inside[b]) next.loaded[b] = load(kLastFirst ? begin + end - 1 - plane : plane, 0);
+        if (next.inside[b]) next.loaded[b] = load(plane, 0);
       }
     };
     const int64_t step = int64_t{kBatch} * cut.deep;
@@ -216,31 +210,41 @@ struct RowChannels {
   static CKD_DEVICE int depth(const ChannelCut& cut) { return static_cast<int>(threadIdx.x) / cut.across; }
 };
 
-// Adds the slices of a channel up, with all lanes of a warp; finish(channel, first, second) is what comes of them.
-template <class Finish>
-CKD_DEVICE void add_slices(const ChannelCut& cut, int64_t channel, Finish&& finish) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+inline constexpr int kFinishThreads = 256;
+
+// Adds the slices of a channel up, a warp for each channel or a whole block; call.finish(channel, first, second) is
+// what comes of them.
+template <class Call, bool kBlock>
+__global__ void __launch_bounds__(kFinishThreads) add_slices_kernel(const __grid_constant__ Call call) {
+  constexpr int kThreads = kBlock ? kFinishThreads : 32, kWarps = kThreads / 32;
+  const ChannelCut& cut = call.cut;
+  let_next_begin();
+  wait_for_previous();
+  const int thread = static_cast<int>(threadIdx.x) % kThreads;
+  const int64_t channel = (int64_t{blockIdx.x} * kFinishThreads + threadIdx.x) / kThreads;
+  if (channel >= cut.channels) return;
   double first = 0, second = 0;
-#pragma unroll 4
-  for (int64_t slice = lane; slice < cut.slices; slice += 32) {
+  for (int64_t slice = thread; slice < cut.slices; slice += kThreads) {
     first += *cut.partial(0, channel, slice);
     second += *cut.partial(1, channel, slice);
   }
   first = warp_sum(first);
   second = warp_sum(second);
-  if (lane == 0) finish(channel, first, second);
-}
-
-inline constexpr int kFinishThreads = 128;
-
-// A warp for each channel.
-template <class Call>
-__global__ void __launch_bounds__(kFinishThreads) add_slices_kernel(const __grid_constant__ Call call) {
-  let_next_begin();
-  wait_for_previous();
-  const int64_t channel = (int64_t{blockIdx.x} * kFinishThreads + threadIdx.x) / 32;
-  if (channel >= call.cut.channels) return;
-  add_slices(call.cut, channel, [&](int64_t c, double first, double second) { call.finish(c, first, second); });
+  if constexpr (kBlock) {
+    double* sums = reinterpret_cast<double*>(ckd_dynamic_shared);  // [2, warps]
+    if (thread % 32 == 0) {
+      sums[thread / 32] = first;
+      sums[kWarps + thread / 32] = second;
+    }
+    __syncthreads();
+    if (thread > 0) return;
+    first = second = 0;
+    for (int i = 0; i < kWarps; ++i) {
+      first += sums[i];
+      second += sums[kWarps + i];
+    }
+  }
+  if (thread == 0) call.finish(channel, first, second);
 }
 
 inline ChannelCut channel_cut(int64_t planes, int64_t channels, int64_t inner, int width, const ChannelSize& size,
@@ -254,7 +258,6 @@ inline ChannelCut channel_cut(int64_t planes, int64_t channels, int64_t inner, i
           Divider(std::max<int64_t>(inner / width, 1)),
           size.slices,
           size.per_slice,
-          size.size.blocks,
           size.sums_at,
           static_cast<double*>(workspace)};
 }
@@ -265,8 +268,14 @@ inline int64_t partial_bytes(int64_t channels, const ChannelSize& size) {
 
 template <class Call>
 cudaError_t launch_add_slices(const Call& call, void* stream) {
+  constexpr int kManySlices = 64;
+  if (call.cut.slices > kManySlices) {
+    constexpr size_t kShared = 2 * kFinishThreads / 32 * sizeof(double);
+    const LaunchSize size{block_count(call.cut.channels, 1), kFinishThreads, kShared};
+    return launch_after(add_slices_kernel<Call, true>, size, stream, call);
+  }
   const LaunchSize size{block_count(call.cut.channels, kFinishThreads / 32), kFinishThreads, 0};
-  return launch_after(add_slices_kernel<Call>, size, stream, call);
+  return launch_after(add_slices_kernel<Call, false>, size, stream, call);
 }
 
 }  // namespace ckd::cuda

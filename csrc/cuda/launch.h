@@ -108,13 +108,12 @@ class ChannelTiles {
   }
 
   // For sums over all but channels, two a channel: how many blocks share a channel is a function of sizes alone, so
-  // that the order of additions is, too. At most `blocks` in all: what a large processor runs at once, and little to
-  // add up afterwards. The sums follow the shared memory that a kernel needs for itself. `together` vectors or planes
-  // are of one block.
-  ChannelSize for_sums(int64_t blocks, size_t shared_bytes, int64_t together = 1) const {
-    const int64_t useful = work_ / (2 * deep_), wanted = blocks / tiles_;
+  // that the order of additions is, too. The sums follow the shared memory that a kernel needs for itself.
+  ChannelSize for_sums(size_t shared_bytes) const {
+    constexpr int64_t kBlocks = 512;  // at most: what a large processor runs at once, and little to add up afterwards
+    const int64_t useful = work_ / (2 * deep_), wanted = kBlocks / tiles_;
     const size_t sums = (planar_ ? 2 : 2 * width_) * threads_ * sizeof(double);
-    return cut(std::max<int64_t>(1, std::min(useful, wanted)), shared_bytes, sums, together);
+    return cut(std::max<int64_t>(1, std::min(useful, wanted)), shared_bytes, sums);
   }
 
   // For a pass that writes as much as it reads: a thread visits up to `most` vectors, as long as that leaves blocks for
@@ -122,12 +121,12 @@ class ChannelTiles {
   ChannelSize for_pass(int most) const {
     constexpr int64_t kBlocks = 2048;
     const int64_t longest = most * deep_, wanted = std::max<int64_t>(1, kBlocks / tiles_);
-    return cut(std::max((work_ + longest - 1) / longest, std::min(wanted, (work_ + deep_ - 1) / deep_)), 0, 0, 1);
+    return cut(std::max((work_ + longest - 1) / longest, std::min(wanted, (work_ + deep_ - 1) / deep_)), 0, 0);
   }
 
  private:
-  ChannelSize cut(int64_t slices, size_t shared_bytes, size_t sums, int64_t together) const {
-    const int64_t each = (work_ + slices - 1) / slices, per_slice = (each + together - 1) / together * together;
+  ChannelSize cut(int64_t slices, size_t shared_bytes, size_t sums) const {
+    const int64_t per_slice = (work_ + slices - 1) / slices;
     slices = (work_ + per_slice - 1) / per_slice;
     return {static_cast<int>(across_),
             static_cast<int>(deep_),

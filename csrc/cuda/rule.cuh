@@ -12,19 +12,13 @@ struct PowerOfTwo {
 };
 CKD_DEVICE float operator/(float x, PowerOfTwo tau) { return x * tau.inverse; }
 
-inline bool is_moderate(float x) { return x >= 0x1p-60f && x <= 0x1p60f; }
-inline bool is_moderate_power_of_two(float x) {
-  int exponent;
-  return is_moderate(x) && std::frexp(x, &exponent) == 0.5f;
-}
-
 struct Rule {
   Constants<float> k;
   Charge charge;
   Reset reset;
   SurrogateKind surrogate;
-  bool delayed;                   // a spike's gradient comes from the next step's potential, too
-  bool power_of_two, exact_leak;  // tau, and a decay of at most 1
+  bool delayed;  // a spike's gradient comes from the next step's potential, too
+  bool power_of_two;
   float tau_inverse;
 
   // `leak` overrides the neuron's; what lies there is not known here.
@@ -35,8 +29,6 @@ struct Rule {
         surrogate(n.surrogate),
         delayed(n.drop_later != 0 && !n.detach_reset),
         power_of_two(n.charge != Charge::kDecay && !leak && is_power_of_two(static_cast<float>(n.leak))),
-        exact_leak(n.charge == Charge::kDecay && !leak && n.leak <= 1 &&
-                   is_moderate_power_of_two(static_cast<float>(n.leak))),
         tau_inverse(power_of_two ? 1.0f / static_cast<float>(n.leak) : 0.0f) {}
 
  private:
@@ -186,9 +178,6 @@ CKD_DEVICE void with_dynamics(const Rule& rule, F&& f) {
 template <Reset R>
 struct ResetGradient {
   static constexpr Reset reset = R;
-  static CKD_DEVICE float back(float h, float gs, float gv, float sg, const Constants<float>& k) {
-    return fire_backward<R>(h, gs, gv, sg, k);
-  }
 };
 
 // A neuron that is known at run time: each function calls f with the type that stands for a choice.
@@ -229,50 +218,6 @@ struct OneNeuron {
 // The ones that backward kernels are compiled for: that of the CKDSNN paper, and SpikingJelly's LIF with its default
 // surrogate and with the one that most of its users choose.
 using PaperNeuron = OneNeuron<Charge::kDecay, Reset::kHard, Triangle, SurrogateKind::kTriangle, false>;
-
-// The paper's neuron with the constants that it has there, for kernels that wait for arithmetic: multiplications with
-// powers of two are exact, so that one rounding gives what two give, and what is 0 need not be computed with.
-struct PaperConstants {
-  struct Moves : PaperNeuron::Moves {
-    template <int W, class LeakOf>
-    static CKD_DEVICE void charge(const float (&v)[W], const float (&x)[W], const LeakOf& leak, const Rule&,
-                                  float (&h)[W]) {
-#pragma unroll
-      for (int j = 0; j < W; ++j) h[j] = __fmaf_rn(v[j], leak[j], x[j]);
-    }
-    static CKD_DEVICE float after_reset(float h, const Rule& rule) { return h >= rule.k.fire_level ? 0.0f : h; }
-  };
-  struct Surrogate {
-    static CKD_DEVICE float derivative(float u, float c0, float c1) {
-      return positive_or_nan(__fmaf_rn(-magnitude(u), c1, c0));
-    }
-  };
-  struct Back {
-    static CKD_DEVICE float back(float h, float gs, float gv, float sg, const Constants<float>& k) {
-      return gs * sg + gv * ((h >= k.fire_level ? 0.0f : 1.0f) - h * sg);
-    }
-  };
-
-  // Nothing so small or so large that a product with it would not be exact where the sum shows it.
-  static bool is(const Rule& rule) {
-    const Constants<float>& k = rule.k;
-    return PaperNeuron::is(rule) && rule.exact_leak && k.rest == 0 && k.attached && is_moderate(k.fire_level) &&
-           is_moderate(k.threshold) && is_moderate(k.c0) && is_moderate_power_of_two(k.c1);
-  }
-  template <class F>
-  static CKD_DEVICE void dynamics(const Rule&, F&& f) {
-    f(Moves());
-  }
-  template <class F>
-  static CKD_DEVICE void surrogate(const Rule&, F&& f) {
-    f(Surrogate());
-  }
-  template <class F>
-  static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
-    f(Back());
-  }
-};
-
 template <class Surrogate, SurrogateKind kKind>
 using SpikingJellyNeuron = OneNeuron<Charge::kLeakInput, Reset::kHard, Surrogate, kKind, true>;
 

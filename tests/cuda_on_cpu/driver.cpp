@@ -73,10 +73,7 @@ bool coin() { return random_numbers() % 2 == 0; }
 plain::Definition draw_compiled_neuron() {
   plain::Definition neuron;
   neuron.strict = coin();
-  if (coin()) {  // the paper's, whose constants have arithmetic of their own
-    if (random_numbers() % 4 == 0) neuron.leak = 0.6f;
-    return neuron;
-  }
+  if (coin()) return neuron;
   neuron.charge = plain::Charge::kLeakInput;
   neuron.leak = 2.0f;
   neuron.surrogate = coin() ? ckd::SurrogateKind::kSigmoid : ckd::SurrogateKind::kATan;
@@ -154,24 +151,18 @@ void normalised(bool float32_only) {
     c.through_statistics = coin();
     if (i % 3 == 1) {  // the neuron, the steps and the calls that have kernels of their own
       c.neuron = draw_compiled_neuron();
-      if (i % 2) {
-        c.leak = Case::Leak::kConstant;
-        c.v_init = c.v_last = c.grad_v = c.grad_v_init = c.sam = false;
-        c.through_statistics = true;
-      }
+      if (i % 2) c.leak = Case::Leak::kConstant, c.v_init = c.v_last = c.grad_v = c.grad_v_init = false;
       c.shape.steps = one_of({1, 4});
       c.grad_spikes = true;
       c.shape.repeated = c.grad_leak = c.misaligned = false;
       if (coin()) c.shape.inner = one_of({1, 8, 16}), c.shape.channels = one_of({8, 24});
     }
-    c.at_once = c.through_statistics && (i % 3 == 1 || i % 10 == 0);
     // Several slices of a channel.
     if (i % 15 == 7) c.shape = {2, 4, 9, one_of({1, 4}), one_of({1, 256}), false};
     // So many that a block adds them up.
     if (i == 6) c.shape = {1, 1, 530, 1, 256, false}, c.leak = Case::Leak::kConstant, c.sam = false;
     compare_in_some_order(c, i);
   }
-  CHECK(fake_devices.cooperative_launches >= (float32_only ? 10 : 25));
 }
 
 void pack() {
@@ -226,7 +217,7 @@ void launch() {
           if ((inner == 1 ? channels : inner) % width != 0) continue;
           const ChannelTiles tiles(planes, channels, inner, width, 256);
           const int64_t work = inner == 1 ? planes : planes * (inner / width);
-          const ChannelSize sums = tiles.for_sums(512, 112), pass = tiles.for_pass(8);
+          const ChannelSize sums = tiles.for_sums(112), pass = tiles.for_pass(8);
           const int64_t side_by_side = inner == 1 ? (channels / width + sums.across - 1) / sums.across : channels;
           for (const ChannelSize& cut : {sums, pass}) {
             CHECK(cut.across * cut.deep == 256 && cut.slices * cut.per_slice >= work);

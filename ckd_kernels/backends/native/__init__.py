@@ -9,14 +9,7 @@ import torch
 
 from ...neuron import Neuron
 from .bn_fold import bn_coefficients, bn_fold
-from .bn_lif import (
-    bn_lif_backward,
-    bn_lif_backward_by_batch,
-    bn_lif_forward,
-    bn_lif_forward_by_batch,
-    bn_lif_reduce,
-    bn_statistics,
-)
+from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
 from .lif import lif_backward, lif_forward
 from .module import compiled, neuron_struct
 from .pack import pack_bits, unpack_bits
@@ -26,9 +19,7 @@ __all__ = [
     "bn_coefficients",
     "bn_fold",
     "bn_lif_backward",
-    "bn_lif_backward_by_batch",
     "bn_lif_forward",
-    "bn_lif_forward_by_batch",
     "bn_lif_reduce",
     "bn_statistics",
     "compiled_facts",

@@ -22,26 +22,9 @@ def bn_fold(
     eps: float,
     folded: Tensor,
 ) -> None:
-    given = weight, bias, running_mean, running_var, count
-    run(fold_struct(moments, *given, values, momentum, eps, folded), moments)
-
-
-def fold_struct(
-    moments: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    count: Tensor | None,
-    values: int,
-    momentum: float,
-    eps: float,
-    folded: Tensor,
-) -> Any:
-    """What is folded into what; without moments, those of a call that finds them itself."""
     module: Any = compiled()
-    return module.BatchFold(
-        folded.shape[1],
+    call = module.BatchFold(
+        moments.shape[1],
         storage(folded),
         address(moments),
         address(weight),
@@ -54,23 +37,18 @@ def fold_struct(
         eps,
         address(folded),
     )
+    run(call, moments)
 
 
 def bn_coefficients(sums: Tensor, invstd: Tensor, count: Tensor | None, values: int, coefficients: Tensor) -> None:
-    run(coefficients_struct(sums, address(invstd), count, values, coefficients), sums)
-
-
-def coefficients_struct(
-    sums: Tensor | None, invstd: int, count: Tensor | None, values: int, coefficients: Tensor
-) -> Any:
-    """What sums come to, with invstd by its address; without sums, those of a call that finds them itself."""
     module: Any = compiled()
-    return module.BatchCoefficients(
-        coefficients.shape[1],
+    call = module.BatchCoefficients(
+        sums.shape[1],
         storage(coefficients),
         address(sums),
-        invstd,
+        address(invstd),
         address(count),
         values,
         address(coefficients),
     )
+    run(call, sums)

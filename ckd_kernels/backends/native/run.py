@@ -16,16 +16,10 @@ def run(call: Any, on: Tensor) -> None:
     if on.is_cpu:
         module.cpu.run(call, torch.get_num_threads())
         return
-    run_on_gpu((call,), on)
-
-
-def run_on_gpu(calls: tuple[Any, ...], on: Tensor) -> None:
-    """Queues calls that belong together, as one or several kernels, on the current stream of the GPU of ``on``."""
-    module: Any = compiled()
-    size = module.cuda.workspace(*calls)
+    size = module.cuda.workspace(call)
     workspace = torch.empty(size, dtype=torch.uint8, device=on.device) if size else None
     status = module.cuda.run(
-        *calls,
+        call,
         0 if workspace is None else workspace.data_ptr(),
         on.device.index,
         torch.cuda.current_stream(on.device).cuda_stream,

@@ -19,16 +19,6 @@ int bn_statistics(const BatchStatistics& call, void* workspace, int device, void
 int bn_fold(const BatchFold& call, int device, void* stream);
 int bn_coefficients(const BatchCoefficients& call, int device, void* stream);
 
-// All of these of one direction, behind batch normalisation by statistics of its own, in one launch where that is
-// faster. BatchFold and the call name the same folded vectors, and need no moments; BatchCoefficients and the call the
-// same offset and slope, and need no sums.
-int64_t bn_lif_forward_workspace(const BatchStatistics& statistics);
-int bn_lif_forward(const BatchStatistics& statistics, const BatchFold& fold, const LifForward& call, void* workspace,
-                   int device, void* stream);
-int64_t bn_lif_backward_workspace(const LifBackward& call);
-int bn_lif_backward(const BatchCoefficients& coefficients, const LifBackward& call, void* workspace, int device,
-                    void* stream);
-
 int sam(const SamForward& call, int device, void* stream);
 
 int pack_bits(const PackBits& call, int device, void* stream);

@@ -9,10 +9,11 @@
 namespace ckd {
 
 template <class Real>
-CKD_FN void fold_channel(const BatchFold& call, int64_t c, double mean_of_values, double var) {
+CKD_FN void fold_channel(const BatchFold& call, int64_t c) {
   const auto row = [&](int i) { return static_cast<Real*>(call.folded) + i * call.channels + c; };
   const auto given = [&](const void* p, Real otherwise) { return p ? static_cast<const Real*>(p)[c] : otherwise; };
-  const Real mean = Real(mean_of_values), invstd = Real(1.0 / sqrt(var + call.eps));
+  const double var = call.moments[call.channels + c];
+  const Real mean = Real(call.moments[c]), invstd = Real(1.0 / sqrt(var + call.eps));
   const Real scale = given(call.weight, Real(1)) * invstd, centre = mean * scale;
   *row(0) = mean;
   *row(1) = invstd;
@@ -27,25 +28,15 @@ CKD_FN void fold_channel(const BatchFold& call, int64_t c, double mean_of_values
 }
 
 template <class Real>
-CKD_FN void fold_channel(const BatchFold& call, int64_t c) {
-  fold_channel<Real>(call, c, call.moments[c], call.moments[call.channels + c]);
-}
-
-// From the sums of dL/dx and of dL/dx*(y - mean).
-template <class Real>
-CKD_FN void coefficients_of_channel(const BatchCoefficients& call, int64_t c, double sum, double product) {
+CKD_FN void coefficients_of_channel(const BatchCoefficients& call, int64_t c) {
   const auto row = [&](int i) { return static_cast<Real*>(call.coefficients) + i * call.channels + c; };
   const double values = call.values * (call.count ? *call.count : 1.0);
-  const double invstd = static_cast<const Real*>(call.invstd)[c], grad_weight = product * invstd;
+  const double sum = call.sums[c], invstd = static_cast<const Real*>(call.invstd)[c];
+  const double grad_weight = call.sums[call.channels + c] * invstd;
   *row(0) = Real(sum / values);
   *row(1) = Real(grad_weight * invstd / values);
   *row(2) = Real(grad_weight);
   *row(3) = Real(sum);
-}
-
-template <class Real>
-CKD_FN void coefficients_of_channel(const BatchCoefficients& call, int64_t c) {
-  coefficients_of_channel<Real>(call, c, call.sums[c], call.sums[call.channels + c]);
 }
 
 }  // namespace ckd

@@ -24,22 +24,14 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
-  cudaErrorInvalidDevice = 101,
-  cudaErrorCooperativeLaunchTooLarge = 720
+  cudaErrorInvalidDevice = 101
 };
-enum cudaDeviceAttr {
-  cudaDevAttrMultiProcessorCount = 16,
-  cudaDevAttrL2CacheSize = 38,
-  cudaDevAttrComputeCapabilityMajor = 75,
-  cudaDevAttrCooperativeLaunch = 95
-};
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
 using cudaStream_t = struct CUstream_st*;
 
 // Two devices, so that a test sees which one is current during a launch and afterwards.
 struct FakeDevices {
   int current = 0, launched_on = -1, processors = 4;
-  int cooperative = 1, blocks_each = 1, cache = 1 << 20;
-  int cooperative_launches = 0;
 };
 inline FakeDevices fake_devices;
 
@@ -57,10 +49,7 @@ inline cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9
-           : attribute == cudaDevAttrL2CacheSize          ? fake_devices.cache
-           : attribute == cudaDevAttrCooperativeLaunch    ? fake_devices.cooperative
-                                                          : fake_devices.processors;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : fake_devices.processors;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -73,27 +62,6 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Call), dim3 grid, dim3 block, void**
   const Call call = *static_cast<const Call*>(arguments[0]);
   return fibers::run_grid(grid, block, shared_bytes, [&] { kernel(call); }) ? cudaSuccess
                                                                             : cudaErrorInvalidConfiguration;
-}
-
-template <class Call>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Call), int, size_t) {
-  *blocks = fake_devices.blocks_each;
-  return cudaSuccess;
-}
-
-template <class Call>
-cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(Call), dim3 grid, dim3 block, void** arguments,
-                                        size_t shared_bytes, cudaStream_t) {
-  fake_devices.launched_on = fake_devices.current;
-  if (static_cast<int>(grid.x) > fake_devices.processors * fake_devices.blocks_each) {
-    return cudaErrorCooperativeLaunchTooLarge;
-  }
-  ++fake_devices.cooperative_launches;
-  const Call call = *static_cast<const Call*>(arguments[0]);
-  return fibers::run_grid(
-             grid, block, shared_bytes, [&] { kernel(call); }, true)
-             ? cudaSuccess
-             : cudaErrorInvalidConfiguration;
 }
 
 // A kernel that may begin before the one ahead of it has ended; here it never does.
@@ -119,8 +87,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 inline void __syncthreads() { fibers::Block::current().barrier(); }
-
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int apart) {

@@ -1,7 +1,6 @@
-// Runs a CUDA grid on a CPU: blocks one after another, or, of a cooperative launch, taking turns at the grid's barrier;
-// the threads of a block as fibers that take turns at barriers and shuffles. It checks what a GPU does not: barriers
-// that not all threads reach, shuffles with lanes that are not there, shared memory beyond what the launch asked for.
-// The order in which threads and blocks run is chosen by the test.
+// Runs a CUDA grid on a CPU: blocks one after another, the threads of a block as fibers that take turns at barriers and
+// shuffles. It checks what a GPU does not: barriers that not all threads reach, shuffles with lanes that are not there,
+// shared memory beyond what the launch asked for. The order in which threads run is chosen by the test.
 #pragma once
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -63,7 +62,7 @@ inline Settings& settings() {
   return instance;
 }
 
-enum class State { kReady, kAtBarrier, kAtShuffle, kAtGrid, kDone };
+enum class State { kReady, kAtBarrier, kAtShuffle, kDone };
 
 struct Fiber {
   ucontext_t context{};
@@ -78,53 +77,21 @@ struct Fiber {
 
 class Block {
  public:
-  // The one that runs.
-  static Block& current() { return *running_block(); }
-
-  ~Block() {
-    for (const Fiber& fiber : fibers_) spare_stacks().push_back(fiber.stack);
+  static Block& current() {
+    static Block block;
+    return block;
   }
 
-  // One block of `threads` threads, which go() runs.
-  void begin(const std::function<void()>& body, unsigned index, int threads, size_t shared_bytes) {
+  // Runs one block of `threads` threads; false where it cannot end.
+  bool run(const std::function<void()>& body, int threads) {
     body_ = &body;
-    index_ = index;
-    shared_.assign(shared_bytes, 0xFF);  // NaN: nothing may count on what lies there
     prepare(threads);
-    random_.seed(settings().seed + index);
-  }
-
-  enum class Outcome { kEnded, kAtGrid, kFailed };
-
-  // Runs it to its end or to the grid's barrier.
-  Outcome go() {
-    running_block() = this;
-    blockIdx = {index_, 0, 0};
-    std::memcpy(fiber_shared_memory, shared_.data(), shared_.size());
-    ASAN_POISON_MEMORY_REGION(fiber_shared_memory + shared_.size(), kSharedLimit - shared_.size());
-    const Outcome outcome = turns();
-    ASAN_UNPOISON_MEMORY_REGION(fiber_shared_memory, kSharedLimit);
-    std::memcpy(shared_.data(), fiber_shared_memory, shared_.size());
-    return outcome;
-  }
-
-  void leave_grid_barrier() {
-    for (Fiber& f : fibers_) f.state = State::kReady;
-  }
-
-  void grid_barrier() {
-    current_fiber().state = State::kAtGrid;
-    suspend();
-  }
-
- private:
-  Outcome turns() {
-    const int threads = static_cast<int>(fibers_.size());
     std::vector<int> order(threads);
     std::iota(order.begin(), order.end(), 0);
     if (settings().order == Order::kReverse) std::reverse(order.begin(), order.end());
+    std::mt19937 random(settings().seed + blockIdx.x);
     for (;;) {
-      if (settings().order == Order::kRandom) std::shuffle(order.begin(), order.end(), random_);
+      if (settings().order == Order::kRandom) std::shuffle(order.begin(), order.end(), random);
       bool progress = false;
       for (int thread : order) {
         if (fibers_[thread].state != State::kReady) continue;
@@ -133,22 +100,18 @@ class Block {
       }
       progress |= exchange_shuffles();
       const int done = count(State::kDone), waiting = count(State::kAtBarrier);
-      if (done == threads) return Outcome::kEnded;
-      if (count(State::kAtGrid) == threads) return Outcome::kAtGrid;
+      if (done == threads) return true;
       if (waiting == threads) {
         for (Fiber& f : fibers_) f.state = State::kReady;
       } else if (waiting > 0 && waiting + done == threads) {
-        fail(std::to_string(done) + " threads have left the kernel while " + std::to_string(waiting) +
-             " wait in __syncthreads");
-        return Outcome::kFailed;
+        return fail(std::to_string(done) + " threads have left the kernel while " + std::to_string(waiting) +
+                    " wait in __syncthreads");
       } else if (!progress) {
-        fail("threads wait in a shuffle, or for the grid, for others that never come");
-        return Outcome::kFailed;
+        return fail("a warp waits in a shuffle for lanes that never come");
       }
     }
   }
 
- public:
   void barrier() {
     current_fiber().state = State::kAtBarrier;
     suspend();
@@ -180,30 +143,17 @@ class Block {
         std::count_if(fibers_.begin(), fibers_.end(), [&](const Fiber& f) { return f.state == state; }));
   }
 
-  static Block*& running_block() {
-    static Block* block = nullptr;
-    return block;
-  }
-  static std::vector<char*>& spare_stacks() {
-    static std::vector<char*> stacks;
-    return stacks;
-  }
-  static char* take_stack() {
-    if (spare_stacks().empty()) {
+  void prepare(int threads) {
+    while (static_cast<int>(stacks_.size()) < threads) {
       void* memory =
           mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (memory == MAP_FAILED) std::abort();
-      return static_cast<char*>(memory);
+      stacks_.push_back(static_cast<char*>(memory));
     }
-    char* stack = spare_stacks().back();
-    spare_stacks().pop_back();
-    return stack;
-  }
-
-  void prepare(int threads) {
     fibers_.assign(threads, Fiber{});
-    for (Fiber& fiber : fibers_) {
-      fiber.stack = take_stack();
+    for (int i = 0; i < threads; ++i) {
+      Fiber& fiber = fibers_[i];
+      fiber.stack = stacks_[i];
       ASAN_UNPOISON_MEMORY_REGION(fiber.stack, kStackBytes);
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack;
@@ -289,9 +239,7 @@ class Block {
   }
 
   std::vector<Fiber> fibers_;
-  std::vector<unsigned char> shared_;
-  unsigned index_ = 0;
-  std::mt19937 random_;
+  std::vector<char*> stacks_;
   const std::function<void()>* body_ = nullptr;
   ucontext_t scheduler_{};
   const void* scheduler_stack_ = nullptr;
@@ -299,49 +247,19 @@ class Block {
   int running_ = 0;
 };
 
-// Runs blocks that are all there at once.
-inline void run_together(unsigned blocks, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
-  std::vector<Block> all(blocks);
-  for (unsigned i = 0; i < blocks; ++i) all[i].begin(body, i, static_cast<int>(block.x), shared_bytes);
-  std::vector<unsigned> order(blocks);
-  std::iota(order.begin(), order.end(), 0u);
-  if (settings().order == Order::kReverse) std::reverse(order.begin(), order.end());
-  std::mt19937 random(settings().seed);
-  for (;;) {
-    if (settings().order == Order::kRandom) std::shuffle(order.begin(), order.end(), random);
-    unsigned ended = 0;
-    for (unsigned i : order) {
-      const Block::Outcome outcome = all[i].go();
-      if (outcome == Block::Outcome::kFailed) return;
-      ended += outcome == Block::Outcome::kEnded;
-    }
-    if (ended == blocks) return;
-    if (ended > 0) {
-      all[0].fail(std::to_string(ended) + " blocks have left the kernel while others wait for the grid");
-      return;
-    }
-    for (Block& b : all) b.leave_grid_barrier();
-  }
-}
-
 // Runs a grid; false where a GPU would refuse the launch.
-inline bool run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body,
-                     bool cooperative = false) {
+inline bool run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   const bool valid = grid.x > 0 && grid.x <= 2147483647u && grid.y == 1 && grid.z == 1 && block.x > 0 &&
                      block.x <= 1024 && block.y == 1 && block.z == 1 && shared_bytes <= kSharedLimit;
   if (!valid) return false;
   gridDim = grid;
   blockDim = block;
-  if (cooperative) {
-    run_together(grid.x, block, shared_bytes, body);
-    return true;
-  }
   for (unsigned i = 0; i < grid.x; ++i) {
-    Block one;
-    one.begin(body, i, static_cast<int>(block.x), shared_bytes);
-    const Block::Outcome outcome = one.go();
-    if (outcome == Block::Outcome::kAtGrid) one.fail("a kernel waits for its grid, which was not launched for that");
-    if (outcome != Block::Outcome::kEnded) break;
+    blockIdx = {i, 0, 0};
+    ASAN_UNPOISON_MEMORY_REGION(fiber_shared_memory, kSharedLimit);
+    std::memset(fiber_shared_memory, 0xFF, kSharedLimit);  // NaN: nothing may count on what lies there
+    ASAN_POISON_MEMORY_REGION(fiber_shared_memory + shared_bytes, kSharedLimit - shared_bytes);
+    if (!Block::current().run(body, static_cast<int>(block.x))) break;
   }
   return true;
 }
