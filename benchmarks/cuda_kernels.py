@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import cuda_timing as timing
@@ -27,9 +26,9 @@ import torch
 from torch import Tensor
 
 from ckd_kernels import Neuron, bn_lif, lif, surrogate, use_backend
-from ckd_kernels.backend import build_info, resolve
-from ckd_kernels.ops.layout import layout_of
-from ckd_kernels.ops.lif import checkpoint_count
+from ckd_kernels.backend import Backend, build_info, resolve
+from ckd_kernels.call import Affine, Backward, Forward, checkpoint_count
+from ckd_kernels.ops.layout import Layout, layout_of
 
 PAPER = Neuron.paper()
 OTHERS = {
@@ -93,9 +92,9 @@ class Buffers:
 
     def __init__(self, case: Case) -> None:
         shape, dtype, last, device = case
-        place = timing.channels_last if last else torch.Tensor.contiguous
+        arrange = timing.channels_last if last else torch.Tensor.contiguous
         fresh = functools.partial(torch.randn, shape, device=device)
-        self.x, self.grad, self.residual = (place(fresh().to(dtype)) for _ in range(3))
+        self.x, self.grad, self.residual = (arrange(fresh().to(dtype)) for _ in range(3))
         self.spikes, self.grad_x, self.grad_residual = (torch.empty_like(self.x) for _ in range(3))
         count, frame = checkpoint_count(shape[0]), self.x[0].numel()
         self.checkpoints = torch.empty(count, 1, frame, device=device) if count else None
@@ -112,20 +111,37 @@ class Buffers:
 Calls = dict[str, tuple[Callable[[Buffers], object], float]]  # with the bytes to be moved, in tensors of x's size
 
 
-def lif_calls(case: Case, module: ModuleType, backend: str) -> Calls:
-    shape = case.shape
-    plain = layout_of(probe(case), time_dim=0, time_steps=shape[0], channel_dim=-1)
+def forward_call(
+    b: Buffers, neuron: Neuron, layout: Layout, affine: Affine | None = None, sam: Tensor | None = None
+) -> Forward:
+    return Forward(neuron, layout, b.x, None, None, affine, b.spikes, None, sam, b.checkpoints)
+
+
+def backward_call(
+    b: Buffers,
+    neuron: Neuron,
+    layout: Layout,
+    affine: Affine | None = None,
+    grad_sam: Tensor | None = None,
+    **outputs: Tensor | None,
+) -> Backward:
+    return Backward(neuron, layout, b.x, None, None, affine, b.checkpoints, b.grad, None, grad_sam, **outputs)
+
+
+def dense_layout(case: Case, channel_dim: int) -> Layout:
+    layout = layout_of(probe(case), time_dim=0, time_steps=case.shape[0], channel_dim=channel_dim)
+    assert layout is not None
+    return layout
+
+
+def lif_calls(case: Case, module: Backend, backend: str) -> Calls:
+    plain = dense_layout(case, -1)
     calls: Calls = {}
     neurons = {"paper": PAPER} | (OTHERS if case.first and not case.channels_last else {})
     for name, neuron in neurons.items():
-        calls[f"forward, {name}"] = (
-            lambda b, n=neuron: module.lif_forward(n, plain, b.x, None, None, b.spikes, None, None, b.checkpoints),
-            2,
-        )
+        calls[f"forward, {name}"] = (lambda b, n=neuron: module.lif_forward(forward_call(b, n, plain)), 2)
         calls[f"backward, {name}"] = (
-            lambda b, n=neuron: module.lif_backward(
-                n, plain, b.x, None, None, b.checkpoints, b.grad, None, None, b.grad_x, None, None
-            ),
+            lambda b, n=neuron: module.lif_backward(backward_call(b, n, plain, grad_x=b.grad_x)),
             3,
         )
 
@@ -137,35 +153,31 @@ def lif_calls(case: Case, module: ModuleType, backend: str) -> Calls:
     return calls
 
 
-def map_calls(case: Case, module: ModuleType) -> Calls:
-    place = layout_of(probe(case), time_dim=0, time_steps=case.shape[0], channel_dim=2)
+def map_calls(case: Case, module: Backend) -> Calls:
+    layout = dense_layout(case, 2)
     return {
-        "forward with map": (
-            lambda b: module.lif_forward(PAPER, place, b.x, None, None, b.spikes, None, b.sam, b.checkpoints),
-            2,
-        ),
+        "forward with map": (lambda b: module.lif_forward(forward_call(b, PAPER, layout, sam=b.sam)), 2),
         "backward with map": (
-            lambda b: module.lif_backward(
-                PAPER, place, b.x, None, None, b.checkpoints, b.grad, None, b.grad_sam, b.grad_x, None, None
-            ),
+            lambda b: module.lif_backward(backward_call(b, PAPER, layout, grad_sam=b.grad_sam, grad_x=b.grad_x)),
             3,
         ),
-        "map alone": (lambda b: module.sam(place, b.x, b.sam), 1),
+        "map alone": (lambda b: module.sam(layout, b.x, b.sam), 1),
     }
 
 
-def bn_calls(case: Case, module: ModuleType, backend: str) -> Calls:
-    place = layout_of(probe(case), time_dim=0, time_steps=case.shape[0], channel_dim=2)
+def bn_calls(case: Case, module: Backend, backend: str) -> Calls:
+    layout = dense_layout(case, 2)
 
     def forward(b: Buffers, residual: Tensor | None) -> None:
-        module.bn_lif_forward(*(PAPER, place, b.x, b.folded, residual, None, None, b.spikes, None, None, b.checkpoints))
+        module.lif_forward(forward_call(b, PAPER, layout, Affine(b.folded, residual)))
 
-    def given(b: Buffers, residual: Tensor | None) -> tuple:
-        return PAPER, place, b.x, b.folded, residual, None, None, b.checkpoints, b.grad, None, None
+    def reduce(b: Buffers, residual: Tensor | None) -> None:
+        module.lif_backward(backward_call(b, PAPER, layout, Affine(b.folded, residual), sums=b.pairs))
 
     def apply(b: Buffers, residual: Tensor | None) -> None:
         grad_residual = b.grad_residual if residual is not None else None
-        module.bn_lif_backward(*given(b, residual), b.coefficients, b.grad_x, grad_residual, None, None)
+        outputs = {"coefficients": b.coefficients, "grad_x": b.grad_x, "grad_residual": grad_residual}
+        module.lif_backward(backward_call(b, PAPER, layout, Affine(b.folded, residual), **outputs))
 
     def whole(b: Buffers, y: Tensor) -> Tensor:
         with use_backend(backend):
@@ -179,9 +191,9 @@ def bn_calls(case: Case, module: ModuleType, backend: str) -> Calls:
         return torch.autograd.grad(whole(b, b.leaf), (b.leaf, b.weight, b.bias), b.grad)
 
     calls: Calls = {
-        "bn_lif statistics": (lambda b: module.bn_statistics(place, b.x, b.pairs), 1),
+        "bn_lif statistics": (lambda b: module.bn_statistics(layout, b.x, b.pairs), 1),
         "bn_lif forward": (lambda b: forward(b, None), 2),
-        "bn_lif reduce": (lambda b: module.bn_lif_reduce(*given(b, None), b.pairs), 2),
+        "bn_lif reduce": (lambda b: reduce(b, None), 2),
         "bn_lif apply": (lambda b: apply(b, None), 3),
         "bn_lif forward, in all": (whole_forward, 3),
         "bn_lif training": (training, 8),
@@ -189,13 +201,13 @@ def bn_calls(case: Case, module: ModuleType, backend: str) -> Calls:
     if case.first:
         calls |= {
             "bn_lif forward, residual": (lambda b: forward(b, b.residual), 3),
-            "bn_lif reduce, residual": (lambda b: module.bn_lif_reduce(*given(b, b.residual), b.pairs), 3),
+            "bn_lif reduce, residual": (lambda b: reduce(b, b.residual), 3),
             "bn_lif apply, residual": (lambda b: apply(b, b.residual), 5),
         }
     return calls
 
 
-def pack_calls(case: Case, module: ModuleType) -> Calls:
+def pack_calls(case: Case, module: Backend) -> Calls:
     x = probe(case)
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     tensors = 1 + 1 / (8 * x.element_size())
@@ -229,8 +241,7 @@ def calls_for(case: Case) -> Calls:
         found = lif_calls(case, module, backend)
         if len(case.shape) == 5:
             found |= map_calls(case, module) | bn_calls(case, module, backend)
-        if hasattr(module, "pack_bits"):
-            found |= pack_calls(case, module)
+        found |= pack_calls(case, module)
         calls |= {f"{backend} | {name}": call for name, call in found.items()}
     return calls
 

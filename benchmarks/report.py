@@ -15,7 +15,6 @@ from typing import Any
 
 ROOT = Path(__file__).parent / "results"
 STORED = "benchmarks.json"
-TOLERANCE = 0.25
 # A ratio needs something to divide by: the copy, or else the modules that ours stand for.
 BASELINES = ("floor", "paper", "spikingjelly")
 
@@ -33,8 +32,13 @@ the last one counts.
   python -m benchmarks.report run.json --compare
 
 writes nothing.  It divides the time of each of our own contestants by the floor of its group (where a group has no
-floor, by the paper's modules or SpikingJelly's), does the same with the stored run, and fails with exit code 1 where a
-ratio has grown by more than 25 %.  Ratios, unlike times, can be compared between runs; between machines neither can.
+floor, by the paper's modules or SpikingJelly's), does the same with the stored run of this machine, and ends with exit
+code 1 where a ratio has grown by more than --tolerance, 25 % if not said otherwise.  Ratios, unlike times, can be
+compared between runs; between machines neither can, but for what is far off:
+
+  python -m benchmarks.report run.json --compare benchmarks/results/*/benchmarks.json --tolerance 150
+
+compares with the largest ratio of these runs.  Exit code 2: nothing to compare, or a file that holds no benchmarks.
 """
 
 
@@ -318,21 +322,26 @@ class Change:
     def growth(self) -> float:
         return self.now / self.before - 1
 
+    def exceeds(self, tolerance: float) -> bool:
+        return self.growth > tolerance and not math.isclose(self.growth, tolerance, rel_tol=1e-6)  # the limit passes
 
-def compare(run: Run, stored: Run) -> list[Change]:
-    """How the ratios of our contestants have changed, the worst first; of what both runs have."""
-    then = _ratios(stored)
-    changes = [Change(" ".join(key), then[key], ratio) for key, ratio in _ratios(run).items() if key in then]
+
+def compare(run: Run, stored: Sequence[Run]) -> list[Change]:
+    """How the ratios of our contestants have changed, the worst first; of several stored runs the largest counts."""
+    changes, then = [], [_ratios(one) for one in stored]
+    for title, ratio in _ratios(run).items():
+        if before := [ratios[title] for ratios in then if title in ratios]:
+            changes.append(Change(title, max(before), ratio))
     return sorted(changes, key=lambda change: -change.growth)
 
 
-def _ratios(run: Run) -> dict[tuple[str, ...], float]:
+def _ratios(run: Run) -> dict[str, float]:
     ratios = {}
-    for key, group in run.groups().items():
+    for group in run.groups().values():
         base = baseline(group)
         for result in group:
             if base and result.contestant.startswith("ours"):
-                ratios[(*key, result.contestant)] = result.median / base.median
+                ratios[f"{result.title} {result.contestant}"] = result.median / base.median
     return ratios
 
 
@@ -348,12 +357,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--compare",
         type=Path,
-        nargs="?",
-        const=Path(),
+        nargs="*",
         metavar="STORED",
-        help=f"compare with this file (default: {STORED} of the machine's folder), write nothing",
+        help=f"compare with these files (default: {STORED} of the machine's folder), write nothing",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=25.0,
+        metavar="PERCENT",
+        help="by how much a ratio may grow, with --compare (default: %(default)g)",
     )
     options = parser.parse_args(arguments)
+    if not 0 <= options.tolerance < math.inf:
+        parser.error(f"--tolerance must be a percentage of 0 or more, got {options.tolerance}")
     try:
         run = read(options.results)
         folder = options.out / (options.machine or machine_name(run.environment))
@@ -361,17 +378,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             store(run, folder)
             print(f"{len(run.results)} results in {len(run.groups())} groups written to {folder}")
             return 0
-        stored = read([folder / STORED if options.compare == Path() else options.compare])
+        stored = [read([path]) for path in options.compare or [folder / STORED]]
     except Unreadable as error:
         print(error, file=sys.stderr)
         return 2
-    changes = compare(run, stored)
-    if not changes:
-        print("the two runs have nothing in common, so nothing was compared", file=sys.stderr)
+    if not (changes := compare(run, stored)):
+        print("the runs have nothing in common, so nothing was compared", file=sys.stderr)
         return 2
-    # Rounding must not decide: the limit itself passes.
-    worse = [c for c in changes if c.growth > TOLERANCE and not math.isclose(c.growth, TOLERANCE)]
-    print(f"{len(changes)} ratios compared, {len(worse)} have grown by more than {TOLERANCE:.0%}; the largest changes:")
+    worse = [change for change in changes if change.exceeds(options.tolerance / 100)]
+    print(
+        f"{len(changes)} of {len(_ratios(run))} ratios compared, {len(worse)} have grown by more than "
+        f"{options.tolerance:g} %; the largest changes:"
+    )
     for change in worse or changes[:5]:
         print(f"  {change.title}: {change.before:.2f} -> {change.now:.2f} ({change.growth:+.0%})")
     return 1 if worse else 0

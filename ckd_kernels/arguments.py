@@ -1,20 +1,113 @@
-"""Checks what the public functions are given, and brings tensors into the form that the ops take."""
+"""The door: checks what the public functions are given, and makes the call of it that all else takes."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .backend import requested
+from .call import Call, Norm, Plan, checkpoint_count, state_dtype
 from .neuron import Neuron
-from .ops.layout import dense, sizes_of
-from .ops.library import observed
-from .ops.lif import state_dtype
+from .ops.layout import Layout, layout_from, sizes_of
+from .ops.library import COMPOSED, observed, way_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def lif_call(
+    x: Tensor,
+    neuron: Neuron,
+    time_dim: int,
+    v_init: Tensor | None,
+    leaks: tuple[Tensor | None, Tensor | None],
+    returned: tuple[bool, bool],
+    channel_dim: int | None,
+) -> Call:
+    """The call of `lif`; ``leaks``: decay and tau."""
+    check_neuron(neuron)
+    sizes = check_input("x", x, time_dim)
+    check_flag("return_v", returned[0])
+    check_flag("return_sam", returned[1])
+    leak = check_leak(x, neuron, *leaks)
+    # A leak of one channel is one value; channel_dim may be given with it all the same.
+    told_apart = channel_dim is not None and any(t is not None and t.dim() == 1 for t in leaks)
+    used = told_apart or returned[1] or (leak is not None and leak.dim() > 0)
+    channel_dim = check_optional_channel_dim(sizes, time_dim, channel_dim, used=used)
+    check_leak_shape(leak, sizes, neuron, channel_dim)
+    v_init = check_v_init(v_init, x, sizes, time_dim)
+    return _call(x, None, None, None, v_init, leak, None, neuron, (time_dim, sizes[time_dim], channel_dim), returned)
+
+
+def bn_lif_call(
+    y: Tensor,
+    affine: tuple[Tensor | None, Tensor | None],
+    running: tuple[Tensor | None, Tensor | None],
+    neuron: Neuron,
+    training: bool,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None,
+    time_dim: int,
+    channel_dim: int,
+    v_init: Tensor | None,
+    leaks: tuple[Tensor | None, Tensor | None],
+    returned: tuple[bool, bool],
+    group: Any,
+) -> Call:
+    """The call of `bn_lif`; ``affine``: weight and bias."""
+    check_neuron(neuron)
+    sizes = check_input("y", y, time_dim)
+    check_flag("return_v", returned[0])
+    check_flag("return_sam", returned[1])
+    channel_dim = check_channel_dim(sizes, time_dim, channel_dim)
+    weight = check_channel_values("weight", affine[0], y, channel_dim)
+    bias = check_channel_values("bias", affine[1], y, channel_dim)
+    mean, var = check_normalisation(y, channel_dim, *running, training, momentum, eps, group)
+    check_residual(residual, y)
+    leak = check_leak(y, neuron, *leaks)
+    check_leak_shape(leak, sizes, neuron, channel_dim)
+    v_init = check_v_init(v_init, y, sizes, time_dim)
+    moves = training and mean is not None and (0 not in sizes or group is not None)
+    norm = Norm(None, None, mean, var, moves, momentum, eps, training, group if training else None)
+    dims = time_dim, sizes[time_dim], channel_dim
+    call = _call(y, weight, bias, residual, v_init, leak, norm, neuron, dims, returned)
+    if norm.group is not None and (call.plan.way is COMPOSED or torch.jit.is_tracing()):
+        raise RuntimeError(
+            "process_group is not supported by torch.func's transforms, forward-mode derivatives and torch.jit.trace;"
+            " leave it None there"
+        )
+    return call
+
+
+def _call(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    norm: Norm | None,
+    neuron: Neuron,
+    dims: tuple[int, int, int],
+    returned: tuple[bool, bool],
+) -> Call:
+    way, needs_grad, watched = way_of(x, weight, bias, residual, v_init, leak)
+    save_checkpoints = needs_grad and checkpoint_count(dims[1]) > 0
+    plan = Plan(neuron, requested(), *dims, *returned, save_checkpoints, way)
+    layout = None
+    if way is not COMPOSED:
+        x, layout = dense(x, *dims)
+    return Call(x, weight, bias, residual, v_init, leak, norm, plan, None if watched else layout)
+
+
+def _sizes_of(x: Tensor) -> Sequence[int]:
+    sizes = x.shape
+    return sizes_of(x) if sizes and type(sizes[0]) is Tensor else sizes
 
 
 def check_neuron(neuron: Neuron) -> None:
@@ -56,7 +149,8 @@ def check_group(process_group: Any) -> None:
         )
 
 
-def check_input(name: str, x: Tensor, time_dim: int) -> int:
+def check_input(name: str, x: Tensor, time_dim: int) -> Sequence[int]:
+    """The sizes of an input that may be read."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in _DTYPES:
@@ -64,19 +158,22 @@ def check_input(name: str, x: Tensor, time_dim: int) -> int:
     if x.layout is not torch.strided:
         raise _sparse(name, x)
     check_index("time_dim", time_dim, "0 or 1")
-    if time_dim not in (0, 1) or time_dim >= x.dim():
-        raise ValueError(f"time_dim must be 0 or 1 and a dimension of {name}, got {time_dim} for {x.dim()} dimensions")
-    return time_dim
+    sizes = _sizes_of(x)
+    if time_dim not in (0, 1) or time_dim >= len(sizes):
+        raise ValueError(
+            f"time_dim must be 0 or 1 and a dimension of {name}, got {time_dim} for {len(sizes)} dimensions"
+        )
+    return sizes
 
 
 def _sparse(name: str, t: Tensor) -> TypeError:
     return TypeError(f"{name} must be a dense (strided) tensor, got layout {t.layout}; call {name}.to_dense()")
 
 
-def check_optional_channel_dim(x: Tensor, time_dim: int, channel_dim: int | None, *, used: bool) -> int:
+def check_optional_channel_dim(sizes: Sequence[int], time_dim: int, channel_dim: int | None, *, used: bool) -> int:
     """The dimension of channels, or -1 where channels are not told apart."""
     if used:
-        return check_channel_dim(x, time_dim, 2 if channel_dim is None else channel_dim)
+        return check_channel_dim(sizes, time_dim, 2 if channel_dim is None else channel_dim)
     if channel_dim is not None:
         raise ValueError(
             f"channel_dim={channel_dim!r} is only used with return_sam or a leak per channel; leave it out"
@@ -84,12 +181,12 @@ def check_optional_channel_dim(x: Tensor, time_dim: int, channel_dim: int | None
     return -1
 
 
-def check_channel_dim(x: Tensor, time_dim: int, channel_dim: int) -> int:
+def check_channel_dim(sizes: Sequence[int], time_dim: int, channel_dim: int) -> int:
     """The dimension of channels."""
     check_index("channel_dim", channel_dim)
-    if not -x.dim() <= channel_dim < x.dim():
-        raise ValueError(f"channel_dim {channel_dim} is out of range for {x.dim()} dimensions")
-    channel_dim %= x.dim()
+    if not -len(sizes) <= channel_dim < len(sizes):
+        raise ValueError(f"channel_dim {channel_dim} is out of range for {len(sizes)} dimensions")
+    channel_dim %= len(sizes)
     if channel_dim == time_dim:
         raise ValueError(f"channel_dim and time_dim are both {time_dim}; they must differ")
     return channel_dim
@@ -97,6 +194,8 @@ def check_channel_dim(x: Tensor, time_dim: int, channel_dim: int) -> int:
 
 def check_leak(x: Tensor, neuron: Neuron, decay: Tensor | None, tau: Tensor | None) -> Tensor | None:
     """The learnable decay or tau that this neuron's charge uses, in the dtype of the arithmetic."""
+    if decay is None and tau is None:
+        return None
     leak = None
     for name, value in (("decay", decay), ("tau", tau)):
         if value is None:
@@ -111,23 +210,22 @@ def check_leak(x: Tensor, neuron: Neuron, decay: Tensor | None, tau: Tensor | No
             raise _sparse(name, value)
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them")
-        leak = (value.reshape(()) if math.prod(sizes_of(value)) == 1 else value).to(state_dtype(x.dtype)).contiguous()
+        leak = (value.reshape(()) if math.prod(_sizes_of(value)) == 1 else value).to(state_dtype(x.dtype)).contiguous()
     return leak
 
 
-def check_leak_shape(leak: Tensor | None, x: Tensor, neuron: Neuron, channel_dim: int) -> None:
-    if leak is not None and leak.dim() > 0 and sizes_of(leak) != (sizes_of(x)[channel_dim],):
+def check_leak_shape(leak: Tensor | None, sizes: Sequence[int], neuron: Neuron, channel_dim: int) -> None:
+    if leak is not None and leak.dim() > 0 and _sizes_of(leak) != (sizes[channel_dim],):
         raise ValueError(
             f"{neuron.leak_name} has shape {tuple(leak.shape)}; it must be one value, or one for each of the"
-            f" {x.shape[channel_dim]} channels (dimension {channel_dim} of x)"
+            f" {sizes[channel_dim]} channels (dimension {channel_dim} of x)"
         )
 
 
-def check_v_init(v_init: Tensor | None, x: Tensor, time_dim: int) -> Tensor | None:
+def check_v_init(v_init: Tensor | None, x: Tensor, sizes: Sequence[int], time_dim: int) -> Tensor | None:
     """The initial membrane potential in the dtype of the arithmetic."""
     if v_init is None:
         return None
-    sizes = sizes_of(x)
     shape = (*sizes[:time_dim], *sizes[time_dim + 1 :])
     if not isinstance(v_init, Tensor):
         raise TypeError(f"v_init must be a tensor of shape {shape}, got {type(v_init).__name__}")
@@ -135,7 +233,7 @@ def check_v_init(v_init: Tensor | None, x: Tensor, time_dim: int) -> Tensor | No
         raise TypeError(f"v_init must be a floating-point tensor, got {v_init.dtype}")
     if v_init.layout is not torch.strided:
         raise _sparse("v_init", v_init)
-    if sizes_of(v_init) != shape:
+    if _sizes_of(v_init) != shape:
         raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}")
     if v_init.device != x.device:
         raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them")
@@ -146,12 +244,12 @@ def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_di
     """One value a channel, in the dtype of the arithmetic."""
     if values is None:
         return None
-    channels = sizes_of(y)[channel_dim]
+    channels = _sizes_of(y)[channel_dim]
     if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
     if values.layout is not torch.strided:
         raise _sparse(name, values)
-    if sizes_of(values) != (channels,):
+    if _sizes_of(values) != (channels,):
         raise ValueError(
             f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
             f" got shape {tuple(values.shape)}"
@@ -202,7 +300,7 @@ def check_normalisation(
                 " call torch.distributed.init_process_group first, or leave process_group None"
             )
     elif training:
-        sizes = sizes_of(y)
+        sizes = _sizes_of(y)
         if math.prod(sizes) == sizes[channel_dim] != 0:
             raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(sizes)}")
     return running
@@ -215,7 +313,7 @@ def check_residual(residual: Tensor | None, y: Tensor) -> None:
         raise TypeError(f"residual must be a tensor of y's shape {tuple(y.shape)}, got {type(residual).__name__}")
     if residual.layout is not torch.strided:
         raise _sparse("residual", residual)
-    if sizes_of(residual) != sizes_of(y):
+    if _sizes_of(residual) != _sizes_of(y):
         raise ValueError(f"residual must have y's shape {tuple(y.shape)}, got {tuple(residual.shape)}")
     if residual.dtype != y.dtype:
         raise TypeError(f"residual is {residual.dtype} but y is {y.dtype}; convert one of them")
@@ -227,14 +325,22 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def in_place(x: Tensor, time_dim: int, channel_dim: int) -> Tensor:
-    """x as the ops take it: dense, or the single frame that it repeats."""
-    if x.stride(time_dim) == 0 and sizes_of(x)[time_dim] > 1 and not _watched(x):
+def dense(x: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> tuple[Tensor, Layout]:
+    """x as the kernels see it in place, a copy where they cannot, or the single frame that it repeats; its layout."""
+    strides = x.stride()
+    if strides[time_dim] == 0 and time_steps > 1 and not _gradient_is_observed(x):
         x = _frame(x, time_dim)
-    return dense(x, time_dim=time_dim, channel_dim=channel_dim)
+        strides = x.stride()
+    layout = layout_from(_sizes_of(x), strides, time_dim, time_steps, channel_dim)
+    if layout is None:
+        # Time outermost, the rest in the order of their indices: always seen in place.
+        x = x.movedim(time_dim, 0).contiguous().movedim(0, time_dim)
+        layout = layout_from(_sizes_of(x), x.stride(), time_dim, time_steps, channel_dim)
+        assert layout is not None
+    return x, layout
 
 
-def _watched(x: Tensor) -> bool:
+def _gradient_is_observed(x: Tensor) -> bool:
     """Whether somebody sees the gradient of x itself, which must then have a value for every time step."""
     if not x.requires_grad:
         return False

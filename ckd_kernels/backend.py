@@ -1,4 +1,4 @@
-"""Which backend serves a call, and what was built."""
+"""Which backends there are, which of them serves a call, and what was built."""
 
 from __future__ import annotations
 
@@ -8,15 +8,68 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from .call import Backward, Fold, Forward
 from .neuron import Neuron
+from .ops.layout import Layout
 
-BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
-_MODULES = {"reference": "reference", "cpu": "native", "cuda": "native", "triton": "triton"}
+
+class Backend(Protocol):
+    """What a backend is: a module with these functions.  They write into outputs that hold anything before."""
+
+    def unavailable(self, name: str, device_type: str, dtype: torch.dtype) -> str | None:
+        """Why the backend ``name`` cannot run on a device type and dtype, for the user; None if it can."""
+
+    def lif_forward(self, call: Forward) -> None:
+        """Spikes and, where given, the last potential, the spike activation map and the checkpoints."""
+
+    def lif_backward(self, call: Backward) -> None:
+        """The gradients that are given; or, where ``call.sums`` is given, the sums that are needed first."""
+
+    def bn_statistics(self, layout: Layout, y: Tensor, moments: Tensor) -> None:
+        """Mean and biased variance of every channel, float64 ``[2, channels]``; of a repeated frame, over one."""
+
+    def bn_fold(self, call: Fold, folded: Tensor) -> None:
+        """Rows mean, invstd, scale, shift and, where given, the next running mean and variance."""
+
+    def bn_coefficients(
+        self, sums: Tensor, invstd: Tensor, total: Tensor | None, values: int, coefficients: Tensor
+    ) -> None:
+        """Rows offset, slope, dL/dweight, dL/dbias of a `Backward` call's sums; ``total, values`` are as in `Fold`."""
+
+    def sam(self, layout: Layout, spikes: Tensor, out: Tensor) -> None:
+        """The mean of spikes over time and channels, real ``[outer, rows, inner]``."""
+
+    def pack_bits(self, spikes: Tensor, bits: Tensor) -> None:
+        """Bit ``i % 8`` of byte ``i // 8`` is whether spike i is not zero; unused bits of the last byte are 0."""
+
+    def unpack_bits(self, bits: Tensor, spikes: Tensor) -> None:
+        """The reverse."""
+
+
+class _Registered(NamedTuple):
+    module: str  # in ckd_kernels/backends
+    device: str  # type of the tensors that it is for
+    auto: bool  # whether "auto" takes it for those; the first one that can run
+
+
+# Where a backend registers.
+_REGISTRY = {
+    "reference": _Registered("reference", "cpu", auto=False),
+    "cpu": _Registered("native", "cpu", auto=True),
+    "cuda": _Registered("native", "cuda", auto=True),
+    "triton": _Registered("triton", "cuda", auto=True),
+}
+BACKENDS = ("auto", *_REGISTRY)
+
+if TYPE_CHECKING:
+    from .backends import native, reference, triton
+
+    _fulfilled: tuple[Backend, ...] = (native, reference, triton)
 
 # Looked up once: a variable that is not there costs an exception at every call.
 _environment = os.environ.get("CKD_BACKEND") or "auto"
@@ -58,19 +111,17 @@ def requested() -> str:
     return _override or "auto"
 
 
-def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron: str | None = None) -> ModuleType:
-    """The backend module that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does.
+def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron: str | None = None) -> Backend:
+    """The backend that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does.
 
     ``neuron`` is the specification of the neuron that the call runs, where its decay or tau is a constant:
     "auto" looks at it on a GPU, in the forward and in the backward pass alike.
     """
-    return _serving(
-        _environment if name == "auto" else name, op, device, dtype, neuron if device.type == "cuda" else None
-    )
+    return _serving(_environment if name == "auto" else name, op, device, dtype, neuron)
 
 
 @functools.lru_cache(maxsize=4096)
-def _serving(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron: str | None) -> ModuleType:
+def _serving(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron: str | None) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"CKD_BACKEND must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "auto":
@@ -82,20 +133,25 @@ def _serving(name: str, op: str, device: torch.device, dtype: torch.dtype, neuro
         raise RuntimeError(
             f"backend {name!r} cannot run {op} on {device} in {str(dtype).removeprefix('torch.')}: {reason}"
         )
-    return _load(_MODULES[name])
+    return _load(name)
 
 
 @functools.cache
-def _load(package: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.backends.{package}")
+def _load(name: str) -> Backend:
+    backend: Any = importlib.import_module(f"{__package__}.backends.{_REGISTRY[name].module}")
+    return backend
+
+
+def _candidates(device_type: str) -> list[str]:
+    """What "auto" may take for a device type, the fastest first."""
+    return [name for name, known in _REGISTRY.items() if known.auto and known.device == device_type]
 
 
 @functools.cache
 def _choose(device_type: str) -> str:
     """The fastest backend for a device type; warns once where that is the slow reference."""
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type, ())
     reasons = []
-    for name in candidates:
+    for name in _candidates(device_type):
         reason = _state(name, device_type)
         if reason is None:
             return name
@@ -111,23 +167,24 @@ def _choose(device_type: str) -> str:
 
 def _is_faster_in_triton(neuron: str, dtype: torch.dtype) -> bool:
     """Whether Triton is there for a neuron that the CUDA kernels look up at run time; Triton compiles any."""
-    native = _load("native")
+    from .backends import native
+
     return not native.is_compiled_in(Neuron.from_spec(neuron), dtype) and _state("triton", "cuda", dtype) is None
 
 
 def _state(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:
     """Why a backend cannot run on a device type, or None."""
-    reason: str | None = _load(_MODULES[name]).unavailable(name, device_type, dtype)
-    return reason
+    return _load(name).unavailable(name, device_type, dtype)
 
 
 def _routes() -> dict[str, str]:
     """What "auto" is for the tensors of a device type."""
-    routes = {"cpu": "reference" if _state("cpu", "cpu") else "cpu"}
-    there = [name for name in ("cuda", "triton") if _state(name, "cuda") is None]
-    routes["cuda"] = there[0] if there else "reference"
-    if len(there) == 2:
-        routes["cuda"] = "cuda, or triton for neurons that the CUDA kernels are not compiled for"
+    routes = {}
+    for device in ("cpu", "cuda"):
+        there = [name for name in _candidates(device) if _state(name, device) is None]
+        routes[device] = there[0] if there else "reference"
+        if there == ["cuda", "triton"]:
+            routes[device] = "cuda, or triton for neurons that the CUDA kernels are not compiled for"
     return routes
 
 
@@ -148,10 +205,9 @@ def build_info() -> dict[str, Any]:
     from . import __version__
     from .backends import native
 
-    devices = {"reference": "cpu", "cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
     return {
         "version": __version__,
         "compiled": native.compiled_facts(),
-        "backends": {name: _state(name, device) or "available" for name, device in devices.items()},
+        "backends": {name: _state(name, known.device) or "available" for name, known in _REGISTRY.items()},
         "auto": _routes(),
     }

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
 
-from .arguments import (
-    check_channel_dim,
-    check_channel_values,
-    check_flag,
-    check_input,
-    check_leak,
-    check_leak_shape,
-    check_neuron,
-    check_normalisation,
-    check_optional_channel_dim,
-    check_residual,
-    check_v_init,
-    in_place,
-)
+from .arguments import bn_lif_call, check_channel_dim, check_input, dense, lif_call
 from .backend import requested
 from .memory import note_spikes
 from .neuron import Neuron
-from .normalisation import composed_statistics, fold_running_statistics, fold_shared_statistics, move_statistics
+from .normalisation import composed_statistics, move_statistics, with_statistics
 from .ops import composed
-from .ops.bn_lif import bn_lif_forward
-from .ops.bn_lif_autograd import BNLIFFunction
-from .ops.layout import sizes_of
-from .ops.library import COMPOSED, FUNCTION, requires_grad, way_of
-from .ops.lif import LIFFunction, checkpoint_count, lif_forward
+from .ops.library import COMPOSED, FUNCTION, way_of
+from .ops.lif import run
 from .ops.sam import SAMFunction
 from .ops.sam import sam as sam_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LIFOutput(NamedTuple):
@@ -43,31 +30,38 @@ class LIFOutput(NamedTuple):
     sam: Tensor | None
 
 
+class _Options(TypedDict, total=False):
+    time_dim: int
+    v_init: Tensor | None
+    decay: Tensor | None
+    tau: Tensor | None
+
+
+class _LIFOptions(_Options, total=False):
+    channel_dim: int | None
+
+
+class _BNOptions(_Options, total=False):
+    training: bool
+    momentum: float
+    eps: float
+    residual: Tensor | None
+    channel_dim: int
+    process_group: Any
+
+
 @overload
 def lif(
     x: Tensor,
     neuron: Neuron,
     *,
-    time_dim: int = ...,
-    v_init: Tensor | None = ...,
-    decay: Tensor | None = ...,
-    tau: Tensor | None = ...,
     return_v: Literal[False] = ...,
     return_sam: Literal[False] = ...,
-    channel_dim: int | None = ...,
+    **options: Unpack[_LIFOptions],
 ) -> Tensor: ...
 @overload
 def lif(
-    x: Tensor,
-    neuron: Neuron,
-    *,
-    time_dim: int = ...,
-    v_init: Tensor | None = ...,
-    decay: Tensor | None = ...,
-    tau: Tensor | None = ...,
-    return_v: bool = ...,
-    return_sam: bool = ...,
-    channel_dim: int | None = ...,
+    x: Tensor, neuron: Neuron, *, return_v: bool = ..., return_sam: bool = ..., **options: Unpack[_LIFOptions]
 ) -> Tensor | LIFOutput: ...
 def lif(
     x: Tensor,
@@ -128,37 +122,10 @@ def lif(
         >>> out.v.item(), round(out.sam.item(), 4)
         (0.800000011920929, 0.3333)
     """
-    check_neuron(neuron)
-    time_dim = check_input("x", x, time_dim)
-    check_flag("return_v", return_v)
-    check_flag("return_sam", return_sam)
-    steps = sizes_of(x)[time_dim]
-    leak = check_leak(x, neuron, decay, tau)
-    per_channel = leak is not None and leak.dim() > 0
-    # A leak of one channel is one value; channel_dim may be given with it all the same.
-    one_channel = channel_dim is not None and any(t is not None and t.dim() == 1 for t in (decay, tau))
-    channel_dim = check_optional_channel_dim(x, time_dim, channel_dim, used=return_sam or per_channel or one_channel)
-    check_leak_shape(leak, x, neuron, channel_dim)
-    v_init = check_v_init(v_init, x, time_dim)
-    place, returned = (neuron.spec, requested(), time_dim, steps, channel_dim), (return_v, return_sam)
-    way = way_of(x, v_init, leak)
-    if way is COMPOSED:
-        spikes, *rest = composed.lif(x, v_init, leak, place, returned)
-    elif way is FUNCTION:
-        x = in_place(x, time_dim, channel_dim)
-        save_checkpoints = checkpoint_count(steps) > 0 and requires_grad(x, v_init, leak)
-        spikes, *rest = LIFFunction.apply(x, v_init, leak, place, returned, save_checkpoints)
-    else:
-        x = in_place(x, time_dim, channel_dim)
-        spikes, *rest = lif_forward(x, v_init, leak, *place, *returned, False)
+    call = lif_call(x, neuron, time_dim, v_init, (decay, tau), (return_v, return_sam), channel_dim)
+    _, spikes, v, sam = run(call)
     note_spikes(spikes)
-    return _as_asked(spikes, rest, return_v, return_sam)
-
-
-def _as_asked(spikes: Tensor, rest: list[Tensor], return_v: bool, return_sam: bool) -> Tensor | LIFOutput:
-    if not (return_v or return_sam):
-        return spikes
-    return LIFOutput(spikes, rest[0] if return_v else None, rest[-1] if return_sam else None)
+    return LIFOutput(spikes, v, sam) if return_v or return_sam else spikes
 
 
 @overload
@@ -170,18 +137,9 @@ def bn_lif(
     running_var: Tensor | None,
     neuron: Neuron,
     *,
-    training: bool = ...,
-    momentum: float = ...,
-    eps: float = ...,
-    residual: Tensor | None = ...,
-    time_dim: int = ...,
-    channel_dim: int = ...,
-    v_init: Tensor | None = ...,
-    decay: Tensor | None = ...,
-    tau: Tensor | None = ...,
     return_v: Literal[False] = ...,
     return_sam: Literal[False] = ...,
-    process_group: Any = ...,
+    **options: Unpack[_BNOptions],
 ) -> Tensor: ...
 @overload
 def bn_lif(
@@ -192,18 +150,9 @@ def bn_lif(
     running_var: Tensor | None,
     neuron: Neuron,
     *,
-    training: bool = ...,
-    momentum: float = ...,
-    eps: float = ...,
-    residual: Tensor | None = ...,
-    time_dim: int = ...,
-    channel_dim: int = ...,
-    v_init: Tensor | None = ...,
-    decay: Tensor | None = ...,
-    tau: Tensor | None = ...,
     return_v: bool = ...,
     return_sam: bool = ...,
-    process_group: Any = ...,
+    **options: Unpack[_BNOptions],
 ) -> Tensor | LIFOutput: ...
 def bn_lif(
     y: Tensor,
@@ -275,68 +224,29 @@ def bn_lif(
         >>> bn_lif(y, weight, bias, mean, var, Neuron.paper()).shape
         torch.Size([4, 2, 8, 5, 5])
     """
-    check_neuron(neuron)
-    time_dim = check_input("y", y, time_dim)
-    check_flag("return_v", return_v)
-    check_flag("return_sam", return_sam)
-    steps = sizes_of(y)[time_dim]
-    channel_dim = check_channel_dim(y, time_dim, channel_dim)
-    weight = check_channel_values("weight", weight, y, channel_dim)
-    bias = check_channel_values("bias", bias, y, channel_dim)
-    running = check_normalisation(y, channel_dim, running_mean, running_var, training, momentum, eps, process_group)
-    check_residual(residual, y)
-    leak = check_leak(y, neuron, decay, tau)
-    check_leak_shape(leak, y, neuron, channel_dim)
-    v_init = check_v_init(v_init, y, time_dim)
-    place = neuron.spec, requested(), time_dim, steps, channel_dim
-    differentiable = y, weight, bias, residual, v_init, leak
-    way = way_of(*differentiable)
-    if way is not COMPOSED:
-        y = in_place(y, time_dim, channel_dim)
-        differentiable = y, *differentiable[1:]
-    if process_group is not None and training and (way is COMPOSED or torch.jit.is_tracing()):
-        raise RuntimeError(
-            "process_group is not supported by torch.func's transforms, forward-mode derivatives and torch.jit.trace;"
-            " leave it None there"
-        )
-    # Whether the running statistics move.
-    tracks = training and running_mean is not None and (0 not in sizes_of(y) or process_group is not None)
-    statistics = *(running if tracks else (None, None)), momentum, eps
-    folded = count = None
-    if way is COMPOSED:
-        given, moved = composed_statistics(y, running, training, momentum, eps, channel_dim)
-        spikes, *rest = composed.bn_lif(*differentiable, given, place, (return_v, return_sam))
-        if tracks and running_mean is not None and running_var is not None:
+    call = bn_lif_call(
+        *(y, (weight, bias), (running_mean, running_var), neuron, training, momentum, eps, residual),
+        *(time_dim, channel_dim, v_init, (decay, tau), (return_v, return_sam), process_group),
+    )
+    norm = call.norm
+    assert norm is not None
+    if call.plan.way is COMPOSED:
+        statistics, moved = composed_statistics(call, norm)
+        spikes, v, sam = composed.lif(call[:6], call.plan, statistics)
+        if norm.moves and running_mean is not None and running_var is not None:
             move_statistics(running_mean, running_var, *moved)
-        return _as_asked(spikes, rest, return_v, return_sam)
-    if not training:
-        assert running_mean is not None  # checked above
-        assert running_var is not None
-        with torch.no_grad():
-            folded = fold_running_statistics(y, weight, bias, running_mean, running_var, eps, place[1])
-    elif process_group is not None:
-        with torch.no_grad():
-            folded, count = fold_shared_statistics(
-                *(y, weight, bias, *statistics, process_group, *place[1:]),
-            )
-    if way is FUNCTION:
-        folded, spikes, *rest = BNLIFFunction.apply(
-            *(*differentiable, folded, count, statistics, (training, process_group), place, (return_v, return_sam)),
-            checkpoint_count(steps) > 0 and requires_grad(*differentiable),
-        )
-    else:
-        out = bn_lif_forward(
-            *(y, folded, weight, bias, *statistics, residual, v_init, leak, *place, return_v, return_sam, False)
-        )
-        if folded is None:
-            folded, *out = out
-        spikes, *rest = out
-    if tracks and running_mean is not None and running_var is not None:
+        return LIFOutput(spikes, v, sam) if return_v or return_sam else spikes
+    given = None
+    if norm.group is not None or not norm.by_batch:
+        given, call = with_statistics(call, norm)
+    made, spikes, v, sam = run(call)
+    if norm.moves and running_mean is not None and running_var is not None:
+        folded: Any = made if given is None else given
         with torch.no_grad():
             running_mean.copy_(folded[4])
             running_var.copy_(folded[5])
     note_spikes(spikes)
-    return _as_asked(spikes, rest, return_v, return_sam)
+    return LIFOutput(spikes, v, sam) if return_v or return_sam else spikes
 
 
 def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:
@@ -364,11 +274,11 @@ def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:
         >>> sam(torch.ones(4, 2, 8, 3, 3)).shape
         torch.Size([2, 3, 3])
     """
-    time_dim = check_input("spikes", spikes, time_dim)
-    steps = sizes_of(spikes)[time_dim]
-    channel_dim = check_channel_dim(spikes, time_dim, channel_dim)
-    way = way_of(spikes)
+    sizes = check_input("spikes", spikes, time_dim)
+    channel_dim = check_channel_dim(sizes, time_dim, channel_dim)
+    way, _, _ = way_of(spikes)
     if way is COMPOSED:
         return composed.sam(spikes, time_dim, channel_dim)
-    run = SAMFunction.apply if way is FUNCTION else sam_of
-    return run(in_place(spikes, time_dim, channel_dim), requested(), time_dim, steps, channel_dim)
+    function = SAMFunction.apply if way is FUNCTION else sam_of
+    spikes, layout = dense(spikes, time_dim, sizes[time_dim], channel_dim)
+    return function(spikes, requested(), time_dim, layout.steps, channel_dim)

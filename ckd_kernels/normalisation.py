@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .ops.bn_fold import bn_fold
-from .ops.bn_lif import bn_statistics
+from .call import Call, Fold, Norm, state_dtype
+from .ops.batch_norm import bn_fold, bn_statistics
 from .ops.composed import batch_statistics
-from .ops.lif import state_dtype
 
 
 def module_arguments(norm: Any) -> dict[str, Any]:
@@ -52,61 +51,37 @@ def sharing_group(process_group: Any) -> Any:
     return distributed.group.WORLD if there else None
 
 
-def fold_shared_statistics(
-    y: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    group: Any,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-) -> tuple[Tensor, Tensor]:
-    """Statistics of the y of all processes, folded (see ops/bn_fold.py), and the number of values a channel."""
-    own = bn_statistics(y, backend, time_dim, time_steps, channel_dim)
-    moments, count = _over_processes(own, y.numel() // max(y.shape[channel_dim], 1), group)
-    affine = weight, bias, running_mean, running_var
-    repeats = time_steps // y.shape[time_dim] if y.shape[time_dim] > 0 else 1
-    return bn_fold(moments, *affine, count, repeats, momentum, eps, state_dtype(y.dtype), backend), count
+def with_statistics(call: Call, norm: Norm) -> tuple[Tensor, Call]:
+    """What running statistics or those of all processes are folded into, and the call with that."""
+    plan, y = call.plan, call.x
+    total, values, mean, var = None, 1, None, None
+    with torch.no_grad():
+        if norm.by_batch:
+            own = bn_statistics(y, plan.backend, plan.time_dim, plan.time_steps, plan.channel_dim)
+            moments, total = _over_processes(own, y.numel() // max(y.shape[plan.channel_dim], 1), norm.group)
+            values = plan.time_steps // y.shape[plan.time_dim] if y.shape[plan.time_dim] > 0 else 1
+            if norm.moves:
+                mean, var = norm.running_mean, norm.running_var
+        else:
+            assert norm.running_mean is not None  # checked at the door
+            assert norm.running_var is not None
+            moments = torch.stack([norm.running_mean, norm.running_var]).double()
+        fold = Fold(moments, call.weight, call.bias, mean, var, total, values, norm.momentum, norm.eps)
+        folded = bn_fold(*fold, state_dtype(y.dtype), plan.backend)
+    return folded, call._replace(norm=norm._replace(folded=folded, total=total))
 
 
-def fold_running_statistics(
-    y: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
-    backend: str,
-) -> Tensor:
-    """The running statistics, which do not depend on y, folded."""
-    moments = torch.stack([running_mean, running_var]).double()
-    real = state_dtype(y.dtype)
-    return bn_fold(moments, weight, bias, None, None, None, 1, 0.0, eps, real, backend)
-
-
-def composed_statistics(
-    y: Tensor,
-    running: tuple[Tensor | None, Tensor | None],
-    training: bool,
-    momentum: float,
-    eps: float,
-    channel_dim: int,
-) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
-    """What `composed.bn_lif` normalises by, and the running statistics after this batch."""
-    mean, var = running
-    if not training and mean is not None and var is not None:
-        return (mean, 1.0 / torch.sqrt(var.double() + eps)), running
-    batch_mean, batch_var, invstd = batch_statistics(y, channel_dim, eps)
+def composed_statistics(call: Call, norm: Norm) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
+    """What `composed.lif` normalises by, and the running statistics after this batch."""
+    y, mean, var = call.x, norm.running_mean, norm.running_var
+    if not norm.by_batch and mean is not None and var is not None:
+        return (mean, 1.0 / torch.sqrt(var.double() + norm.eps)), (mean, var)
+    batch_mean, batch_var, invstd = batch_statistics(y, call.plan.channel_dim, norm.eps)
     if mean is not None and var is not None:
-        values = y.numel() // max(y.shape[channel_dim], 1)
+        values = y.numel() // max(y.shape[call.plan.channel_dim], 1)
         unbiased = batch_var.detach() * (values / max(values - 1, 1))
-        mean = (mean * (1.0 - momentum) + batch_mean.detach() * momentum).to(mean.dtype)
-        var = (var * (1.0 - momentum) + unbiased * momentum).to(var.dtype)
+        mean = (mean * (1.0 - norm.momentum) + batch_mean.detach() * norm.momentum).to(mean.dtype)
+        var = (var * (1.0 - norm.momentum) + unbiased * norm.momentum).to(var.dtype)
     return (batch_mean, invstd), (mean, var)
 
 

@@ -2,6 +2,10 @@
 
     python examples/new_method.py
 
+The command line trains with it, too, where Python finds this file:
+
+    PYTHONPATH=examples ckdsnn distill --config digits --model.method.name new_method:rkd
+
 The method is relational distillation: the student learns how far the samples of a batch lie from each other in the
 teacher's last features, in units of the mean distance (Park et al.: Relational knowledge distillation, CVPR 2019, the
 distance-wise loss RKD-D).
@@ -10,6 +14,7 @@ distance-wise loss RKD-D).
 import argparse
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -20,11 +25,11 @@ from ckdsnn.checkpoint import AtomicCheckpointIO
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig
 from ckdsnn.data import DigitsCanvas
 from ckdsnn.losses import Method, register_method
-from ckdsnn.losses.arguments import check_weights
 from ckdsnn.losses.precision import full_precision, mean_over_time
 from ckdsnn.models import ANNOutput, SNNOutput
 from ckdsnn.models.outputs import pick_stage
 from ckdsnn.optimisation import OptimizerConfig
+from ckdsnn.option_types import NotNegative
 from ckdsnn.train import Distillation
 
 STAGE = -1  # the last one of either network
@@ -36,24 +41,26 @@ class RelationalDistillation(Method):
     their mean.
 
     Nothing in it waits for the device or depends on values in its shapes, so a GPU replays it in a CUDA graph.
-
-    Args:
-        weight: of the distances' part, >= 0.
-        label_smoothing: in [0, 1].
     """
 
-    def __init__(self, weight: float = 5.0, label_smoothing: float = 0.0) -> None:
-        super().__init__(label_smoothing)
-        check_weights(weight=weight)
-        self.weight = weight
-        self.student_feature_stages = self.teacher_feature_stages = (STAGE,)
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """
+        Attributes:
+            weight: of the distances' part.
+        """
+
+        weight: NotNegative = 5.0
+
+    options: Options
+    student_feature_stages = teacher_feature_stages = (STAGE,)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
         mine = mean_over_time(pick_stage(student.features, STAGE, "the student's features"))  # [B, C, H, W]
         wanted = full_precision(pick_stage(teacher.features, STAGE, "the teacher's features"))
-        return {"rkd": self.weight * F.huber_loss(distances(mine), distances(wanted))}
+        return {"rkd": self.options.weight * F.huber_loss(distances(mine), distances(wanted))}
 
 
 def distances(features: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ setuptools, pybind11, cmake, ninja, pytest and nvcc; no network. Nothing is inst
   trainer   tests of the captured training step: the eager one's bits, nothing that waits, resume, two GPUs if they are
             there (150 s)
   kernels   benchmarks/cuda_kernels.py: every kernel against a copy of its bytes (110 s)
+  neurons   benchmarks/cuda_neurons.py: the neurons that people write, on the backend that "auto" takes (90 s)
   step      benchmarks/cuda_step.py: a training step of ResNet-19, and where its time goes (120 s)
   epochs    benchmarks/cuda_trainer.py: epochs of the trainer beside the replays of its graph (260 s)
   scaling   benchmarks/cuda_scaling.py: data-parallel training on 1, 2, 4, ... GPUs (300 s); not run unless it is named
@@ -27,7 +28,8 @@ Phases run in the order given; without any, all of them as listed but scaling an
 does not stop the rest. LIMIT is the time for everything: what would not fit is shortened or skipped.
 
 Written to $OUT: summary.txt (phase, exit status, seconds), build.log, tests.log, bench.log, sanitize.log, and
-kernels.json, step.json, trainer.json, scaling.json, folder.json and peers.json, which hold what was measured until then whenever a benchmark is stopped.
+kernels.json, neurons.json, step.json, trainer.json, scaling.json, folder.json and peers.json, which hold what was
+measured until then whenever a benchmark is stopped.
 
 environment
   OUT              folder for all of this (out)
@@ -47,8 +49,8 @@ The exit status is 0 when every phase's was.
 END
 }
 
-ALL="build warm native triton trainer kernels step epochs peers sanitize"
-declare -A BOX=([build]=240 [warm]=150 [native]=100 [triton]=180 [trainer]=150 [epochs]=260 [scaling]=300 [folder]=110 [kernels]=110 [step]=120 [peers]=90 [sanitize]=90)
+ALL="build warm native triton trainer kernels neurons step epochs peers sanitize"
+declare -A BOX=([build]=240 [warm]=150 [native]=100 [triton]=180 [trainer]=150 [epochs]=260 [scaling]=300 [folder]=110 [kernels]=110 [neurons]=90 [step]=120 [peers]=90 [sanitize]=90)
 
 phases=()
 for argument in "$@"; do
@@ -146,7 +148,7 @@ folder() {
 
 warm() {
   local script part parts
-  for script in kernels:4 step:4 peers:4; do
+  for script in kernels:4 neurons:5 step:4 peers:4; do
     parts=${script#*:}
     script=${script%:*}
     for ((part = 1; part <= parts; part++)); do
@@ -200,13 +202,13 @@ sanitize() {
 for phase in "${phases[@]}"; do
   case $phase in
     native | triton | trainer) : >"$OUT/tests.log" ;;
-    kernels | step | epochs | scaling | folder | peers) : >"$OUT/bench.log" ;;
+    kernels | neurons | step | epochs | scaling | folder | peers) : >"$OUT/bench.log" ;;
   esac
 done
 : >"$summary"
 note "phase" "rc" "took" "remark"
 for phase in "${phases[@]}"; do
-  [[ $phase == kernels || $phase == step || $phase == epochs || $phase == scaling || $phase == folder || $phase == peers ]] && finish_warm
+  [[ $phase == kernels || $phase == neurons || $phase == step || $phase == epochs || $phase == scaling || $phase == folder || $phase == peers ]] && finish_warm
   begin=$SECONDS
   seconds=${BOX[$phase]}
   remark=
@@ -232,7 +234,7 @@ for phase in "${phases[@]}"; do
   case $phase in
     build) remark+=" $(sed -nE 's/^ *-- CUDA kernels: ([^(]*).*/\1/p' "$OUT/build.log" | tail -n 1)" ;;
     native | triton | trainer) remark+=" $(grep -E ' (passed|failed|error|no tests ran|deselected).* in ' "$OUT/tests.log" | tail -n 1)" ;;
-    kernels | step | peers) remark+=" $(grep -c ' failed: ' "$OUT/bench.log") failures in bench.log so far" ;;
+    kernels | neurons | step | peers) remark+=" $(grep -c ' failed: ' "$OUT/bench.log") failures in bench.log so far" ;;
     sanitize) remark+=" $(grep -E '^==|SUMMARY' "$OUT/sanitize.log" | tr '\n' ' ')" ;;
   esac
   record "$phase" "$result" $((SECONDS - begin)) "$remark"

@@ -10,7 +10,7 @@ import torch
 
 from ckd_kernels import memory
 from ckd_kernels.backend import build_info
-from ckd_kernels.ops import bn_lif as bn_lif_op
+from ckd_kernels.ops import batch_norm as batch_norm_op
 from ckd_kernels.ops import lif as lif_op
 from ckd_kernels.ops import pack as pack_op
 from ckd_kernels.ops import sam as sam_op
@@ -60,7 +60,7 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     def launched(*call: object) -> None:
         pytest.fail(f"launched {call}")
 
-    for module in (bn_lif_op, lif_op, pack_op, sam_op):
+    for module in (batch_norm_op, lif_op, pack_op, sam_op):
         monkeypatch.setattr(module, "resolve", launched)
 
 

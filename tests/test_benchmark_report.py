@@ -89,6 +89,31 @@ def test_comparison_is_of_ratios_and_fails_above_25_percent(write, tmp_path, cap
     assert sorted(tmp_path.rglob("*")) == sorted([*before, now])
 
 
+@pytest.mark.parametrize(("tolerance", "code"), [("0", 1), ("19.9", 1), ("20", 0), ("200", 0)])
+def test_the_tolerance_is_an_option(write, capsys, tolerance, code):
+    now = write("now.json", [entry("floor", 2.0), entry("ours-cpu", 2.64)])
+    assert make(now, "--compare", write("stored.json", LIF), "--tolerance", tolerance) == code
+    assert f"{code} have grown by more than {tolerance} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf", "much"])
+def test_tolerances_that_are_none_are_refused(write, capsys, tolerance):
+    run = write("run.json", LIF)
+    with pytest.raises(SystemExit):
+        make(run, "--compare", run, f"--tolerance={tolerance}")
+    assert tolerance in capsys.readouterr().err
+
+
+def test_of_several_stored_runs_the_slowest_counts(write, capsys):
+    slow = write("slow.json", [entry("floor", 2.0), entry("ours-cpu", 4.0)], cpu="another")
+    now = write("now.json", [entry("floor", 2.0), entry("ours-cpu", 4.8), *STEP])
+    assert make(now, "--compare", write("stored.json", LIF), slow) == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 ratios compared" in said  # the step is in none of them
+    assert "ours-cpu: 2.00 -> 2.40 (+20%)" in said
+    assert make(now, "--compare", write("stored.json", LIF)) == 1
+
+
 def test_where_there_is_no_floor_the_papers_modules_are_the_measure(write, tmp_path, capsys):
     stored = write("stored.json", STEP)
     now = write("now.json", [entry("ours", 70.0, op="step"), entry("paper", 100.0, op="step")])

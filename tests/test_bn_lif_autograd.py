@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ckd_kernels import Neuron, bn_lif, use_backend
-from ckd_kernels.ops.lif import checkpoint_count
+from ckd_kernels.call import checkpoint_count
 from reference_cases import currents, make_neuron
 from test_lif_autograd import fresh_dynamo  # noqa: F401
 from test_lif_processes import run_python

@@ -18,6 +18,10 @@ VARIANTS = (
     + [(name, {"preset": preset}) for name in ("ckd", "samd", "nld") for preset in PRESETS]
     + [("nld", {"distribution": distribution}) for distribution in DISTRIBUTIONS]
     + [("nld", {"noise": "fixed", "sigma": 1.0}), ("nld", {"noise": "none"}), ("nld", {"spread": "variance"})]
+    + [
+        ("nld", {"distribution": "laplace", "match": "mean_abs"}),
+        ("nld", {"learnable_strength": True, "strength_prior": 0}),
+    ]
     + [("nld", {"learnable_strength": True, "mixing": mixing}) for mixing in ("logits", "probabilities")]
     + [("samd", {"normalisation": kind, "scaling": scaling}) for kind in NORMALISATIONS for scaling in SCALINGS]
     + [("samd", {"stages": (stage,)}) for stage in (1, 2, 3)]

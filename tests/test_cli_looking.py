@@ -161,7 +161,7 @@ def test_a_run_that_has_moved(distilled, tmp_path, monkeypatch, capsys, failing)
     assert "ANN teacher" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["energy", "maps"])
+@pytest.mark.parametrize("verb", ["energy", "maps", "gradient"])
 def test_what_is_no_run(verb, failing, distilled, tmp_path):
     assert f"there is no folder {tmp_path / 'none'}" in failing(verb, tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -176,7 +176,7 @@ def test_what_is_no_run(verb, failing, distilled, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "last.ckpt"]
 
 
-@pytest.mark.parametrize("verb", ["energy", "maps"])
+@pytest.mark.parametrize("verb", ["energy", "maps", "gradient"])
 def test_what_does_not_fit(verb, failing, distilled, tmp_path):
     shutil.copytree(distilled, tmp_path / "run")
     run_folder = tmp_path / "run"
@@ -218,7 +218,7 @@ def test_energy_that_cannot_be(failing, distilled):
 def test_help_without_pytorch(tmp_path):
     code = "import sys; from ckdsnn.cli import main\ntry: main([sys.argv[1], '--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'numpy', 'matplotlib', 'lightning'} & set(sys.modules)"
-    for verb in ("energy", "maps"):
+    for verb in ("energy", "maps", "gradient"):
         done = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "--data.root DIR" in done.stdout

@@ -1,5 +1,6 @@
 """Stopped runs: exit statuses as a shell's, words on how to go on, and nothing that starts afterwards."""
 
+import csv
 import json
 import os
 import signal
@@ -52,7 +53,13 @@ def uninterrupted(tmp_path_factory):
     torch.set_num_threads(1)
     assert cli.main([*TINY, "--out", str(out)]) == 0
     torch.set_num_threads(before)
-    return load_checkpoint(out / "last.ckpt")
+    return load_checkpoint(out / "last.ckpt"), logged(out)
+
+
+def logged(out):
+    """What the logs say of each epoch, over all parts of a run: step, means of its training, validation accuracy."""
+    rows = [row for path in sorted(out.glob("logs/*/metrics.csv")) for row in csv.DictReader(path.open())]
+    return [{name: value for name, value in sorted(row.items()) if value} for row in rows]
 
 
 def as_in_a_terminal():
@@ -87,8 +94,11 @@ def test_a_stopped_training_says_so_and_goes_on(tmp_path, uninterrupted, number,
     assert cli.main(command) == 0
     whole = load_checkpoint(out / "last.ckpt")
     assert whole["ckdsnn"]["finished"]
-    for name, value in uninterrupted["state_dict"].items():
+    weights, rows = uninterrupted
+    for name, value in weights["state_dict"].items():
         assert torch.equal(whole["state_dict"][name], value), name
+    assert sum("val/accuracy" in row for row in rows) == sum("train/ce" in row for row in rows) == 2
+    assert logged(out) == rows
 
 
 def test_sigterm_ends_predictions():
@@ -119,6 +129,7 @@ def test_what_sigterm_saves(tmp_path, sigterm, batch_idx, accumulate, last, worl
         is_last_batch=last,
         world_size=world,
         save_checkpoint=made.append,
+        _signal_connector=types.SimpleNamespace(),
     )
     Termination(tmp_path / "last.ckpt").on_train_batch_end(trainer, None, None, None, batch_idx)
     assert made == [tmp_path / "last.ckpt"] * saves

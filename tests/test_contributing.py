@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md for a surrogate and for a method, followed word by word in a temporary place."""
+"""The recipes of CONTRIBUTING.md for a surrogate, a method and a model, followed word by word in a temporary place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ckd_kernels import surrogate
 from ckdsnn.data import Batch
 from ckdsnn.losses import METHODS, FrozenTeacher, build_method
 from ckdsnn.losses import methods as methods_package
-from ckdsnn.models import build_model
+from ckdsnn.models import MODELS, build_model
 from ckdsnn.optimisation import OptimizerConfig
 from ckdsnn.training import BatchFeed, EagerRunner, Telemetry, TrainStep
 from no_host_wait import NoHostWait
@@ -224,3 +224,30 @@ def test_the_method_trains_a_student(method):
     assert telemetry.means()["rkd"] > 0
     moved = [name for name, value in student.named_parameters() if not torch.equal(value, before[name])]
     assert "stages.0.0.conv1.weight" in moved
+
+
+def test_the_method_tells_its_options(method):
+    listed = {option.name: option for option in METHODS[method].Options.listed()}
+    assert (listed["weight"].type, listed["weight"].default) == ("number >= 0", "5.0")
+    assert listed["weight"].description == "of the distances' part."
+    with pytest.raises(TypeError, match="method 'rkd' has no option 'wieght'; did you mean 'weight'"):
+        build_method(method, wieght=3.0)
+
+
+# --- a model
+
+
+def test_the_model_is_built_from_a_module_of_ones_own(tmp_path, monkeypatch):
+    """As outside the package, which takes one step less."""
+    (tmp_path / "tiny_of_mine.py").write_text(BLOCKS["python/ckdsnn/models/tiny.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        model = build_model("tiny_of_mine:tiny_snn", 10, in_channels=1, width=4, time_steps=2)
+        out = model(torch.rand(3, 1, 12, 12))
+        assert (out.logits.shape, out.features[1].shape) == ((3, 10), (2, 3, 4, 6, 6))
+        torch.testing.assert_close(out.sams[1], out.features[1].mean((0, 2)))
+        with pytest.raises(ValueError, match="width must be >= 1, got 0"):
+            build_model("tiny_of_mine:tiny_snn", 10, width=0)
+    finally:
+        MODELS.pop("tiny_snn", None)
+        sys.modules.pop("tiny_of_mine", None)

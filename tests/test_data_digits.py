@@ -1,10 +1,13 @@
 """The digits canvas: a fixed split, seeded renderings, views."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ckdsnn.data import DigitsCanvas
-from ckdsnn.data.digits import GLYPH, NOISE, digits_split, render_canvas
+from ckdsnn.data.digits import GLYPH, digits_split, render_canvas
 
 
 def generator(seed=0):
@@ -54,7 +57,7 @@ def test_noise_and_digit_are_where_they_should_be():
     # Outside there is noise and some clutter, inside a digit.
     assert images[inside].mean() > images[~inside].mean() + 0.15
     quiet = images[~inside][images[~inside] < 0]
-    assert quiet.square().mean().sqrt() == pytest.approx(NOISE, rel=0.05)
+    assert quiet.square().mean().sqrt() == pytest.approx(0.25, rel=0.05)
 
 
 def test_clutter_comes_from_other_digits():
@@ -65,6 +68,26 @@ def test_clutter_comes_from_other_digits():
     alone = render_canvas(torch.zeros(40, 8, 8), generator())
     differing = (canvas - alone).flatten(1).abs().amax(1) > 0.5
     assert 1 <= differing[1:].sum() < 10
+
+
+def test_canvas_has_the_size_clutter_and_noise_that_are_asked():
+    """The digits' places are the first thing that is drawn, so the same canvas without clutter shows where it lies."""
+    hard = {"size": 32, "fragment": 6, "noise": 0.0, "seed": 3}
+    images = {}
+    for clutter in (0, 1, 6):
+        data = DigitsCanvas(clutter=clutter, **hard)
+        data.setup("test")
+        images[clutter] = data.arrays("test").images[:, 0]
+    corners, side = data.test_boxes()
+    assert corners.max() == 32 - side
+    assert images[0].shape == (600, 32, 32)
+    added = images[1] != images[0]
+    for axis in (1, 2):
+        assert int(added.any(axis).sum(1).max()) == 6  # rows and columns of a fragment
+    assert (images[6] > 0).sum() > (images[1] > 0).sum() > (images[0] > 0).sum()
+    for number, (row, column) in enumerate(corners.tolist()):
+        images[0][number, row : row + side, column : column + side] = 0
+    assert not images[0].any()
 
 
 def test_an_epoch_passes_every_digit_once_in_the_next_rendering():
@@ -78,6 +101,17 @@ def test_an_epoch_passes_every_digit_once_in_the_next_rendering():
         first = 100 * (epoch % 3)
         assert seen.sort().values.tolist() == list(range(first, first + 100))
         assert torch.equal(data.arrays("train").targets[seen], torch.cat([batch.targets for batch in loader]))
+
+
+def test_batches_of_evaluation_and_where_the_data_lies_are_options():
+    data = DigitsCanvas(eval_batch_size=70, where="host")
+    data.trainer = SimpleNamespace(
+        global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device("meta"))
+    )
+    data.setup("test")
+    loader = data.test_dataloader()
+    assert (loader.images.device.type, loader.device.type) == ("cpu", "meta")
+    assert len(loader) == math.ceil(600 / 70)
 
 
 def test_subset_depends_on_the_seed_and_is_nested_in_no_test_data():
@@ -95,7 +129,13 @@ def test_subset_depends_on_the_seed_and_is_nested_in_no_test_data():
         ({"train_samples": 1}, r"train_samples must lie in \[2, 897\].*got 1"),
         ({"train_samples": 898}, "got 898"),
         ({"views": 0}, "views must be at least 1, got 0"),
+        ({"size": 11}, "size must be at least 12, the side of a digit, got 11"),
+        ({"clutter": -1}, "clutter must be at least 0, got -1"),
+        ({"fragment": 13}, r"fragment must lie in \[1, 12\], got 13"),
+        ({"noise": -0.5}, "noise must be at least 0, got -0.5"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, got 0"),
+        ({"where": "disk"}, "where must be device or host, got 'disk'"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ckdsnn.data import ArrayDataModule, Augmentation
+from ckdsnn.data import CIFAR, ArrayDataModule, Augmentation, DigitsCanvas, DVSFrames
 from ckdsnn.data.module import Arrays
 
 SIZES = {"train": 24, "validation": 10, "test": 14}
@@ -131,3 +132,9 @@ def test_labels_are_looked_at():
     for targets in (torch.tensor([0, 2]), torch.tensor([-1, 0])):
         with pytest.raises(ValueError, match=r"with 2 classes they must lie in \[0, 1\]"):
             data._check_targets("test", targets)
+
+
+@pytest.mark.parametrize("kind", [CIFAR, DVSFrames, DigitsCanvas])
+def test_data_sets_in_memory_have_all_options_of_the_base(kind):
+    base, own = (inspect.signature(module).parameters for module in (ArrayDataModule, kind))
+    assert {name: own[name].annotation for name in base if name in own} == {n: p.annotation for n, p in base.items()}

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -56,6 +57,56 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path):
         torch.testing.assert_close(value, wanted[name], rtol=1e-2, atol=1e-3, msg=lambda text, name=name: name + text)
 
 
+VALIDATIONS = """
+import sys, torch
+import lightning as L
+from ckdsnn.callbacks import WeightEMA
+from ckdsnn.configuration import ModelConfig
+from ckdsnn.data import DigitsCanvas
+from ckdsnn.optimisation import OptimizerConfig
+from ckdsnn.train import Distillation
+
+class Watch(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        self.seen.append({name: value.clone() for name, value in module.network.state_dict().items()})
+
+seen = {}
+for name, average in {"itself": [], "average": [WeightEMA(0.5)]}.items():
+    L.seed_everything(0)
+    network = ModelConfig("snn_resnet_small", {"widths": [4, 6, 8], "time_steps": 2})
+    task = Distillation(network, optimizer=OptimizerConfig(lr=0.05), num_classes=10, in_channels=1)
+    watch = Watch()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, val_check_interval=2, num_sanity_val_steps=0,
+        limit_val_batches=1, callbacks=[watch, *average], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )
+    trainer.fit(task, DigitsCanvas(batch_size=10, train_samples=80))
+    seen[name] = watch.seen
+torch.save(seen, sys.argv[1] + str(trainer.global_rank))
+"""
+
+
+def test_all_processes_evaluate_one_network(tmp_path):
+    """Within an epoch, too, where running statistics are each process's own, and so are averages of them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, "-c", VALIDATIONS, str(tmp_path / "rank")]
+    together([(command, rendezvous | {"LOCAL_RANK": str(rank)}) for rank in range(2)])
+    seen = [torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in range(2)]
+    for name in ("itself", "average"):
+        first, second = seen[0][name], seen[1][name]
+        assert len(first) == len(second) == 2  # within the epoch and at its end
+        for mine, other in zip(first, second, strict=True):
+            assert [key for key in mine if not torch.equal(mine[key], other[key])] == []
+        assert any(not torch.equal(first[0][key], first[1][key]) for key in first[0] if "running_mean" in key)
+    assert any(not torch.equal(seen[0]["itself"][0][key], value) for key, value in seen[0]["average"][0].items())
+
+
 # Without statistics of the batch, so that the mean of two halves' gradients is the whole's.
 STEPS = """
 import os, sys, torch
@@ -88,16 +139,24 @@ if rank == 0:
 """
 
 
-def steps(path, world, poison=0):
-    arguments = [[sys.executable, "-c", STEPS, str(rank), str(world), str(poison), str(path)] for rank in range(world)]
+def together(commands):
+    """Runs commands at once, each with environment variables of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen(a, env=environment, stderr=subprocess.PIPE, text=True) for a in arguments]
+    processes = [
+        subprocess.Popen(command, env=environment | own, stderr=subprocess.PIPE, text=True) for command, own in commands
+    ]
     try:
         messages = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * world, messages
+    assert [process.returncode for process in processes] == [0] * len(processes), messages
+
+
+def steps(path, world, poison=0):
+    together(
+        [([sys.executable, "-c", STEPS, str(rank), str(world), str(poison), str(path)], {}) for rank in range(world)]
+    )
     return torch.load(path, weights_only=True)
 
 

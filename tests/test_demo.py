@@ -1,5 +1,6 @@
 """The demo: its numbers, its figures, and that neither interruption nor leftovers harm it."""
 
+import csv
 import fcntl
 import json
 import os
@@ -9,72 +10,101 @@ import sys
 import time
 
 import pytest
-import torch
 
-from ckdsnn.demo import DemoSettings, main, run, schedule
-from ckdsnn.demo.cells import read_cell
-from ckdsnn.demo.figures import MapRow, accuracy_figure, curves_figure, maps_figure
-from ckdsnn.demo.report import Spread, statement, summarise, table
-from ckdsnn.demo.settings import STUDENTS, TEACHER
+from ckdsnn.demo import main, run
+from ckdsnn.demo.figures import accuracy_figure, curve, curves_figure
+from ckdsnn.demo.report import first_line, gain, read_reference, seeds_to_show, statement
+from ckdsnn.demo.run import demo_grid
+from ckdsnn.sweep.plan import make_plan
+from ckdsnn.sweep.table import Difference, summarise
 
-GAINS = {"ce": (0, 0, 0), "kd": (2, 4, 6), "samd": (1, -1, 0), "nld": (3, 3, 3), "samd_nld": (5, 4, 6)}
-
-
-def cells(seeds=3, epochs=4):
-    made = {}
-    for seed in range(seeds):
-        curve = [(e, 0.1 * seed + 0.2 * e) for e in range(1, epochs + 1)]
-        common = {"train_curve": curve, "validation_curve": curve}
-        made[seed, TEACHER] = {"test_accuracy": 0.9, "firing_rate": None, "seconds": 20.0, **common}
-        for key, gain in GAINS.items():
-            accuracy = (60 + seed + gain[seed]) / 100
-            made[seed, key] = {"test_accuracy": accuracy, "firing_rate": 0.1 + 0.01 * seed, "seconds": 30.0, **common}
-    return made
+GAINS = {"CE": (0, 0, 0), "KD": (2, 4, 6), "SAMD": (1, -1, 0), "NLD": (3, 3, 3), "SAMD + NLD": (5, 4, 6)}
 
 
-def test_table_gives_mean_deviation_and_paired_gain():
-    settings = DemoSettings()
-    summary = summarise(cells(), settings)
-    assert summary["kd"]["gain"] == pytest.approx([2, 4, 6])
-    lines = {line.split("  ")[0].strip(): line for line in table(summary).splitlines()}
-    assert "90.0 ± 0.0" in lines["ANN teacher"]
-    assert "61.0 ± 1.0" in lines["CE only"]
-    assert "65.0 ± 3.0" in lines["KD"]
-    assert "+4.0 ± 2.0" in lines["KD"]
-    assert "3 of 3" in lines["KD"]
-    assert "+0.0 ± 1.0" in lines["SAMD only"]
-    assert "1 of 3" in lines["SAMD only"]
-    assert "0.110 ± 0.010" in lines["NLD only"]
+def finished(out, seeds=3):
+    """A plan whose runs are finished, with accuracies of 60 % and more."""
+    plan = make_plan(demo_grid(seeds), out)
+    for student in plan.students:
+        accuracy = (60 + student.seed + GAINS[student.cell.label][student.seed]) / 100
+        student.job.write_record(30.0, finished=True)
+        metrics = {"test/accuracy": accuracy, "test/firing_rate": 0.1}
+        student.job.result.write_text(json.dumps({"metrics": metrics}))
+        logs = student.job.folder / "logs" / "version_0"
+        logs.mkdir(parents=True)
+        lines = [f"{epoch},,0.{epoch}\n{epoch},0.{epoch + 1},\n" for epoch in range(4)]
+        (logs / "metrics.csv").write_text("epoch,train/accuracy,val/accuracy\n" + "".join(lines))
+    return plan, summarise(plan.grid, plan.students)
 
 
-def test_statement_says_what_is_not_shown():
-    text = statement(summarise(cells(), DemoSettings()), DemoSettings())
-    assert "+5.0 ± 1.0 over CE" in text
-    assert "+1.0 ± 1.7 over KD" in text
-    assert "does not show that SAMD + NLD beats KD" in text
-    assert "p = .27" in text
+def test_statement_says_what_is_shown_and_what_is_not(tmp_path):
+    _, rows = finished(tmp_path)
+    text = statement(rows, None, quick=False)
+    # By hand: 5, 4, 6 have the mean 5 and the deviation 1, so 4.303 / sqrt(3) = 2.48 to each side; 3, 0, 0 over KD.
+    assert "SAMD + NLD is +5.0 [+2.5, +7.5] over CE: the 95 % confidence interval is without 0." in text
+    assert "SAMD + NLD is +1.0 [-3.3, +5.3] over KD: not shown, the 95 % confidence interval has 0 in it." in text
     assert "accuracies mean nothing" not in text
-    assert "accuracies mean nothing" in statement(summarise(cells(1), DemoSettings.quick()), DemoSettings.quick())
+    _, rows = finished(tmp_path / "one", seeds=1)
+    text = statement(rows, None, quick=True)
+    assert "SAMD + NLD is +5.0 over CE: one seed shows no difference." in text
+    assert "accuracies mean nothing" in text
 
 
-def test_a_single_seed_has_no_deviation():
-    assert Spread.of([1.5]).show("+.1f") == "+1.5"
-    assert Spread.of([1.0, 3.0]).show(".1f") == "2.0 ± 1.4"
-    assert "±" not in table(summarise(cells(1), DemoSettings(seeds=1)))
+def reference(path, seeds=30):
+    """30 seeds: +6 over CE, +1 over KD, both with the deviation 2 (up and down in turns)."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "cell", "seed", "test/accuracy"])
+        for seed in range(seeds):
+            ours = 0.7 + 0.02 * (seed % 2)
+            for label, accuracy in (("CE", 0.65), ("KD", 0.70), ("SAMD", 0.66), ("NLD", 0.69), ("SAMD + NLD", ours)):
+                writer.writerow([label, label, seed, accuracy])
+    return read_reference(path)
+
+
+def test_first_line_says_what_three_seeds_can_show(tmp_path):
+    assert read_reference(tmp_path / "none.csv") is None
+    assert first_line(3, None) == ""
+    known = reference(tmp_path / "runs.csv")
+    over_ce, over_kd = gain(known, "CE"), gain(known, "KD")
+    assert (over_ce.mean, over_kd.mean, over_ce.n) == (pytest.approx(6), pytest.approx(1), 30)
+    # The deviation is 1.017: 4.303 * 1.017 / sqrt(3) = 2.53 < 6, and for 1 it takes 7 (2.447 / sqrt(7) * 1.017 = 0.94).
+    assert (seeds_to_show(over_ce), seeds_to_show(over_kd)) == (3, 7)
+    line = first_line(3, known)
+    assert line.startswith(
+        "3 seeds can show that SAMD + NLD is ahead of CE (30 seeds: +6.0 [+5.6, +6.4]), and cannot show"
+    )
+    assert line.endswith("ahead of KD (30 seeds: +1.0 [+0.6, +1.4], it takes 7).")
+    assert first_line(1, known).startswith(
+        "1 seed cannot show that SAMD + NLD is ahead of CE (30 seeds: +6.0 [+5.6, +6.4], "
+    )
+    assert "nor can a thousand" in first_line(3, {**known, "KD": known["SAMD + NLD"]})
+    assert seeds_to_show(Difference(-1.0, 0.1, 0, 30)) is None
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_figures_are_drawn(seeds):
-    settings = DemoSettings(seeds=seeds)
-    bars = accuracy_figure(summarise(cells(seeds), settings))
+def test_figures_are_drawn(tmp_path, seeds):
+    plan, rows = finished(tmp_path, seeds)
+    bars = accuracy_figure(rows, None)
     assert [len(axis.patches) for axis in bars.axes] == [5, 4]
-    curves = curves_figure(cells(seeds), settings)
+    assert not bars.legends
+    both = accuracy_figure(rows, reference(tmp_path / "runs.csv"))
+    shown = both.axes[1].containers[-1].lines[0]  # the diamonds
+    assert shown.get_xdata() == pytest.approx([5, 1, 4, 6])
+    assert [text.get_text() for text in both.legends[0].get_texts()] == ["30 seeds, mean and 95 % interval"]
+    curves = curves_figure(plan)
     assert [len(axis.lines) for axis in curves.axes] == [5, 5]
+    assert list(curves.axes[1].lines[0].get_ydata()) == pytest.approx([0, 10, 20, 30])
     assert len(curves.axes[0].collections) == (5 if seeds > 1 else 0)
-    rows = [MapRow(name, torch.rand(4, 5, 5), torch.tensor([0, 1, 2, 9])) for name in ("a", "b")]
-    maps = maps_figure(torch.rand(4, 1, 20, 20), torch.arange(4), torch.zeros(4, 2, dtype=torch.long), 12, rows)
-    assert len(maps.axes) == 12
-    assert [axis.get_xlabel() for axis in maps.axes[4:8]] == ["says 0", "says 1", "says 2", "says 9"]
+    assert curves.axes[0].get_title(loc="left") == "300 training digits"
+
+
+def test_a_curve_goes_on_in_the_next_log(tmp_path):
+    plan, _ = finished(tmp_path, 1)
+    job = plan.students[0].job
+    later = job.folder / "logs" / "version_1"
+    later.mkdir()
+    (later / "metrics.csv").write_text("epoch,train/accuracy\n3,0.9\n4,0.95\n")
+    assert curve(job, "train/accuracy") == ([1, 2, 3, 4, 5], [0.1, 0.2, 0.3, 0.9, 0.95])
 
 
 def command(out, *more):
@@ -93,44 +123,40 @@ def test_interrupted_and_run_again(tmp_path, capsys):
         # As in a terminal, also where the tests run in the background of a shell, which ignores interrupts there.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    finished = out / "seed0" / TEACHER / "result.json"
     deadline = time.monotonic() + 240
-    while not finished.exists() and time.monotonic() < deadline:
+    while not list(out.glob("teachers/*/teacher/test.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGINT)
     _, messages = running.communicate(timeout=120)
     assert running.returncode == 130, messages
     assert "the same command goes on from there" in messages
     assert "Traceback" not in messages
-    assert not (out / "results.json").exists()
-    made_at = finished.stat().st_mtime_ns
+    assert not (out / "figures").exists()
+    (teacher,) = out.glob("teachers/*/teacher/last.ckpt")
+    made_at = teacher.stat().st_mtime_ns
 
-    # What a killed process could leave: half a cell, a result that is cut short.
-    (out / "seed0" / "kd").mkdir(exist_ok=True)
-    (out / "seed0" / "kd" / "metrics.csv").write_text("epoch,step\n")
-    (out / "seed0" / "nld").mkdir(exist_ok=True)
-    (out / "seed0" / "nld" / "result.json").write_text('{"seed": 0, "meth')
+    # What a killed process could leave: half a run, a result that is cut short.
+    for name, file in (("KD", ".last.ckpt.tmp"), ("NLD", "test.json")):
+        (out / name / "seed0").mkdir(parents=True, exist_ok=True)
+        (out / name / "seed0" / file).write_text('{"metrics": {"te')
     assert main(["--quick", "--out", str(out)]) == 0
-    assert finished.stat().st_mtime_ns == made_at
+    assert teacher.stat().st_mtime_ns == made_at
     shown = capsys.readouterr()
     assert "SAMD + NLD" in shown.out
     assert "accuracies mean nothing" in shown.out
-    results = json.loads((out / "results.json").read_text())
-    assert len(results["cells"]) == 6
+    with (out / "runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert [row["label"] for row in runs] == list(GAINS)
+    assert all(0 < float(row["test/firing_rate"]) < 1 for row in runs)
     assert {p.name for p in (out / "figures").iterdir()} == {"maps.png", "accuracy.png", "curves.png"}
-    for key in STUDENTS:
-        folder = out / "seed0" / key
-        log = (folder / "metrics.csv").read_text()
-        assert "train/loss" in log.splitlines()[0]
-        assert len(log.splitlines()) > 3
-        assert read_cell(out, 0, key, DemoSettings.quick()) is not None
-        assert read_cell(out, 0, key, DemoSettings()) is None  # other settings, other results
-    assert 0 < results["summary"]["ce"]["firing_rate"][0] < 1
-    assert results["versions"]["torch"] == torch.__version__
 
     # All there: nothing is trained again.
     assert main(["--quick", "--out", str(out)]) == 0
-    assert finished.stat().st_mtime_ns == made_at
+    assert teacher.stat().st_mtime_ns == made_at
+    assert "[" not in capsys.readouterr().err
+    # Longer trainings are other ones, and do not take the place of these.
+    assert main(["--out", str(out)]) == 1
+    assert "holds a run of another configuration" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,21 +182,8 @@ def test_a_signal_is_its_status(monkeypatch, tmp_path, capsys, number, word):
         assert main(["--quick", "--out", str(tmp_path)]) == 128 + number
     finally:
         signal.signal(signal.SIGINT, interrupt)
-    assert f"{word}: the trainings that were finished are kept" in capsys.readouterr().err
+    assert f"{word}: what was trained is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == terminate
-
-
-@pytest.mark.parametrize("number", schedule.STOPPING)
-def test_signals_wait_while_a_worker_starts(number):
-    came = []
-    before = signal.signal(number, lambda *_: came.append(number))
-    with schedule._signals_held_back():
-        os.kill(os.getpid(), number)
-        assert number in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        assert came == []
-    assert came == [number]
-    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    signal.signal(number, before)
 
 
 def test_out_that_is_a_file_or_taken(tmp_path, capsys):

@@ -12,8 +12,8 @@ from ckdsnn.analysis.energy import OperationCounter, energy_of, energy_of_ann
 from ckdsnn.analysis.energy_report import EnergyReport, count, millijoules
 from ckdsnn.models import build_model
 from ckdsnn.models.layout import Projection, pooled_convolution
-from ckdsnn.models.sew_resnet import SEWResNet
-from ckdsnn.models.spikformer import Spikformer
+from ckdsnn.models.sew_resnet import SEWOptions, SEWResNet
+from ckdsnn.models.spikformer import Spikformer, SpikformerOptions
 
 EAGER = Neuron(charge="integrate", threshold=0.02)  # fires where others of random weights would not
 
@@ -178,7 +178,7 @@ def test_sew_resnet34_by_both_conventions():
 def test_attention_is_counted():
     """16x16 images: 16 tokens, 2 heads of 8 channels."""
     torch.manual_seed(0)
-    network = Spikformer(16, 1, 2, 2, num_classes=10, time_steps=2, neuron=EAGER)
+    network = Spikformer(16, 1, 2, 2, num_classes=10, options=SpikformerOptions(time_steps=2, neuron=EAGER))
     spikes = {}
     attention = network.stages[0].attention
     for part in ("query", "value"):
@@ -212,7 +212,7 @@ def test_a_teacher_with_attention():
 
 
 def test_the_table_fits_a_terminal():
-    layers = counted(SEWResNet((1, 1, 1, 1), 10, time_steps=2), torch.rand(1, 3, 32, 32))
+    layers = counted(SEWResNet((1, 1, 1, 1), 10, options=SEWOptions(time_steps=2)), torch.rand(1, 3, 32, 32))
     layers["long"] = dataclasses.replace(layers["head"], name="a.module.of.a.network.with.a.very.long.name.conv1")
     table = EnergyReport(layers, 0.2, teacher=layers).table()
     assert max(map(len, table.splitlines())) <= 100

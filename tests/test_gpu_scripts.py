@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import cuda_neurons
 import cuda_peers
 import cuda_step
 import cuda_timing
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "gpu_check.sh"
-PHASES = ("build", "warm", "native", "triton", "kernels", "step", "peers", "sanitize")
+PHASES = ("build", "warm", "native", "triton", "kernels", "neurons", "step", "peers", "sanitize")
 
 
 def check(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -110,6 +111,34 @@ def test_a_race_goes_on_without_a_call_that_fails():
     assert times["bad"] == "RuntimeError: broken"
     assert times["good"].microseconds > 0
     assert times["good"].captured is False
+
+
+# --- cuda_neurons
+
+
+def test_neurons_that_a_kernel_serves_alike_are_measured_once():
+    neurons = cuda_neurons.neurons()
+    detached, attached = neurons["LIF, atan, hard, detached"], neurons["LIF, atan, hard"]
+    key = {
+        (backend, n): cuda_neurons.Call(n, backend, None).key(backward=True)
+        for backend in ("cuda", "triton")
+        for n in (detached, attached, neurons["LIF, sigmoid, hard"])
+    }
+    assert key["cuda", detached] == key["cuda", attached]
+    assert key["triton", detached] != key["triton", attached]
+    assert len(set(key.values())) == 5
+
+
+def test_table_of_neurons_says_what_failed_and_what_is_missing():
+    head = {"neuron": "IF", "dtype": "float32", "backend": "cuda"}
+    rows = [
+        head | {"steps": 1, "direction": "forward", "of_copy": 0.987},
+        head | {"steps": 1, "direction": "backward", "failed": "RuntimeError: no"},
+        {"case": "T = 4", "not_measured": "the 5 seconds were over"},
+    ]
+    header, line = cuda_neurons.table(rows).splitlines()
+    assert header.split("T = ")[1:] == ["1        ", "2        ", "4       ", "10      ", "100"]
+    assert line.split() == ["IF", "float32", "cuda", "0.99", "/failed", *["-", "/", "-"] * 4]
 
 
 @pytest.mark.parametrize(

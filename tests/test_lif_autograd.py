@@ -7,7 +7,7 @@ import torch
 import torch._dynamo.testing
 
 from ckd_kernels import Neuron, lif, sam, surrogate, use_backend
-from ckd_kernels.ops.lif import checkpoint_count
+from ckd_kernels.call import checkpoint_count
 from lif_checks import Target
 from reference_cases import Case, currents, make_neuron
 from tolerances import assert_same

@@ -183,10 +183,10 @@ def test_a_learnt_strength_stays_where_it_has_a_meaning(mixing, direction):
     student = SNNOutput(logits, logits[None], {}, {})
     for _ in range(5):
         with torch.no_grad():
-            method.nld.raw_strength += 50 * direction
+            method.nld.strength_shift += 50 * direction
         part = method(student, ANNOutput(torch.randn(4, 5), {}), torch.tensor([0, 1, 2, 3]))["nld"]
         part.backward()
         assert 0 <= method.nld.strength <= (1 if mixing == "probabilities" else math.inf)
         assert torch.isfinite(part)
         assert torch.isfinite(logits.grad).all()
-        assert torch.isfinite(method.nld.raw_strength.grad)
+        assert torch.isfinite(method.nld.strength_shift.grad)

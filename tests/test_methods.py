@@ -21,7 +21,7 @@ from ckdsnn.losses import (
 from ckdsnn.models import build_model
 
 LOGITS = ("kd", "dkd", "tser", "decoupled", "hta_kl", "seal", "nld")
-ALL = ("ce", *LOGITS, "kdsnn", "bkdsnn", "catkd", "e2kd", "samd", "ckd")
+ALL = ("ce", *LOGITS, "kdsnn", "bkdsnn", "catkd", "e2kd", "samd", "samd_dense", "ckd")
 
 
 def networks(method, time_steps=2, **options):
@@ -235,8 +235,8 @@ def test_learnable_strength(batch):
     parts, *_ = run(method, batch)
     torch.testing.assert_close(parts["nld"], run(build_method("nld", strength=0.2), batch)[0]["nld"])
     parts["nld"].backward()
-    assert method.nld.raw_strength.grad.abs() > 0
-    assert "nld.raw_strength" in method.state_dict()
+    assert method.nld.strength_shift.grad.abs() > 0
+    assert "nld.strength_shift" in method.state_dict()
 
 
 @pytest.mark.parametrize("name", ["nld", "ckd", "bkdsnn"])
@@ -296,7 +296,7 @@ def test_global_seed_does_not_touch_the_noise(batch):
         ("ckd", {"samd": {"scaling": "l3"}}, ValueError, "scaling must be one of"),
         ("samd", {"reduction": "max"}, ValueError, "reduction must be one of mean, sum, got 'max'"),
         ("samd", {"student_map": "grad_cam", "reduction": "sum"}, ValueError, "only used with student_map='sam'"),
-        ("samd", {"stages": ()}, ValueError, "must name at least one stage"),
+        ("samd", {"stages": ()}, ValueError, "stages must have at least one value, got none"),
         ("samd", {"stages": (1, 2), "teacher_stages": (1,)}, ValueError, "must name one stage for each of"),
         ("samd", {"teacher_map": "cam"}, ValueError, "teacher_map must be one of"),
         ("nld", {"noise": "none", "learnable_strength": True}, ValueError, "learnable_strength=True is not used"),

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ckdsnn.losses import METHODS, NoiseSource, build_method
-from ckdsnn.losses.methods.base import known_options
 from ckdsnn.models import ANNOutput, SNNOutput
 
 T, B, K, C, SIZE = 3, 4, 5, 4, 4
@@ -42,9 +41,15 @@ OTHER = {
     "temperature_factor": {"temperature_factor": False},
     "teacher_map": {"teacher_map": "grad_cam_predicted"},
     "student_map": {"student_map": "grad_cam"},
+    "cam_error": {"cam_error": 0.5},
+    "cam_error_kind": {"cam_error_kind": "noise"},
+    "kd_weight": {"kd_weight": 0.7},
+    "maps": {"maps": "classes"},
+    "background": {"background": 2},
     "noise": {"noise": "none"},
     "strength": {"strength": 0.5},
     "distribution": {"distribution": "laplace"},
+    "match": {"distribution": "laplace", "match": "mean_abs"},
     "spread": {"spread": "variance"},
     "sigma": {"noise": "fixed", "sigma": 2.0},
     "mixing": {"mixing": "probabilities"},
@@ -52,7 +57,17 @@ OTHER = {
     "nld": {"nld": {"strength": 0.5}},
 }
 # The loss is the same with these; what changes is what trains, or the gradient.
-GRADIENT_ONLY = {"detach_statistics": {"detach_statistics": False}, "learnable_strength": {"learnable_strength": True}}
+GRADIENT_ONLY = {
+    "detach_statistics": {"detach_statistics": False},
+    "learnable_strength": {"learnable_strength": True},
+    "strength_prior": {"learnable_strength": True, "strength_prior": 3.0},
+}
+# What has to be said, too, for an option to count.
+NEEDED = {
+    ("samd", "seed"): {"cam_error": 0.5, "cam_error_kind": "noise"},
+    ("samd", "cam_error_kind"): {"cam_error": 0.5},
+    ("samd_dense", "tau"): {"kd_weight": 1.0},
+}
 NO_PRESET_EFFECT = {("nld", "preset")}  # `default` and `paper` differ in SAMD alone
 
 
@@ -60,6 +75,7 @@ class Network:
     """What `make_modules` asks of a network."""
 
     num_stages, stage_channels, classifier_weight = len(STAGES), (C,) * len(STAGES), torch.ones(())
+    num_classes = K
 
 
 def outputs(requires_grad=False):
@@ -85,14 +101,15 @@ def parts(name, *, epoch=0.0, **options):
     return method(*outputs(), TARGET, epoch=epoch)
 
 
-OPTIONS = [(name, option) for name in sorted(METHODS) for option in known_options(METHODS[name])]
+OPTIONS = [(name, option) for name in sorted(METHODS) for option in METHODS[name].Options.names()]
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_every_option_changes_the_loss(name, option):
     if option in GRADIENT_ONLY or (name, option) in NO_PRESET_EFFECT:
         return
-    before, after = parts(name), parts(name, **OTHER[option])
+    needed = NEEDED.get((name, option), {})
+    before, after = parts(name, **needed), parts(name, **needed, **OTHER[option])
     total = [torch.stack(list(p.values())).sum() for p in (before, after)]
     assert (total[0] - total[1]).abs() > 1e-7 * total[0].abs(), (before, after)
 
@@ -151,14 +168,14 @@ def test_dkd_rises_epoch_by_epoch():
         assert value == pytest.approx(rise * values[-1], rel=1e-6)
 
 
-WEIGHTS = ["weight", "feature_weight", "explanation_weight", "alpha", "beta", "gamma", "entropy"]
-SHARES = ["drop", "label_smoothing", "head_mass", "strength"]
+WEIGHTS = ["weight", "kd_weight", "feature_weight", "explanation_weight", "alpha", "beta", "gamma", "entropy"]
+SHARES = ["drop", "label_smoothing", "head_mass", "strength", "cam_error"]
 NUMBERS = [*WEIGHTS, *SHARES, "tau", "entropy_tau", "temperature"]
 WHOLE = ["warmup", "stage", "resolution", "seed"]
 FLAGS = ["temperature_factor", "detach_statistics", "learnable_strength"]
 NAMES = [
     *("preset", "reduction", "normalisation", "scaling", "teacher_map"),
-    *("student_map", "noise", "distribution", "spread", "mixing"),
+    *("student_map", "noise", "distribution", "match", "spread", "mixing", "cam_error_kind", "maps"),
 ]
 
 
@@ -168,7 +185,7 @@ def options_of(kinds):
 
 def test_the_lists_above_have_all_options():
     known = {option for _, option in OPTIONS}
-    nested = {"samd", "nld", "stages", "teacher_stages", "sigma"}
+    nested = {"samd", "nld", "stages", "teacher_stages", "sigma", "strength_prior", "background"}
     assert known == {*NUMBERS, *WHOLE, *FLAGS, *NAMES, *nested}
     assert known == set(OTHER) | set(GRADIENT_ONLY)
 

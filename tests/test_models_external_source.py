@@ -83,9 +83,9 @@ def test_a_missing_library_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"source": 3}, TypeError, "source must be str, got int 3"),
-        ({"model_options": ["width"]}, TypeError, "model_options must be Mapping, got list"),
-        ({"weights": 1}, TypeError, "weights must be str, got int 1"),
+        ({"source": 3}, TypeError, "source must be a name, got 3"),
+        ({"model_options": ["width"]}, TypeError, "model_options must be a mapping of names to values, got"),
+        ({"weights": 1}, TypeError, "weights must be a name, got 1"),
         ({"source": ":f"}, ValueError, "source must be 'timm:NAME'"),
         ({"source": "os:sep"}, ValueError, "source 'os:sep' must be a class or function, got str"),
         ({"model_options": {"width": 3}}, ValueError, r"does not take model_options \{'width': 3\}"),

@@ -166,9 +166,9 @@ def test_odd_sizes():
     [
         ({"time_steps": 0}, "time_steps must be >= 1, got 0"),
         ({"sam_stages": (4,)}, "stage 4 does not exist"),
-        ({"head": "mlp"}, "head must be 'linear' or 'released', got 'mlp'"),
-        ({"last_activation": "gelu"}, "activation must be 'lif' or 'relu', got 'gelu'"),
-        ({"neuron": "papr"}, "unknown neuron 'papr'; did you mean 'paper'"),
+        ({"head": "mlp"}, "head must be one of linear, released, got 'mlp'"),
+        ({"last_activation": "gelu"}, "last_activation must be one of lif, relu, got 'gelu'"),
+        ({"neuron": "papr"}, "neuron must be one of paper, .*, got 'papr'; did you mean 'paper'"),
         ({"blocks": (1, 1)}, "must have the same length"),
     ],
 )

@@ -6,8 +6,8 @@ import torch
 from ckd_kernels.layers import BatchNormLIF
 from ckdsnn.losses import FrozenTeacher, build_method
 from ckdsnn.models import build_model
-from ckdsnn.models.sew_resnet import SEWResNet
-from ckdsnn.models.spikformer import Spikformer
+from ckdsnn.models.sew_resnet import SEWOptions, SEWResNet
+from ckdsnn.models.spikformer import Spikformer, SpikformerOptions
 
 
 def count(model):
@@ -34,13 +34,13 @@ def test_spikformers_published_count_holds_two_unused_layer_norms_a_block():
 
 def sew(**options):
     torch.manual_seed(0)
-    return SEWResNet((1, 1, 1, 1), num_classes=7, time_steps=2, **options)
+    return SEWResNet((1, 1, 1, 1), num_classes=7, options=SEWOptions(time_steps=2, **options))
 
 
 def spikformer(**options):
     torch.manual_seed(0)
     options = {"time_steps": 2} | options
-    model = Spikformer(dim=32, depth=2, heads=4, mlp_ratio=2, num_classes=7, **options)
+    model = Spikformer(dim=32, depth=2, heads=4, mlp_ratio=2, num_classes=7, options=SpikformerOptions(**options))
     for module in model.modules():
         if isinstance(module, BatchNormLIF):
             torch.nn.init.constant_(module.bias, 0.7)  # so few channels would hardly fire

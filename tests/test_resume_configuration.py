@@ -109,6 +109,7 @@ def test_the_best_is_the_one_of_the_highest_validation_accuracy(tmp_path):
         ({"accumulate_grad_batches": 2}, 0, False),
         ({"accumulate_grad_batches": 2}, 1, True),
         ({"is_last_batch": True}, 1, True),
+        ({"is_last_batch": True, "accumulate_grad_batches": 2}, 2, True),
         ({"world_size": 2}, 1, False),
         ({"received_sigterm": False}, 1, False),
     ],
@@ -117,7 +118,8 @@ def test_the_best_is_the_one_of_the_highest_validation_accuracy(tmp_path):
 def test_a_run_that_is_told_to_stop_saves_first(tmp_path, options, batch, saves):
     saved = []
     fields = {"received_sigterm": True, "accumulate_grad_batches": 1, "world_size": 1, "is_last_batch": False}
-    trainer = SimpleNamespace(save_checkpoint=saved.append, **fields | options)
+    connector = SimpleNamespace()
+    trainer = SimpleNamespace(save_checkpoint=saved.append, _signal_connector=connector, **fields | options)
     Termination(tmp_path).on_train_batch_end(trainer, None, None, None, batch)
     Termination(None).on_train_batch_end(trainer, None, None, None, batch)
     assert saved == [tmp_path] * saves

@@ -93,7 +93,7 @@ def test_the_recipe_is_not_changed():
         ({"seeds": [2**32]}, "below 2"),
         ({"baseline": "c"}, "baseline 'c' is no cell; cells: a, b"),
         ({"baseline": 3}, "baseline must be a name, got int 3"),
-        ({"metric": "test/f1"}, "metric 'test/f1' is not one of a test: test/accuracy, test/firing_rate"),
+        ({"metric": "test/f1"}, "metric 'test/f1' is not one of a run: test/accuracy, test/mean_iou, test/firing_rate"),
         ({"cells": {"Teachers": {}}}, "would have the folder of the sweep's own teachers"),
         ({"teacher_seed": "x"}, "teacher_seed must be a whole number"),
         ({"recipe": None}, "recipe must be the name"),
@@ -177,7 +177,8 @@ NAMES = sorted(path.stem for path in GRIDS.glob("*.yaml"))
 def test_all_grids_are_there():
     assert set(NAMES) == {
         *("components", "scaling", "normalisation", "noise", "distribution", "stage", "time_steps", "lambda"),
-        *("beta_gamma", "cam", "baselines", "teacher_quality", "cross_architecture"),
+        *("beta_gamma", "cam", "baselines", "teacher_quality", "cross_architecture", "learned_strength", "demo"),
+        *("demo_settings", "cam_error", "dense"),
     }
 
 

@@ -76,6 +76,7 @@ def test_tables(methods):
     assert len(runs) == 9
     assert [run["finished"] for run in runs].count("True") == 8
     assert runs[3] | {"folder": ""} == {
+        "label": "KD",
         "cell": "KD",
         "seed": "0",
         "finished": "True",

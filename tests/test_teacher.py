@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -13,7 +14,7 @@ from ckdsnn.checkpoint import RunError, load_checkpoint, save_atomically
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig
 from ckdsnn.data import DigitsCanvas
 from ckdsnn.losses import FrozenTeacher, build_method
-from ckdsnn.models import MODELS, build_model, external, register_model
+from ckdsnn.models import MODELS, ModelOptions, build_model, external, register_model
 from ckdsnn.teacher import load_teacher
 from ckdsnn.train import Distillation
 
@@ -82,7 +83,14 @@ def test_an_external_teacher_that_the_configuration_names_is_loaded(path, trap):
 
 
 def test_a_network_that_somebody_registered_must_be_configured(path):
-    register_model("mine")(lambda num_classes, in_channels, run: pytest.fail("called by a checkpoint"))
+    @register_model("mine")
+    @dataclass(frozen=True)
+    class Mine(ModelOptions):
+        run: str = ""
+
+        def build(self, num_classes, in_channels):
+            pytest.fail("called by a checkpoint")
+
     try:
         made = {"name": "mine", "options": {"run": "rm"}, "num_classes": 10, "in_channels": 1}
         save_atomically(checkpoint(network=made), path)
@@ -172,14 +180,20 @@ def test_a_teacher_from_the_middle_of_a_training_has_to_be_asked_for(path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": 3}, r"teacher\.name must be str, got int 3"),
+        ({"name": 3}, "the model must be a name, got 3"),
         ({"checkpoint": Path("x")}, r"teacher\.checkpoint must be str, got PosixPath"),
         ({"epochs": True}, r"teacher\.epochs must be int, got bool True"),
         ({"epochs": 2.5}, r"teacher\.epochs must be int, got float 2\.5"),
         ({"cache": "no"}, r"teacher\.cache must be bool, got str 'no'"),
         ({"unfinished": 1}, r"teacher\.unfinished must be bool, got int 1"),
-        ({"options": ["widths"]}, r"teacher\.options must be a mapping"),
-        ({"options": {"model_options": "x"}}, r"teacher\.options\.model_options must be a mapping"),
+        (
+            {"name": "ann_resnet_small", "options": ["widths"]},
+            r"teacher\.options: .*ANNResNetSmall, or a mapping of names to values, got \['widths'\]",
+        ),
+        (
+            {"name": "ann_resnet_small", "options": {"widths": "wide"}},
+            r"teacher\.options: widths must be a list, got 'wide'",
+        ),
     ],
 )
 def test_wrong_types_in_the_configuration_are_named(options, message):

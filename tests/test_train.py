@@ -144,7 +144,7 @@ def test_cache_is_used_and_refused_where_it_would_be_wrong(teacher_file):
     calls = []
     task.teacher.model.register_forward_hook(lambda *_: calls.append(1))
     fit(task, digits(), epochs=3)
-    assert len(calls) == 1  # 120 renderings fit one evaluation batch
+    assert len(calls) == 3  # 120 renderings fit one evaluation batch, the validation part two
     with pytest.raises(RunError, match="cache keeps one answer a sample, but the data is augmented"):
         fit(snn("kd", TeacherConfig(checkpoint=teacher_file, cache=True)), digits(augmentation=Augmentation(shift=1)))
     released = snn("ckd", TeacherConfig(checkpoint=teacher_file, cache=True), {"preset": "released-code"})
@@ -156,13 +156,14 @@ def test_logs_hold_every_part_of_the_loss_and_the_test_measures_firing(teacher_f
     task = snn("ckd", TeacherConfig(checkpoint=teacher_file))
     trainer = fit(task, digits(), epochs=2, logger=CSVLogger(tmp_path, name="", version=""))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
-    for name in ("train/loss", "train/ce", "train/samd", "train/nld", "train/accuracy", "val/accuracy"):
+    for name in ("train/loss", "train/ce", "train/samd", "train/nld", "val/accuracy", "val/kl", "val/kl_noisy"):
         assert sum(bool(row.get(name)) for row in rows) == 2, name
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     parts = [sum(float(row[f"train/{p}"]) for p in ("ce", "samd", "nld")) for row in rows if row["train/loss"]]
     assert losses == pytest.approx(parts, rel=1e-5)
     metrics = trainer.test(task, digits(), verbose=False)[0]
     assert 0 < metrics["test/firing_rate"] < 1
+    assert 0 < metrics["test/kl"] < 10
     correct = 600 * metrics["test/accuracy"]
     assert correct == pytest.approx(round(correct), abs=1e-3)
 
@@ -184,7 +185,7 @@ class Poison(torch.nn.Module):
     def __init__(self, network, after):
         super().__init__()
         self.network, self.left = network, after
-        self.sam_stages, self.num_stages = network.sam_stages, network.num_stages
+        self.sam_stages, self.num_stages, self.dense = network.sam_stages, network.num_stages, network.dense
 
     def forward(self, images):
         self.left -= 1

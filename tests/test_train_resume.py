@@ -22,7 +22,7 @@ data:
   init_args: {{batch_size: 12, train_samples: 60, views: 2, augmentation: {{shift: 1, erase: 0.5}}}}
 model:
   network: {{name: snn_resnet_small, options: {{widths: [4, 6, 8], time_steps: 2}}}}
-  method: {{name: ckd}}
+  method: {{name: ckd, options: {{nld: {{learnable_strength: true}}}}}}
   teacher: {{name: ann_resnet_small, options: {{widths: [4, 6, 8]}}, epochs: 2}}
   optimizer: {{name: sgd, lr: 0.05, warmup_epochs: 1}}
 trainer:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import nn
@@ -73,7 +70,9 @@ def test_what_is_optimised_and_for_how_long(teacher):
     surround(task, num_training_batches=5, accumulate_grad_batches=2, estimated_stepping_batches=9)
     optimizer = task.configure_optimizers()
     optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    wanted = [p for p in (*task.network.parameters(), task.method.nld.raw_strength) if p is not task.network.head.bias]
+    wanted = [
+        p for p in (*task.network.parameters(), task.method.nld.strength_shift) if p is not task.network.head.bias
+    ]
     assert optimised == {id(p) for p in wanted}
     assert task.schedule.rates == OptimizerConfig(warmup_epochs=1).build_schedule(9, 3).rates
     surround(task, num_training_batches=5, estimated_stepping_batches=4)
@@ -142,20 +141,6 @@ def test_compile_compiles_the_network(monkeypatch):
     student("ce", compile=True)
     student("ce")
     assert compiled == ["SNNResNet"]
-
-
-def test_only_what_shares_out_batches_is_a_strategy():
-    with pytest.raises(RunError, match=r"trainer\.strategy SimpleNamespace is not supported"):
-        lightning.own_backward(SimpleNamespace(strategy=SimpleNamespace()))
-
-
-def test_lightning_on_gpus_asks_for_no_wrapped_network_either():
-    strategy = DDPStrategy(parallel_devices=[torch.device("cuda", 0)], cluster_environment=LightningEnvironment())
-    strategy.model = network = L.LightningModule()
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace())
-    lightning.own_backward(SimpleNamespace(strategy=strategy, fit_loop=loop))
-    strategy.configure_ddp()
-    assert strategy.model is network
 
 
 def test_data_on_the_device_is_fed_by_the_epoch():
@@ -280,13 +265,15 @@ def test_accuracies_count_the_samples_of_all_processes(part, monkeypatch):
     task, logged, asked = student("ce"), {}, []
     trainer = surround(task)
     # As if another process had seen 2 samples, and none of them rightly.
-    trainer.strategy.reduce = lambda counts, reduce_op: asked.append(reduce_op) or counts + torch.tensor([0.0, 2.0])
+    trainer.strategy.reduce = lambda counts, reduce_op: (
+        asked.append(reduce_op) or counts + torch.tensor([0.0, 2.0, 0.0, 0.0])
+    )
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
     if part == "test":
         task.on_test_start()
     for right, accuracy in ((3, 6 / 10), (1, 2 / 10)):
         getattr(task, f"on_{part}_epoch_start")()
-        assert task._correct.dtype == task._seen.dtype == torch.float64
+        assert task._evaluation.sums.dtype == torch.float64
         for _ in range(2):
             getattr(task, f"{part}_step")(answer(task, right), 0)
         task._firing_rate = FiringRate(nn.Identity())

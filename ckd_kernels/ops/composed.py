@@ -14,44 +14,32 @@ import torch
 from torch import Tensor
 
 from ..backends.reference.neuron import Step
+from ..call import Plan, state_dtype
 from ..neuron import Neuron
 from .library import batched
 
-Forward = Callable[..., tuple[Tensor, ...]]
+Forward = Callable[..., tuple[Tensor | None, ...]]
 
 
 def lif(
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    place: tuple[str, str, int, int, int],
-    returned: tuple[bool, bool],
-) -> tuple[Tensor, ...]:
-    """Spikes, then v and sam where asked for, of arguments as `ops.lif` takes them; x need not be dense."""
-    return _fire(x.to(_arithmetic(x.dtype)), v_init, leak, place, returned, x.dtype)
+    inputs: Sequence[Any], plan: Plan, statistics: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Spikes, v and sam of a call's x, weight, bias, residual, v_init and leak; x need not be dense.
 
-
-def bn_lif(
-    y: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    statistics: tuple[Tensor, Tensor],
-    place: tuple[str, str, int, int, int],
-    returned: tuple[bool, bool],
-) -> tuple[Tensor, ...]:
-    """As `lif`, of y normalised by ``statistics``: the mean and the inverse of the standard deviation."""
-    real, channel_dim = _arithmetic(y.dtype), place[-1]
-    mean, invstd = (t.to(real) for t in statistics)
-    scale = invstd if weight is None else weight * invstd
-    centre = mean * scale
-    shift = 0.0 - centre if bias is None else bias - centre
-    x = y.to(real) * _along(scale, channel_dim, y) + _along(shift, channel_dim, y)
+    With ``statistics``, the mean and the inverse of the standard deviation, x is normalised by them.
+    """
+    x, weight, bias, residual, v_init, leak = inputs
+    real, channel_dim = state_dtype(x.dtype), plan.channel_dim
+    current = x.to(real)
+    if statistics is not None:
+        mean, invstd = (t.to(real) for t in statistics)
+        scale = invstd if weight is None else weight * invstd
+        centre = mean * scale
+        shift = 0.0 - centre if bias is None else bias - centre
+        current = current * _along(scale, channel_dim, x) + _along(shift, channel_dim, x)
     if residual is not None:
-        x = x + residual.to(real)
-    return _fire(x, v_init, leak, place, returned, y.dtype)
+        current = current + residual.to(real)
+    return _fire(current, v_init, leak, plan, x.dtype)
 
 
 def batch_statistics(y: Tensor, channel_dim: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +53,7 @@ def batch_statistics(y: Tensor, channel_dim: int, eps: float) -> tuple[Tensor, T
 
 def sam(spikes: Tensor, time_dim: int, channel_dim: int) -> Tensor:
     """The spike activation map, as `ops.sam`."""
-    real = _arithmetic(spikes.dtype)
+    real = state_dtype(spikes.dtype)
     first, second = sorted((time_dim, channel_dim))
     count = spikes.to(real).sum((first, second))
     return _share(count, spikes.shape[first] * spikes.shape[second], real)
@@ -87,8 +75,8 @@ def backward(
         with torch.enable_grad():
             found = _gradients(forward, [_link(t) for t in inputs], upstream, create_graph)
         return [g if need else None for g, need in zip(found, needs, strict=True)]
-    present = iter(_Backward.apply(by_kernels, forward, len(inputs), *inputs, *upstream))
-    return [next(present) if need else None for need in needs]
+    found = iter(_Backward.apply(by_kernels, forward, len(inputs), *inputs, *upstream))
+    return [next(found) if need else None for need in needs]
 
 
 class _Backward(torch.autograd.Function):
@@ -104,7 +92,7 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         found = by_kernels()
         ctx.save_for_backward(*tensors)
-        ctx.run, ctx.count, ctx.present = forward, count, [g is not None for g in found]
+        ctx.run, ctx.count, ctx.given = forward, count, [g is not None for g in found]
         ctx.set_materialize_grads(False)
         return tuple(g for g in found if g is not None)
 
@@ -114,7 +102,7 @@ class _Backward(torch.autograd.Function):
         with torch.enable_grad():
             taken = [_link(t) for t in tensors]
             first = _gradients(ctx.run, taken[:count], taken[count:], create_graph=True)
-            ends = [g for g, present in zip(first, ctx.present, strict=True) if present]
+            ends = [g for g, given in zip(first, ctx.given, strict=True) if given]
             second = _pull(ends, outer, taken, create_graph)
         return None, None, None, *second
 
@@ -146,16 +134,10 @@ def _link(t: Tensor | None) -> Tensor | None:
 
 
 def _fire(
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    place: tuple[str, str, int, int, int],
-    returned: tuple[bool, bool],
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
+    x: Tensor, v_init: Tensor | None, leak: Tensor | None, plan: Plan, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The neuron on currents in the dtype of the arithmetic; spikes in ``dtype``."""
-    spec, _, time_dim, steps, channel_dim = place
-    neuron = Neuron.from_spec(spec)
+    neuron, time_dim, steps, channel_dim = plan.neuron, plan.time_dim, plan.time_steps, plan.channel_dim
     # One frame may stand for all of them.
     x = x.expand(*x.shape[:time_dim], steps, *x.shape[time_dim + 1 :])
     start = torch.full_like(x.select(time_dim, 0) if steps > 0 else x.sum(time_dim), neuron.rest)
@@ -170,13 +152,8 @@ def _fire(
         count = count + spikes[-1]
         v = step.reset(h)
     stacked = torch.stack(spikes, time_dim) if spikes else x
-    return_v, return_sam = returned
-    out = [stacked.to(dtype)]
-    if return_v:
-        out.append(v)
-    if return_sam:
-        out.append(_share(count.sum(at), max(steps, 1) * start.shape[at], torch.float32))
-    return tuple(out)
+    sam = _share(count.sum(at), max(steps, 1) * start.shape[at], torch.float32) if plan.return_sam else None
+    return stacked.to(dtype), v if plan.return_v else None, sam
 
 
 def _share(count: Tensor, total: int, dtype: torch.dtype) -> Tensor:
@@ -228,7 +205,3 @@ class _Spike(torch.autograd.Function):
 def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:
     """One value a channel, ready to broadcast over ``like``, whose channels are in ``dim``."""
     return values.reshape([-1 if d == dim else 1 for d in range(like.dim())])
-
-
-def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

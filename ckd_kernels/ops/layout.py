@@ -36,32 +36,31 @@ class Layout(NamedTuple):
         """Elements of one time step of one outer index."""
         return self.rows * self.channels * self.inner
 
-    def empty(self, like: Tensor, *, dtype: torch.dtype | None = None, without: tuple[int, ...] = ()) -> Tensor:
+    def empty(self, dtype: torch.dtype, device: torch.device, without: tuple[int, ...] = ()) -> Tensor:
         """An uninitialised tensor, dense in this order, lacking the dimensions ``without``."""
         sizes, strides = self._shape(without)
-        return torch.empty_strided(sizes, strides, dtype=dtype or like.dtype, device=like.device)
+        return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
 
-    def output(self, x: Tensor) -> Tensor:
-        """An uninitialised tensor for all time steps of x, whose layout this is, in its dtype and memory format."""
-        return self.empty(x) if self.repeated else torch.empty_like(x)  # which is the shorter way
-
-    def aligned(self, t: Tensor, *, dtype: torch.dtype | None = None, without: tuple[int, ...] = ()) -> Tensor:
-        """``t`` itself where it has this order and dtype, else a copy that has."""
+    def aligned(self, t: Tensor | None, *without: int) -> Tensor | None:
+        """``t`` itself where it has this order and lacks the dimensions ``without``, else a copy that does."""
+        if t is None:
+            return None
         sizes, strides = self._shape(without)
         given = t.stride()
-        same = given == tuple(strides) or all(n == 1 or a == b for n, a, b in zip(sizes, given, strides, strict=True))
-        if same and (dtype is None or t.dtype == dtype):
+        if given == strides or all(n == 1 or a == b for n, a, b in zip(sizes, given, strides, strict=True)):
             return t
-        return self.empty(t, dtype=dtype, without=without).copy_(t)
+        return self.empty(t.dtype, t.device, without).copy_(t)
 
-    def _shape(self, without: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    def _shape(self, without: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         try:
             return _cached_shape(self.sizes, self.order, without)
         except TypeError:  # symbols, which torch.compile traces with, have no hash
             return _shape(self.sizes, self.order, without)
 
 
-def _shape(all_sizes: Sequence[int], order: Sequence[int], without: tuple[int, ...]) -> tuple[list[int], list[int]]:
+def _shape(
+    all_sizes: Sequence[int], order: Sequence[int], without: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes and strides of a tensor that is dense in this order and lacks the dimensions ``without``."""
     sizes, strides, step = list(all_sizes), [1] * len(all_sizes), 1
     for d in reversed(order):
@@ -69,7 +68,7 @@ def _shape(all_sizes: Sequence[int], order: Sequence[int], without: tuple[int, .
             strides[d] = step
             step = step * max(sizes[d], 1)
     kept = [d for d in range(len(sizes)) if d not in without]
-    return [sizes[d] for d in kept], [strides[d] for d in kept]
+    return tuple([sizes[d] for d in kept]), tuple([strides[d] for d in kept])
 
 
 _cached_shape = functools.lru_cache(maxsize=4096)(_shape)
@@ -153,9 +152,14 @@ def layout_of(x: Tensor, *, time_dim: int, time_steps: int | None = None, channe
 
     ``x`` has ``time_steps`` time steps, or one that stands for all of them; by default as many as it has.
     """
-    sizes, strides = sizes_of(x), x.stride()
-    if time_steps is None:
-        time_steps = sizes[time_dim]
+    sizes = sizes_of(x)
+    return layout_from(sizes, x.stride(), time_dim, sizes[time_dim] if time_steps is None else time_steps, channel_dim)
+
+
+def layout_from(
+    sizes: Sequence[int], strides: Sequence[int], time_dim: int, time_steps: int, channel_dim: int
+) -> Layout | None:
+    """As `layout_of`, of a tensor's sizes and strides."""
     if not torch.compiler.is_compiling():
         try:
             return _cached_layout(sizes, strides, time_dim, time_steps, channel_dim)
@@ -164,9 +168,13 @@ def layout_of(x: Tensor, *, time_dim: int, time_steps: int | None = None, channe
     return _layout(sizes, strides, time_dim, time_steps, channel_dim)
 
 
-def dense(x: Tensor, *, time_dim: int, channel_dim: int) -> Tensor:
-    """x itself where the kernels can see it in place, else a copy that they can."""
-    if layout_of(x, time_dim=time_dim, channel_dim=channel_dim) is not None:
-        return x
-    # Time outermost, the rest in the order of their indices: always seen in place.
-    return x.movedim(time_dim, 0).contiguous().movedim(0, time_dim)
+def dense_layout_of(x: Tensor, name: str, function: str, time_dim: int, time_steps: int, channel_dim: int) -> Layout:
+    """The layout of a tensor that an op was given, which copies nothing; RuntimeError where it has none."""
+    layout = layout_of(x, time_dim=time_dim, time_steps=time_steps, channel_dim=channel_dim)
+    if layout is None:
+        is_, it = ("are", "them") if name.endswith("s") else ("is", "it")
+        raise RuntimeError(
+            f"{name} of shape {tuple(x.shape)} and strides {x.stride()} {is_} not dense;"
+            f" call ckd_kernels.{function}, which copies {it}"
+        )
+    return layout

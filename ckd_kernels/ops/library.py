@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,49 +24,50 @@ _transforms = torch._C._are_functorch_transforms_active
 _legacy_batch = torch._C._functorch.is_legacy_batchedtensor
 
 
-def register(name: str, implementation: Callable, fake: Callable, *, autograd: bool = False) -> Callable:
+def watched(*arguments: Any) -> bool:
+    """Whether somebody sees the ops that are called, or one must be called for these arguments.
+
+    Where nobody does, its implementation is called itself: the dispatcher would come back to Python with the same
+    arguments, and behind a kernel that has filled the caches with data every piece of code is fetched from memory: the
+    way there took longer than the copy of a small tensor.
+    """
+    return torch.compiler.is_compiling() or bool(_tracing()) or _watched(arguments)
+
+
+def _watched(arguments: Sequence[Any]) -> bool:
+    """As `watched`, where nothing is compiled or traced."""
+    return (
+        bool(_dispatch_modes() or _function_modes() or _profiling())
+        or not _PLAIN.issuperset(map(type, arguments))
+        or arguments[0].is_meta
+    )
+
+
+def register(name: str, implementation: Callable, fake: Callable, differentiable: Callable | None = None) -> Callable:
     """Registers an op's implementation (which picks a backend itself) for every device, and its fake.
 
-    Returns what autograd functions call: the op, or where nobody watches the implementation itself.  The dispatcher
-    would come back to Python with the same arguments, and behind a kernel that has filled the caches with data every
-    piece of code is fetched from memory: the way there took longer than the copy of a small tensor.
+    ``differentiable`` computes the op with a gradient, for those who call it by way of the dispatcher, such as a traced
+    graph; it takes the op without a gradient, and then the op's arguments.
 
-    ``autograd``: the op has a gradient, see `register_autograd`.
+    Returns the op, or where nobody watches the implementation itself.
     """
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ckd_kernels::{name}", fake, lib=LIBRARY)
-    op = getattr(torch.ops.ckd_kernels, name)
-    if not autograd:
-        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-
-    def call(*args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or _dispatch_modes()
-            or _function_modes()
-            or _tracing()
-            or _profiling()
-            or not _PLAIN.issuperset(map(type, args))
-            or args[0].is_meta
-        ):
-            return op(*args)
-        return implementation(*args)
-
-    return call
-
-
-def register_autograd(name: str, differentiable: Callable) -> None:
-    """Registers what computes an op for those who call it by way of the dispatcher, such as a traced graph.
-
-    It takes the op without a gradient, and then the op's arguments.
-    """
     op = getattr(torch.ops.ckd_kernels, name)
 
     def below_autograd(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    LIBRARY.impl(name, functools.partial(differentiable, below_autograd), "Autograd")
+    autograd = torch.library.fallthrough_kernel
+    if differentiable is not None:
+        autograd = functools.partial(differentiable, below_autograd)
+    LIBRARY.impl(name, autograd, "Autograd")
+
+    def call(*args: Any) -> Any:
+        return op(*args) if watched(*args) else implementation(*args)
+
+    return call
 
 
 def requires_grad(*tensors: Tensor | None) -> bool:
@@ -83,20 +84,21 @@ def requires_grad(*tensors: Tensor | None) -> bool:
 OP, FUNCTION, COMPOSED = "op", "function", "composed"
 
 
-def way_of(*tensors: Tensor | None) -> str:
-    """Who computes a call on these tensors.
+def way_of(*tensors: Tensor | None) -> tuple[str, bool, bool]:
+    """Who computes a call on these tensors; whether it will have a backward pass, and whether somebody watches it.
 
     Transforms of `torch.func` and forward-mode derivatives follow calls whose tensors do not tell of a gradient;
     `torch.jit.trace` cannot record an autograd function.
     """
     if torch.compiler.is_compiling():
-        return FUNCTION
+        return FUNCTION, requires_grad(*tensors), True
     if _transforms() or forward_ad._current_level >= 0:
-        return COMPOSED
+        return COMPOSED, False, True
     if _tracing():
         # ONNX has no such op, but all that it is composed of.
-        return COMPOSED if torch.onnx.is_in_onnx_export() else OP
-    return FUNCTION if requires_grad(*tensors) else OP
+        return COMPOSED if torch.onnx.is_in_onnx_export() else OP, False, True
+    needs_grad = requires_grad(*tensors)
+    return FUNCTION if needs_grad else OP, needs_grad, _watched(tensors)
 
 
 def observed(t: Tensor) -> bool:
@@ -108,12 +110,12 @@ def observed(t: Tensor) -> bool:
     )
 
 
-def batched(grads: tuple[Tensor | None, ...]) -> bool:
+def batched(grads: Sequence[Tensor | None]) -> bool:
     """Whether a backward pass is that of many gradients at once: `torch.vmap`, or ``is_grads_batched``."""
     return _transforms() or any(g is not None and _legacy_batch(g) for g in grads)
 
 
-def beyond_kernels(grads: tuple[Tensor | None, ...]) -> bool:
+def beyond_kernels(grads: Sequence[Tensor | None]) -> bool:
     """Whether the backward pass that runs does what the kernels do not: it is to be differentiated itself
     (``create_graph``), or that of many gradients at once."""
     return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or batched(grads))

@@ -1,308 +1,352 @@
-"""The LIF op: schema, fake, and its autograd function.
+"""The LIF ops, `bn_lif`'s with them, and their autograd function.
 
-One op runs all time steps forward and one runs them backward.  The backward op
-recomputes the membrane potential from x, so x is all that is saved; sequences of more
-than ``CHECKPOINT_EVERY`` steps add the potential at every such step, so that a backward
-kernel can hold one chunk's potentials on chip and still read x once.
+One op runs all time steps forward and one runs them backward.  The backward op recomputes the membrane potential from
+x, so x is all that is saved; sequences of more than ``CHECKPOINT_EVERY`` steps add the potential at every such step.
 
-Both return a list of what was asked for, in this order: spikes, v, sam, checkpoints; grad_x, grad_v_init, grad_leak.
+With a normalisation, forward: statistics of a channel (one read), then normalisation, residual, neuron and map in one
+pass.  Backward: a first pass over y and the upstream gradient sums what the statistics' gradient needs, a second one
+writes dL/dy; both recompute the current and the potential from y and the residual, which with vectors of one value a
+channel are all that is kept.  What lies between the passes, arithmetic on such vectors, is in batch_norm.py.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backend import resolve
-from ..neuron import Neuron
-from . import composed
-from .layout import Layout, layout_of
-from .library import LIBRARY, beyond_kernels, register, register_autograd, requires_grad
-
-CHECKPOINT_EVERY = 16
-
-LIBRARY.define(
-    "lif_forward(Tensor x, Tensor? v_init, Tensor? leak, str neuron, str backend, int time_dim, SymInt time_steps,"
-    " int channel_dim, bool return_v, bool return_sam, bool save_checkpoints) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
+from ..backend import Backend, resolve
+from ..call import (
+    CHECKPOINT_EVERY,
+    Affine,
+    Backward,
+    Call,
+    Fold,
+    Forward,
+    GradientCall,
+    Gradients,
+    Needs,
+    Norm,
+    Outputs,
+    Plan,
+    checkpoint_count,
+    state_dtype,
 )
-LIBRARY.define(
-    "lif_backward(Tensor x, Tensor? v_init, Tensor? leak, Tensor? checkpoints, Tensor? grad_spikes, Tensor? grad_v,"
-    " Tensor? grad_sam, str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim, bool need_v_init,"
-    " bool need_leak) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from . import composed, flat
+from .batch_norm import bn_coefficients, channel_pairs, coefficients, empty_folded, fold, statistics
+from .layout import Layout, layout_from
+from .library import COMPOSED, FUNCTION, beyond_kernels, register, requires_grad, watched
+
+OPS = torch.ops.ckd_kernels
+
+# --- forward
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Membrane potential and arithmetic: float32, or float64 for float64 storage."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def run(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """What statistics were folded into, where the op did, spikes, v and sam; by whom the call's plan says."""
+    way = call.plan.way
+    if way is FUNCTION:
+        return LIFFunction.apply(*call)
+    if way is COMPOSED:
+        return None, *composed.lif(call[:6], call.plan)
+    return _forward(call)[:4]
 
 
-def constant_neuron(neuron: str, leak: Tensor | None) -> str | None:
-    """What the choice of a backend may depend on: no kernel is compiled for a decay or tau that is a tensor."""
-    return neuron if leak is None else None
+def _forward(call: Call) -> Outputs:
+    """By the kernels, without a gradient."""
+    if call.layout is not None:
+        return _compute(call)
+    op = OPS.lif_forward if call.norm is None else OPS.bn_lif_forward
+    return flat.outputs_of(call, op(*flat.pack(call)))
 
 
-def checkpoint_count(time_steps: int) -> int:
-    """Membrane potentials that a sequence keeps for its backward pass: after step 16, 32, ..."""
-    return (time_steps - 1) // CHECKPOINT_EVERY if time_steps > 0 else 0
+def _compute(call: Call) -> Outputs:
+    x, plan, norm, layout = call.x, call.plan, call.norm, call.layout
+    assert layout is not None
+    folded = made = affine = None
+    if norm is not None:
+        folded = norm.folded
+        if folded is None:
+            folded = made = _fold_own(call, norm, layout)
+        affine = Affine(folded, layout.aligned(call.residual))
+    out = _allocate(call, layout, made)
+    if out.spikes.numel() > 0:
+        v_init, leak = call.v_init, call.leak
+        if v_init is not None:
+            v_init = layout.aligned(v_init, plan.time_dim)
+        forward = Forward(plan.neuron, layout, x, v_init, leak, affine, *out[1:])
+        _backend(x, leak, affine, plan).lif_forward(forward)
+    else:  # no time step changed the potential
+        if out.v is not None:
+            out.v.copy_(call.v_init) if call.v_init is not None else out.v.fill_(plan.neuron.rest)
+        if out.sam is not None:
+            out.sam.zero_()
+    return out
 
 
-def check_checkpoints(checkpoints: Tensor | None, layout: Layout, dtype: torch.dtype) -> None:
+def _fold_own(call: Call, norm: Norm, layout: Layout) -> Tensor:
+    """What y's own statistics are folded into."""
+    values = layout.outer * layout.steps * layout.rows * layout.inner
+    running = (norm.running_mean, norm.running_var) if norm.moves else (None, None)
+    moments = statistics(layout, call.x, call.plan.backend)
+    given = Fold(moments, call.weight, call.bias, *running, None, values, norm.momentum, norm.eps)
+    return fold(given, state_dtype(call.x.dtype), call.plan.backend)
+
+
+def _backend(x: Tensor, leak: Tensor | None, affine: Affine | None, plan: Plan) -> Backend:
+    # No kernel is compiled for a decay or tau that is a tensor.
+    spec = plan.neuron.spec if leak is None else None
+    return resolve(plan.backend, "lif" if affine is None else "bn_lif", x.device, x.dtype, spec)
+
+
+def _allocate(call: Call, layout: Layout, folded: Tensor | None) -> Outputs:
+    x, plan = call.x, call.plan
+    # Of all time steps, in x's memory format; empty_like is the shorter way.
+    spikes = layout.empty(x.dtype, x.device) if layout.repeated else torch.empty_like(x)
+    if not (plan.return_v or plan.return_sam or plan.save_checkpoints):
+        return Outputs(folded, spikes, None, None, None)
+    state, device, time_dim = state_dtype(x.dtype), x.device, plan.time_dim
+    v = layout.empty(state, device, (time_dim,)) if plan.return_v else None
+    sam = layout.empty(torch.float32, device, (time_dim, plan.channel_dim)) if plan.return_sam else None
+    checkpoints = None
+    if plan.save_checkpoints:
+        size = checkpoint_count(layout.steps), layout.outer, layout.frame
+        checkpoints = torch.empty(size, dtype=state, device=device)
+    return Outputs(folded, spikes, v, sam, checkpoints)
+
+
+def _allocate_fake(call: Call) -> Outputs:
+    layout, norm = call.layout, call.norm
+    assert layout is not None
+    folded = None
+    if norm is not None and norm.folded is None:
+        folded = empty_folded(call.x, layout, 6 if norm.moves else 4)
+    return _allocate(call, layout, folded)
+
+
+# --- backward
+
+
+def _backward(call: GradientCall) -> Gradients:
+    """By the kernels."""
+    if not watched(*call[:8], *(call.affine or ())):
+        return _compute_gradients(call)
+    op = OPS.lif_backward if call.affine is None else OPS.bn_lif_backward
+    return flat.gradients_of(call, op(*flat.pack_gradient(call)))
+
+
+def _compute_gradients(call: GradientCall) -> Gradients:
+    x, affine, plan, through, made = call.x, call.affine, call.plan, call.coefficients, None
+    given, layout = _aligned(call)
+    if affine is not None:
+        if call.makes_coefficients:
+            sums, values = _sums(call, given, layout), max(x.numel() // max(layout.channels, 1), 1)
+            through = made = coefficients(sums, affine.folded[1], None, values, plan.backend)
+        if not call.writes_gradients:
+            return Gradients(made, None, None, None, None)
+        through = through if call.by_batch else None
+    out = _allocate_gradients(call, layout, made)
+    if x.numel() > 0 and layout.steps > 0:
+        _backend(x, call.leak, affine, plan).lif_backward(Backward._make((*given, through, *out[1:], None)))
+    else:  # no time step changed the potential
+        for gradient in flat.flatten(out[1:]):
+            gradient.zero_()
+        if out.v_init is not None and call.grad_v is not None:
+            out.v_init.copy_(call.grad_v)
+    return out
+
+
+def _aligned(call: GradientCall) -> tuple[tuple[Any, ...], Layout]:
+    """What a `Backward` is given, all of it dense in the layout of x, which is returned, too."""
+    x, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, _, affine, _, plan, _, layout = call
+    if layout is None:  # x as autograd kept it, whose memory format hooks on saved tensors may have changed
+        layout = layout_from(x.shape, x.stride(), plan.time_dim, plan.time_steps, plan.channel_dim)
+        layout = layout or flat.layout_of_call(x, plan, normalised=affine is not None)
+    if layout.steps > CHECKPOINT_EVERY and x.numel() > 0:
+        _check_checkpoints(checkpoints, layout, x.dtype)
+    if affine is not None:
+        affine = Affine(affine.folded, layout.aligned(affine.residual))
+    if v_init is not None:
+        v_init = layout.aligned(v_init, plan.time_dim)
+    if grad_v is not None:
+        grad_v = layout.aligned(grad_v, plan.time_dim)
+    if grad_sam is not None:
+        grad_sam = layout.aligned(grad_sam, plan.time_dim, plan.channel_dim)
+    grad_spikes = layout.aligned(grad_spikes)
+    return (plan.neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam), layout
+
+
+def _sums(call: GradientCall, given: tuple[Any, ...], layout: Layout) -> Tensor:
+    """The first backward pass: gradients of the current, and their products with y - mean, summed a channel."""
+    sums = channel_pairs(call.x, layout)
+    if call.x.numel() > 0:
+        _backend(call.x, call.leak, call.affine, call.plan).lif_backward(Backward._make((*given, *(None,) * 5, sums)))
+    else:
+        sums.zero_()
+    return sums
+
+
+def _check_checkpoints(checkpoints: Tensor | None, layout: Layout, dtype: torch.dtype) -> None:
     """Raises ValueError unless a backward pass is given the potentials that its kernels read; `lif` and `bn_lif` give
     them, who calls the op itself may not."""
     wanted = checkpoint_count(layout.steps)
-    if wanted and (checkpoints is None or checkpoints.shape != (wanted, layout.outer, layout.frame)):
+    if checkpoints is None or checkpoints.shape != (wanted, layout.outer, layout.frame):
         got = "None" if checkpoints is None else list(checkpoints.shape)
         raise ValueError(
             f"checkpoints must be {[wanted, layout.outer, layout.frame]} for {layout.steps} time steps, got {got}: "
             "pass what the forward op returned with save_checkpoints=True"
         )
-    if wanted and checkpoints is not None and checkpoints.dtype != state_dtype(dtype):
+    if checkpoints.dtype != state_dtype(dtype):
         raise ValueError(f"checkpoints must be {state_dtype(dtype)}, got {checkpoints.dtype}")
 
 
-def _layout(x: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> Layout:
-    layout = layout_of(x, time_dim=time_dim, time_steps=time_steps, channel_dim=channel_dim)
-    if layout is None:
-        raise RuntimeError(
-            f"x of shape {tuple(x.shape)} and strides {x.stride()} is not dense; call ckd_kernels.lif, which copies it"
-        )
-    return layout
+def _allocate_gradients(call: GradientCall, layout: Layout, made: Tensor | None) -> Gradients:
+    x, needs, leak = call.x, call.needs, call.leak
+    residual = None
+    if needs.residual:
+        residual = layout.empty(x.dtype, x.device) if layout.repeated else torch.empty_like(x)
+    v_init = layout.empty(state_dtype(x.dtype), x.device, (call.plan.time_dim,)) if needs.v_init else None
+    grad_leak = torch.empty_like(leak) if needs.leak and leak is not None else None
+    return Gradients(made, torch.empty_like(x), residual, v_init, grad_leak)
 
 
-def allocate(
-    x: Tensor, layout: Layout, return_v: bool, return_sam: bool, save_checkpoints: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    state, time_dim = state_dtype(x.dtype), layout.time_dim
-    spikes = layout.output(x)
-    v = layout.empty(x, dtype=state, without=(time_dim,)) if return_v else None
-    sam = layout.empty(x, dtype=torch.float32, without=(time_dim, layout.channel_dim)) if return_sam else None
-    checkpoints = None
-    if save_checkpoints:
-        size = (checkpoint_count(layout.steps), layout.outer, layout.frame)
-        checkpoints = torch.empty(size, dtype=state, device=x.device)
-    return spikes, v, sam, checkpoints
+def _allocate_gradients_fake(call: GradientCall) -> Gradients:
+    layout = call.layout
+    assert layout is not None
+    made = empty_folded(call.x, layout, 4) if call.makes_coefficients else None
+    return _allocate_gradients(call, layout, made) if call.writes_gradients else Gradients(made, *(None,) * 4)
 
 
-def nothing_fired(neuron: str, v_init: Tensor | None, out: tuple[Tensor | None, ...]) -> None:
-    """What `allocate` gave where there are no time steps or no elements: no time step changed the potential."""
-    _, v, sam, _ = out
-    if v is not None:
-        v.copy_(v_init) if v_init is not None else v.fill_(Neuron.from_spec(neuron).rest)
-    if sam is not None:
-        sam.zero_()
-
-
-def present(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
-
-
-def _lif_forward(
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    neuron: str,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-    return_v: bool,
-    return_sam: bool,
-    save_checkpoints: bool,
-) -> list[Tensor]:
-    layout = _layout(x, time_dim, time_steps, channel_dim)
-    out = allocate(x, layout, return_v, return_sam, save_checkpoints)
-    if out[0].numel() > 0:
-        if v_init is not None:
-            v_init = layout.aligned(v_init, without=(time_dim,))
-        resolve(backend, "lif", x.device, x.dtype, constant_neuron(neuron, leak)).lif_forward(
-            Neuron.from_spec(neuron),
-            layout,
-            x,
-            v_init,
-            leak,
-            *out,
-        )
-    else:
-        nothing_fired(neuron, v_init, out)
-    return present(out)
-
-
-def _lif_forward_fake(
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    neuron: str,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-    return_v: bool,
-    return_sam: bool,
-    save_checkpoints: bool,
-) -> list[Tensor]:
-    layout = _layout(x, time_dim, time_steps, channel_dim)
-    return present(allocate(x, layout, return_v, return_sam, save_checkpoints))
-
-
-def allocate_gradients(
-    x: Tensor, leak: Tensor | None, layout: Layout, need_v_init: bool, need_leak: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    grad_v_init = None
-    if need_v_init:
-        grad_v_init = layout.empty(x, dtype=state_dtype(x.dtype), without=(layout.time_dim,))
-    return torch.empty_like(x), grad_v_init, torch.empty_like(leak) if need_leak and leak is not None else None
-
-
-def _lif_backward(
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    checkpoints: Tensor | None,
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_sam: Tensor | None,
-    neuron: str,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-    need_v_init: bool,
-    need_leak: bool,
-) -> list[Tensor]:
-    layout = _layout(x, time_dim, time_steps, channel_dim)
-    out = allocate_gradients(x, leak, layout, need_v_init, need_leak)
-    grad_x, grad_v_init, grad_leak = out
-    if x.numel() > 0 and time_steps > 0:
-        check_checkpoints(checkpoints, layout, x.dtype)
-        if v_init is not None:
-            v_init = layout.aligned(v_init, without=(time_dim,))
-        if grad_spikes is not None:
-            grad_spikes = layout.aligned(grad_spikes)
-        if grad_v is not None:
-            grad_v = layout.aligned(grad_v, without=(time_dim,))
-        if grad_sam is not None:
-            grad_sam = layout.aligned(grad_sam, without=(time_dim, channel_dim))
-        resolve(backend, "lif", x.device, x.dtype, constant_neuron(neuron, leak)).lif_backward(
-            Neuron.from_spec(neuron),
-            layout,
-            x,
-            v_init,
-            leak,
-            checkpoints,
-            grad_spikes,
-            grad_v,
-            grad_sam,
-            *out,
-        )
-    else:
-        grad_x.zero_()
-        if grad_leak is not None:
-            grad_leak.zero_()
-        if grad_v_init is not None:
-            grad_v_init.copy_(grad_v) if grad_v is not None else grad_v_init.zero_()
-    return present(out)
-
-
-def _lif_backward_fake(
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    checkpoints: Tensor | None,
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_sam: Tensor | None,
-    neuron: str,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-    need_v_init: bool,
-    need_leak: bool,
-) -> list[Tensor]:
-    layout = _layout(x, time_dim, time_steps, channel_dim)
-    return present(allocate_gradients(x, leak, layout, need_v_init, need_leak))
-
-
-lif_forward = register("lif_forward", _lif_forward, _lif_forward_fake, autograd=True)
-lif_backward = register("lif_backward", _lif_backward, _lif_backward_fake)
+# --- both
 
 
 class LIFFunction(torch.autograd.Function):
-    """Differentiable LIF over the two ops: spikes, then v and sam where asked for.
+    """A `Call` with its gradient: what statistics were folded into, where the op did that, spikes, v and sam.
 
-    Without ``setup_context``, for which PyTorch inspects the signature at every call; that takes
-    longer than all else here.
+    Without ``setup_context``, for which PyTorch inspects the signature at every call; that takes longer than all else
+    here.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: Tensor,
-        v_init: Tensor | None,
-        leak: Tensor | None,
-        place: tuple[str, str, int, int, int],
-        returned: tuple[bool, bool],
-        save_checkpoints: bool,
-    ) -> tuple[Tensor, ...]:
-        out = lif_forward(x, v_init, leak, *place, *returned, save_checkpoints)
-        ctx.save_for_backward(x, v_init, leak, out[-1] if save_checkpoints else None)
-        ctx.place, ctx.returned = place, returned
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
+        call = Call(*given)
+        norm, total = call.norm, None
+        folded, spikes, v, sam, checkpoints = _forward(call)
+        ctx.norm = None
+        if norm is not None:
+            ctx.norm, total = (norm.by_batch, norm.group, norm.eps), norm.total
+            if folded is not None:
+                ctx.mark_non_differentiable(folded)
+        kept = folded if norm is None or norm.folded is None else norm.folded
+        ctx.save_for_backward(*given[:6], kept, checkpoints, total)
+        ctx.plan = call.plan
         ctx.set_materialize_grads(False)
-        return tuple(out[:-1] if save_checkpoints else out)
+        return folded, spikes, v, sam
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:  # type: ignore[override]
-        if all(grad is None for grad in grads):
-            return (None,) * 6
-        saved, needs, place, returned = ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.place, ctx.returned
+    def backward(ctx: Any, _: None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grads[0] is None and grads[1] is None and grads[2] is None:
+            return (None,) * 9
+        saved, plan, norm, needs = ctx.saved_tensors, ctx.plan, ctx.norm, ctx.needs_input_grad[:6]
         if not beyond_kernels(grads):
-            return *_gradients(saved, grads, needs, place, returned), None, None, None
+            return *_gradients(saved, grads, needs, plan, norm), None, None, None
+        if norm is not None and norm[1] is not None:
+            raise RuntimeError(
+                "second derivatives through bn_lif with a process_group are not supported;"
+                " leave out create_graph or process_group"
+            )
         found = composed.backward(
-            lambda x, v_init, leak: composed.lif(x, v_init, leak, place, returned),
-            lambda: _gradients(saved, grads, needs, place, returned),
-            *(saved[:3], grads, needs),
+            functools.partial(_composed, saved[6], plan, norm),
+            lambda: _gradients(saved, grads, needs, plan, norm),
+            *(saved[:6], grads, needs),
         )
         return *found, None, None, None
 
 
+def _composed(folded: Tensor | None, plan: Plan, norm: Any, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The forward pass of PyTorch's own functions, through y's statistics where they are its own."""
+    if norm is None or folded is None:
+        return composed.lif(inputs, plan)
+    by_batch, _, eps = norm
+    statistics = folded[0], folded[1]
+    if by_batch and inputs[0] is not None:
+        mean, _, invstd = composed.batch_statistics(inputs[0], plan.channel_dim, eps)
+        statistics = mean, invstd
+    return composed.lif(inputs, plan, statistics)
+
+
 def _gradients(
-    saved: tuple[Tensor | None, ...],
-    grads: tuple[Tensor | None, ...],
-    needs: tuple[bool, ...],
-    place: tuple[str, str, int, int, int],
-    returned: tuple[bool, bool],
+    saved: Sequence[Any], grads: Sequence[Tensor | None], needs: Sequence[bool], plan: Plan, norm: Any
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, v_init and leak where they are needed, by the kernels."""
-    return_v, return_sam = returned
-    need_x, need_v_init, need_leak = needs
-    grad_v, grad_sam = grads[1] if return_v else None, grads[-1] if return_sam else None
-    out = lif_backward(*saved, grads[0], grad_v, grad_sam, *place, need_v_init, need_leak)
-    return out[0] if need_x else None, out[1] if need_v_init else None, out[-1] if need_leak else None
+    """Gradients of x, weight, bias, residual, v_init and leak where they are needed, by the kernels."""
+    x, _, _, residual, v_init, leak, folded, checkpoints, total = saved
+    need_x, need_weight, need_bias, need_residual, need_v_init, need_leak = needs
+    by_batch, group, _ = (False, None, None) if norm is None else norm
+    affine = None if norm is None else Affine(folded, residual)
+    wanted = Needs(need_x, need_weight or need_bias, need_residual, need_v_init, need_leak)
+    grad_spikes, grad_v, grad_sam = grads
+    given = x, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, None
+    call = GradientCall(*given, affine, by_batch, plan, wanted, None)
+    own = None
+    if group is not None and call.makes_coefficients:
+        # Each process has its own part of dL/dweight and dL/dbias; dL/dy takes the sums of all.
+        sums = bn_lif_reduce(*flat.pack_gradient(call, reduce=True))
+        own = bn_coefficients(sums, folded[1], None, 1, plan.backend)
+        torch.distributed.all_reduce(sums, group=group)
+        call = call._replace(coefficients=bn_coefficients(sums, folded[1], total, 1, plan.backend))
+    made, grad_x, grad_residual, grad_v_init, grad_leak = _backward(call)
+    own = made if own is None else own
+    return (
+        grad_x if need_x else None,
+        own[2] if need_weight and own is not None else None,
+        own[3] if need_bias and own is not None else None,
+        grad_residual,
+        grad_v_init,
+        grad_leak,
+    )
 
 
-def _lif_differentiable(
-    below_autograd: Any,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    neuron: str,
-    backend: str,
-    time_dim: int,
-    time_steps: int,
-    channel_dim: int,
-    return_v: bool,
-    return_sam: bool,
-    save_checkpoints: bool,
-) -> list[Tensor]:
-    place, returned = (neuron, backend, time_dim, time_steps, channel_dim), (return_v, return_sam)
-    if save_checkpoints or not requires_grad(x, v_init, leak):
-        return below_autograd(x, v_init, leak, *place, *returned, save_checkpoints)
-    return list(LIFFunction.apply(x, v_init, leak, place, returned, checkpoint_count(time_steps) > 0))
+# --- as PyTorch knows them
 
 
-register_autograd("lif_forward", _lif_differentiable)
+def _differentiable(unpack: Callable, below_autograd: Callable, *given: Any) -> list[Tensor]:
+    """A forward op with its gradient."""
+    save_checkpoints = given[-1]
+    if save_checkpoints or not requires_grad(*(t for t in given if isinstance(t, Tensor))):
+        return below_autograd(*given)
+    call = unpack(*given)
+    plan = call.plan._replace(save_checkpoints=checkpoint_count(call.plan.time_steps) > 0)
+    layout = None if watched(*call[:6]) else call.layout
+    return flat.flatten(LIFFunction.apply(*call._replace(plan=plan, layout=layout)))
+
+
+def _register(name: str, unpack: Callable, compute: Callable, allocate: Callable, *differentiable: Callable) -> None:
+    register(
+        name,
+        lambda *given: flat.flatten(compute(unpack(*given))),
+        lambda *given: flat.flatten(allocate(unpack(*given))),
+        *differentiable,
+    )
+
+
+for _name, _unpack in (("lif", flat.unpack_lif), ("bn_lif", flat.unpack_bn_lif)):
+    _register(f"{_name}_forward", _unpack, _compute, _allocate_fake, functools.partial(_differentiable, _unpack))
+for _name, _unpack_gradient in (("lif", flat.unpack_lif_gradient), ("bn_lif", flat.unpack_bn_lif_gradient)):
+    _register(f"{_name}_backward", _unpack_gradient, _compute_gradients, _allocate_gradients_fake)
+
+
+def _reduce(*given: Any) -> Tensor:
+    call = flat.unpack_bn_lif_reduce(*given)
+    return _sums(call, *_aligned(call))
+
+
+def _reduce_fake(*given: Any) -> Tensor:
+    call = flat.unpack_bn_lif_reduce(*given)
+    assert call.layout is not None
+    return channel_pairs(call.x, call.layout)
+
+
+bn_lif_reduce = register("bn_lif_reduce", _reduce, _reduce_fake)

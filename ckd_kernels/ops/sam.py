@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..backend import resolve
-from .layout import Layout, layout_of
-from .library import LIBRARY, register, register_autograd, requires_grad
+from ..call import state_dtype
+from .layout import Layout, dense_layout_of
+from .library import LIBRARY, register, requires_grad
 
 LIBRARY.define(
     "sam(Tensor spikes, str backend, int time_dim, SymInt time_steps, int channel_dim) -> Tensor",
@@ -17,19 +18,13 @@ LIBRARY.define(
 )
 
 
-def _allocate(spikes: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> tuple[Layout, Tensor]:
-    layout = layout_of(spikes, time_dim=time_dim, time_steps=time_steps, channel_dim=channel_dim)
-    if layout is None:
-        raise RuntimeError(
-            f"spikes of shape {tuple(spikes.shape)} and strides {spikes.stride()} are not dense;"
-            " call ckd_kernels.sam, which copies them"
-        )
-    dtype = torch.float64 if spikes.dtype == torch.float64 else torch.float32
-    return layout, layout.empty(spikes, dtype=dtype, without=(time_dim, channel_dim))
+def _allocate(spikes: Tensor, *dims: int) -> tuple[Layout, Tensor]:
+    layout = dense_layout_of(spikes, "spikes", "sam", *dims)
+    return layout, layout.empty(state_dtype(spikes.dtype), spikes.device, (layout.time_dim, layout.channel_dim))
 
 
-def _sam(spikes: Tensor, backend: str, time_dim: int, time_steps: int, channel_dim: int) -> Tensor:
-    layout, out = _allocate(spikes, time_dim, time_steps, channel_dim)
+def _sam(spikes: Tensor, backend: str, *dims: int) -> Tensor:
+    layout, out = _allocate(spikes, *dims)
     if spikes.numel() > 0:
         resolve(backend, "sam", spikes.device, spikes.dtype).sam(layout, spikes, out)
     else:
@@ -37,11 +32,8 @@ def _sam(spikes: Tensor, backend: str, time_dim: int, time_steps: int, channel_d
     return out
 
 
-def _sam_fake(spikes: Tensor, backend: str, time_dim: int, time_steps: int, channel_dim: int) -> Tensor:
-    return _allocate(spikes, time_dim, time_steps, channel_dim)[1]
-
-
-sam = register("sam", _sam, _sam_fake, autograd=True)
+def _sam_fake(spikes: Tensor, backend: str, *dims: int) -> Tensor:
+    return _allocate(spikes, *dims)[1]
 
 
 class SAMFunction(torch.autograd.Function):
@@ -60,16 +52,12 @@ class SAMFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
         first, second = sorted((ctx.time_dim, ctx.channel_dim))
-        spread = (grad / ctx.count).to(ctx.dtype).unsqueeze(first).unsqueeze(second)
-        return spread.expand(ctx.shape), None, None, None, None
+        frame = (grad / ctx.count).to(ctx.dtype).unsqueeze(first).unsqueeze(second)
+        return frame.expand(ctx.shape), None, None, None, None
 
 
-def _sam_differentiable(
-    below_autograd: Any, spikes: Tensor, backend: str, time_dim: int, time_steps: int, channel_dim: int
-) -> Tensor:
-    if not requires_grad(spikes):
-        return below_autograd(spikes, backend, time_dim, time_steps, channel_dim)
-    return SAMFunction.apply(spikes, backend, time_dim, time_steps, channel_dim)
+def _differentiable(below_autograd: Any, spikes: Tensor, *others: Any) -> Tensor:
+    return SAMFunction.apply(spikes, *others) if requires_grad(spikes) else below_autograd(spikes, *others)
 
 
-register_autograd("sam", _sam_differentiable)
+sam = register("sam", _sam, _sam_fake, _differentiable)

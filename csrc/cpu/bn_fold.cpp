@@ -1,4 +1,4 @@
-// Vectors of one value a channel between the passes of batch normalisation; too short to share among threads.
+// Vectors of one value per channel between the passes of batch normalisation; too short to share among threads.
 #include "ckd/cpu.h"
 #include "ckd/normalisation.h"
 

@@ -1,7 +1,7 @@
 // Mean and variance of every channel.
 #include "ckd/cpu.h"
-#include "lanes.h"
-#include "spans.h"
+#include "cpu/memory/sums.h"
+#include "cpu/memory/threads.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {
@@ -10,7 +10,7 @@ namespace {
 
 // Vectors in a line of the cache.
 template <class S>
-inline constexpr int kLine = 64 / sizeof(typename S::Raw) / Lanes::kCount;
+inline constexpr int kLine = 64 / sizeof(typename S::Raw) / DoubleLanes::kCount;
 
 // Of bfloat16, whose values are good to three digits, a few terms are added up in float before they join the rest: the
 // way of every value to double takes longer than its way from memory.
@@ -22,16 +22,17 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 inline constexpr int kFloats = 16;
 
 // Adds the lanes of a vector to those of two vectors of double precision.
-CKD_FN void join(const Floats& floats, Lanes* sums) {
+CKD_FN void join(const Floats& floats, DoubleLanes* sums) {
   uint32_t raw[kFloats];
   std::memcpy(raw, &floats, sizeof raw);
-  sums[0] = sums[0] + Lanes::load<Float32>(raw);
-  sums[1] = sums[1] + Lanes::load<Float32>(raw + Lanes::kCount);
+  sums[0] = sums[0] + DoubleLanes::load<Float32>(raw);
+  sums[1] = sums[1] + DoubleLanes::load<Float32>(raw + DoubleLanes::kCount);
 }
 
 // Adds those of whole blocks of lines in a row of one channel, and their squares; returns where they end.
 template <int kLines>
-CKD_FN int64_t add_blocks(const uint16_t* row, int64_t i, int64_t n, float pivot, Lanes* sums, Lanes* squares) {
+CKD_FN int64_t add_blocks(const uint16_t* row, int64_t i, int64_t n, float pivot, DoubleLanes* sums,
+                          DoubleLanes* squares) {
   for (; i + kLines * 2 * kFloats <= n; i += kLines * 2 * kFloats) {
     Floats sum{}, square{};
 #pragma GCC unroll 4
@@ -54,11 +55,11 @@ CKD_FN int64_t add_blocks(const uint16_t* row, int64_t i, int64_t n, float pivot
 // Adds those of a row of one channel, and their squares.
 template <class S>
 void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, double* squares) {
-  const Lanes pivots(pivot);
+  const DoubleLanes pivots(pivot);
   constexpr int kChains = 2;  // additions that do not wait for each other
-  Lanes sums[kChains], sums_of_squares[kChains];
+  DoubleLanes sums[kChains], sums_of_squares[kChains];
   const auto add = [&](const typename S::Raw* from, int j) {
-    const Lanes d = Lanes::load<S>(from) - pivots;
+    const DoubleLanes d = DoubleLanes::load<S>(from) - pivots;
     sums[j] = sums[j] + d;
     sums_of_squares[j] = sums_of_squares[j] + d * d;
   };
@@ -67,16 +68,16 @@ void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, d
     i = add_blocks<4>(row, i, n, static_cast<float>(pivot), sums, sums_of_squares);
     i = add_blocks<2>(row, i, n, static_cast<float>(pivot), sums, sums_of_squares);
   }
-  for (; i + kLine<S> * Lanes::kCount <= n; i += kLine<S> * Lanes::kCount) {
+  for (; i + kLine<S> * DoubleLanes::kCount <= n; i += kLine<S> * DoubleLanes::kCount) {
     prefetch(row + i);
 #pragma GCC unroll 4
-    for (int j = 0; j < kLine<S>; ++j) add(row + i + j * Lanes::kCount, j % kChains);
+    for (int j = 0; j < kLine<S>; ++j) add(row + i + j * DoubleLanes::kCount, j % kChains);
   }
-  for (; i + Lanes::kCount <= n; i += Lanes::kCount) add(row + i, 0);
-  Lanes::Two totals = Lanes::totals(sums[0] + sums[1], sums_of_squares[0] + sums_of_squares[1]);
+  for (; i + DoubleLanes::kCount <= n; i += DoubleLanes::kCount) add(row + i, 0);
+  DoubleLanes::Two totals = DoubleLanes::totals(sums[0] + sums[1], sums_of_squares[0] + sums_of_squares[1]);
   for (; i < n; ++i) {
     const double d = S::get(row[i]) - pivot;
-    totals += Lanes::Two{d, d * d};
+    totals += DoubleLanes::Two{d, d * d};
   }
   *sum += totals[0];
   *squares += totals[1];
@@ -86,26 +87,26 @@ void add_run(const typename S::Raw* row, int64_t n, double pivot, double* sum, d
 template <class S, int kVectors>
 inline void add_columns(const typename S::Raw* rows, int64_t count, int64_t stride, const double* pivot, double* sum,
                         double* squares) {
-  Lanes pivots[kVectors], s[kVectors], q[kVectors];
+  DoubleLanes pivots[kVectors], s[kVectors], q[kVectors];
 #pragma GCC unroll 4
   for (int j = 0; j < kVectors; ++j) {
-    pivots[j] = Lanes(pivot + j * Lanes::kCount);
-    s[j] = Lanes(sum + j * Lanes::kCount);
-    q[j] = Lanes(squares + j * Lanes::kCount);
+    pivots[j] = DoubleLanes(pivot + j * DoubleLanes::kCount);
+    s[j] = DoubleLanes(sum + j * DoubleLanes::kCount);
+    q[j] = DoubleLanes(squares + j * DoubleLanes::kCount);
   }
   for (int64_t row = 0; row < count; ++row, rows += stride) {
     __builtin_prefetch(rows + count * stride);  // of as many rows that come next
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
-      const Lanes d = Lanes::load<S>(rows + j * Lanes::kCount) - pivots[j];
+      const DoubleLanes d = DoubleLanes::load<S>(rows + j * DoubleLanes::kCount) - pivots[j];
       s[j] = s[j] + d;
       q[j] = q[j] + d * d;
     }
   }
 #pragma GCC unroll 4
   for (int j = 0; j < kVectors; ++j) {
-    s[j].store(sum + j * Lanes::kCount);
-    q[j].store(squares + j * Lanes::kCount);
+    s[j].store(sum + j * DoubleLanes::kCount);
+    q[j].store(squares + j * DoubleLanes::kCount);
   }
 }
 
@@ -146,10 +147,10 @@ void add_rows(const typename S::Raw* rows, int64_t count, int64_t stride, int64_
       add_short_columns(rows + i, count, stride, pivot + i, sum + i, squares + i);
     }
   }
-  for (; i + kLine<S> * Lanes::kCount <= n; i += kLine<S> * Lanes::kCount) {
+  for (; i + kLine<S> * DoubleLanes::kCount <= n; i += kLine<S> * DoubleLanes::kCount) {
     add_columns<S, kLine<S>>(rows + i, count, stride, pivot + i, sum + i, squares + i);
   }
-  for (; i + Lanes::kCount <= n; i += Lanes::kCount) {
+  for (; i + DoubleLanes::kCount <= n; i += DoubleLanes::kCount) {
     add_columns<S, 1>(rows + i, count, stride, pivot + i, sum + i, squares + i);
   }
   for (; i < n; ++i) {

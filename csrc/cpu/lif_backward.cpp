@@ -4,14 +4,13 @@
 #include <vector>
 
 #include "ckd/cpu.h"
-#include "fused_tile.h"
-#include "pair_tile.h"
-#include "wide.h"
+#include "cpu/tile/backward_fused.h"
+#include "cpu/tile/backward_general.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {
 
-// How many sums over elements a call asks for.
+// How many sums over elements a call wants.
 int64_t count_sums(const LifBackward& call) {
   if (call.sums) return 2 * call.shape.channels;
   if (call.grad_leak) return call.leak_per_channel ? call.shape.channels : 1;
@@ -47,7 +46,7 @@ void backward(const LifBackward& call, int threads) {
     }
   }
 #endif
-  tile_by_tile<WideTile<S>>(call, threads);
+  tile_by_tile<GeneralTile<S>>(call, threads);
 }
 
 }  // namespace

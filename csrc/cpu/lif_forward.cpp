@@ -1,7 +1,6 @@
 // Multi-step neurons forward on a CPU, but for rows of bfloat16.
-#include "lif_forward.h"
-
 #include "ckd/cpu.h"
+#include "cpu/tile/forward.h"
 
 namespace ckd::cpu::CKD_ISA {
 

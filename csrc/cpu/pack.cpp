@@ -6,8 +6,8 @@
 #include <bit>
 
 #include "ckd/cpu.h"
-#include "spans.h"
-#include "storage.h"
+#include "cpu/memory/dtype.h"
+#include "cpu/memory/threads.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {

@@ -1,6 +1,6 @@
 // Spike activation map of spikes that exist already.
 #include "ckd/cpu.h"
-#include "tile.h"
+#include "cpu/memory/scratch.h"
 
 namespace ckd::cpu::CKD_ISA {
 namespace {

@@ -28,7 +28,7 @@ struct StoredCurrent {
   };
 };
 
-// W sums over time, in calls that want them.
+// W sums over time; nothing where kWanted is false.
 template <int W, bool kWanted>
 struct TimeSum {
   float sum[W];
@@ -41,7 +41,7 @@ struct TimeSum {
 template <int W>
 struct TimeSum<W, false> {};
 
-// dL/dx is stored; of a frame that is repeated, its sum over time.
+// dL/dx, stored step by step; of a repeated frame, its sum over time is stored.
 template <class S>
 struct StoredGradient {
   static constexpr bool kNeedsInput = false;  // whether add() is given what the current has stored
@@ -58,7 +58,7 @@ struct StoredGradient {
         : to_(gradient.grad_x + p.input + (e.repeated ? 0 : (e.steps - 1) * e.frame)),
           frame_(kGeneral && e.repeated ? 0 : e.frame) {}
 
-    // Of each time step, the last one first.
+    // The gradient of each time step, the last step first.
     template <class Current>
     CKD_DEVICE void add(const Current&, const Pack<S, W>&, const float (&gradient)[W]) {
       if constexpr (kGeneral) {

@@ -40,7 +40,7 @@ struct Divider {
 // W neighbouring neurons: where the first one is, and where its memory begins.
 struct Place {
   int64_t row, channel, column;  // row counts over all frames
-  int64_t state;                 // in tensors of one value a neuron
+  int64_t state;                 // in tensors of one value per neuron
   int64_t sequence;              // in tensors of all time steps
   int64_t input;                 // in x
 };
@@ -70,7 +70,7 @@ struct Extent {
     const int64_t sequence = outer == 1 ? state : state + by_rows.split(row).quotient * (steps - 1) * frame;
     return {row, channel, column, state, sequence, repeated ? state : sequence};
   }
-  // Of a neuron counted over all frames.
+  // The place of a neuron that is counted over all frames.
   CKD_FN Place place(int64_t neuron) const {
     const Parts inside = by_inner.split(neuron), above = by_channels.split(inside.quotient);
     const int64_t sequence = outer == 1 ? neuron : neuron + by_frame.split(neuron).quotient * (steps - 1) * frame;
@@ -96,7 +96,7 @@ struct Walk {
   }
 };
 
-// Of vectors with one value a channel, what W neighbours need: one value for all of them, or one each.
+// What W neighbours need of a vector with one value per channel: one value for all of them, or one each.
 template <int W, bool kEach>
 struct ChannelValues {
   float value[kEach ? W : 1];

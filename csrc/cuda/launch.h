@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -46,7 +47,7 @@ inline LaunchSize forward_size(int64_t neurons, int width) {
   return {block_count(neurons, int64_t{kThreads} * width), kThreads, 0};
 }
 
-// Small blocks: with the registers that the way back takes, more threads fit on a multiprocessor.
+// Small blocks: with the registers that the backward pass takes, more threads fit on a multiprocessor.
 inline constexpr unsigned kBackwardThreads = 128;
 
 // The potentials of up to 16 steps lie in shared memory, 4 bytes a neuron and step.
@@ -210,15 +211,41 @@ cudaError_t launch(void (*kernel)(Call), const LaunchSize& size, void* stream, c
   return status;
 }
 
-// The same for a kernel that begins with wait_for_previous(): where the device can, its blocks take their places while
-// the last ones of the kernel before it are at work. Between kernels of a few microseconds that is much of the gap.
+// For which architecture the kernels that run on a device were compiled, as 90 for 9.0; 0: nobody has asked yet.
+inline constexpr int kDevicesKnown = 64;  // more are asked every time
+inline std::atomic<int> compiled_for[kDevicesKnown];
+
+// Whether kernels have their wait_for_previous() on the current device. One of compute capability 9.0 or later runs
+// others, too: those that its driver has translated from the PTX of an older architecture, where the wait is compiled
+// out. All kernels are compiled for the same architectures: the first one that is asked speaks for all.
+template <class Call>
+cudaError_t kernels_wait(void (*kernel)(Call), bool& wait) {
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  int architecture = device < kDevicesKnown ? compiled_for[device].load(std::memory_order_relaxed) : 0;
+  if (architecture == 0) {
+    cudaFuncAttributes attributes{};
+    status = cudaFuncGetAttributes(&attributes, kernel);
+    if (status != cudaSuccess) {
+      cudaGetLastError();  // it was reported here; nobody else should find it
+      return status;
+    }
+    architecture = attributes.ptxVersion;  // a virtual architecture, as __CUDA_ARCH__, and not what the GPU is
+    if (device < kDevicesKnown) compiled_for[device].store(architecture, std::memory_order_relaxed);
+  }
+  wait = architecture >= 90;
+  return cudaSuccess;
+}
+
+// The same for a kernel that begins with wait_for_previous(): where it can, its blocks take their places while the last
+// ones of the kernel before it are at work. Between kernels of a few microseconds that is much of the gap.
 template <class Call>
 cudaError_t launch_after(void (*kernel)(Call), const LaunchSize& size, void* stream, const Call& call) {
-  int device = 0, major = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  bool wait = false;
+  cudaError_t status = kernels_wait(kernel, wait);
   if (status != cudaSuccess) return status;
-  if (major < 9) return launch(kernel, size, stream, call);
+  if (!wait) return launch(kernel, size, stream, call);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;

@@ -1,4 +1,4 @@
-// Adds the leak gradients of neurons up to one value, or one a channel, in a fixed order and in double precision.
+// Adds the leak gradients of neurons up to one value, or one per channel, in a fixed order and in double precision.
 #include "extent.cuh"
 #include "lif_launch.cuh"
 

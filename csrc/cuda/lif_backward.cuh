@@ -1,5 +1,6 @@
 // Multi-step neurons backward: a thread runs W neighbours forward again from x, keeping a chunk's potentials on chip,
-// then back through time; the last chunk first, each from the potential that the forward pass left at its start.
+// then backward through time: the last chunk first, each from its checkpoint, the potential that the forward pass
+// stored.
 #pragma once
 #include "current.cuh"
 #include "launch.h"
@@ -77,8 +78,8 @@ class History<W, 0> {
   }
 };
 
-// What only some calls need, and what costs the others registers: the leak's gradient, and a delayed reset that carries
-// gradients. kGeneral stands for these, for a leak or a map value of each neighbour's own, and for a repeated frame.
+// kGeneral: the general path, for what few calls need and what would cost the others registers: the leak's gradient, a
+// delayed reset that carries gradients, a leak or a map value for each neighbour, and a repeated frame.
 template <int W, bool kGeneral>
 struct Extras {
   float pending[W];
@@ -173,7 +174,7 @@ class BackwardVector {
     for (int j = 0; j < W; ++j) gs[j] = gs[j] + map[j];
   }
 
-  // Of a group of steps at once, so that a neuron known at run time is looked at once for all of them.
+  // Derivatives of a group of steps at once, so that a neuron known at run time is dispatched once for all of them.
   template <int kCount>
   CKD_DEVICE void surrogate(const float (&h)[kCount][W], float (&sg)[kCount][W]) const {
     NeuronKind::surrogate(rule, [&](auto kind) {
@@ -216,7 +217,7 @@ class BackwardVector {
     NeuronKind::dynamics(rule, [&](auto dynamics) { decltype(dynamics)::input_gradient(g, leak, rule); });
   }
 
-  // What the current has stored, last step first: loaded again, or nothing where nobody asks for it.
+  // What the current has stored, last step first: loaded again, or nothing where the gradient does not need it.
   struct Nothing {
     CKD_DEVICE PacketGroup<Pack<S, W>, kGroup> take() const { return {}; }
   };
@@ -228,7 +229,7 @@ class BackwardVector {
     }
   }
 
-  // One time step back, from dL/ds[t] in g.
+  // One time step backward, from dL/ds[t] in g.
   CKD_DEVICE void step_back(int first, int t, const float (&h)[W], const float (&sg)[W], const Pack<S, W>& stored,
                             float (&g)[W]) {
     add_map_gradient(g);

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(256, 1) lif_forward_kernel(const __grid_consta
   fire_all_steps<W, kSteps, kEach>(call, call.extent.place(neuron), NoCount());
 }
 
-// The same, with the spike activation map.
+// The same kernel with the spike activation map.
 template <class Current, int W, int kSteps, template <class, int> class Locations>
 __global__ void __launch_bounds__(512, 1) lif_forward_sam_kernel(const __grid_constant__ ForwardCall<Current> call) {
   using L = Locations<int, W>;

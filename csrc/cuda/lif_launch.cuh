@@ -158,7 +158,7 @@ BackwardCall<Current, Gradient> backward_call(const LifBackward& call, int width
           leak_for_each(shape, call.leak_per_channel, width)};
 }
 
-// Whether a call needs the kernels that know all (kGeneral).
+// Whether a call needs the general path (kGeneral).
 template <class Call>
 bool is_general(const LifBackward& call, const Call& arguments) {
   return arguments.leak_sum_each || call.shape.repeated || call.grad_leak || arguments.rule.delayed ||
@@ -171,7 +171,7 @@ cudaError_t launch_backward(const Call& call, void* stream) {
                 backward_size(call.extent.neurons, W, kSteps > 0 ? 0 : call.extent.steps), stream, call);
 }
 
-// Any call, of any neuron.
+// The general path, for any call of any neuron.
 template <int W, class Call>
 cudaError_t launch_general_backward(const LifBackward& call, const Call& arguments, void* workspace, void* stream) {
   const cudaError_t status = launch_backward<W, AnyNeuron, 0, true, true>(arguments, stream);

@@ -1,4 +1,4 @@
-// Sums over channels, one value a location. The order of additions is fixed, so the bits are the same run to run.
+// Sums over channels, one value per location. The order of additions is fixed, so the bits are the same run to run.
 #pragma once
 #include "extent.cuh"
 
@@ -15,8 +15,8 @@ CKD_DEVICE float mean(float sum, float total) { return sum / total; }
 
 CKD_DEVICE float location_total(const Extent& e) { return static_cast<float>(e.steps * e.channels); }
 
-// Channels outside the innermost dimension (NCHW): a thread owns W neighbouring locations and walks over channels;
-// the threads of a location then add up in shared memory.
+// Planar, channels outside the innermost dimension (NCHW): a thread owns W neighbouring locations and walks over
+// channels; the threads of a location then add up in shared memory.
 template <class Amount, int W>
 struct PlanarLocations {
   static constexpr bool kChannelsInside = false;

@@ -5,7 +5,7 @@
 namespace ckd::cuda {
 
 inline constexpr int kPackThreads = 256;
-// Of 16 bytes, which a thread has in flight together.
+// Vectors of 16 bytes that a thread has in flight together.
 inline constexpr int kPackVectors = 4;
 
 template <class Raw>
@@ -40,7 +40,7 @@ CKD_DEVICE bool whole_block(int64_t count) {
   return (static_cast<int64_t>(blockIdx.x) + 1) * kPackedByBlock<Raw> <= count;
 }
 
-// One bit a value that is not 0 (nor -0).
+// One bit per value, set where it is not 0 (nor -0).
 template <class Raw>
 CKD_DEVICE uint32_t nonzero_bits(const Pack<uint32_t, 4>& vector) {
   uint32_t bits = 0;

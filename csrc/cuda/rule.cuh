@@ -39,7 +39,7 @@ struct Rule {
   }
 };
 
-// The decay or tau as a call gives it: a constant, one value in memory, or one a channel.
+// The decay or tau as a call gives it: a constant, one value in memory, or one per channel.
 struct LeakSource {
   const float* values;
   bool per_channel;
@@ -107,7 +107,7 @@ struct Dynamics {
   }
 };
 
-// The same for all of them, looked up at run time: bit by bit what the one that it stands for computes.
+// Any charge and reset, looked up at run time: the same bits as the Dynamics that it stands for.
 struct AnyDynamics {
   template <int W, class LeakOf>
   static CKD_DEVICE void charge(const float (&v)[W], const float (&x)[W], const LeakOf& leak, const Rule& rule,
@@ -160,8 +160,8 @@ CKD_DEVICE float leak_gradient(float gh, float v, float x, float leak, const Rul
   }
 }
 
-// Calls f with the dynamics of a forward kernel: those of the usual neurons are compiled in, the others looked up. Of
-// kernels that few calls take, all are.
+// Calls f with the dynamics of a forward kernel: those of the usual neurons are compiled in, the others looked up. In
+// kernels that few calls take, all are looked up.
 template <bool kUsual, class F>
 CKD_DEVICE void with_dynamics(const Rule& rule, F&& f) {
   if constexpr (kUsual) {

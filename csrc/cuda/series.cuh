@@ -1,5 +1,5 @@
-// Tensors along time. Kernels see the time steps of a tensor through these structs alone; what they ask of the input
-// current and of the way its gradient goes is in current.cuh.
+// Tensors along time. Kernels see the time steps of a tensor through these structs alone; what loads the input
+// current through time, and where its gradient is stored, is in current.cuh.
 #pragma once
 #include "storage.cuh"
 
@@ -8,7 +8,7 @@ namespace ckd::cuda {
 // A stored tensor at W neighbours, in the order in which its time steps are used.
 template <class S, int W>
 struct Series {
-  using Packet = Pack<S, W>;  // what one step loads; until its values are asked for, it is in flight
+  using Packet = Pack<S, W>;  // what one step loads; until its values are used, the load is in flight
   const S* at;                // null: no tensor, all zeros
   int64_t stride;             // from one step to the next; 0: one frame stands for all
 

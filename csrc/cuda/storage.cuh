@@ -10,8 +10,8 @@
 
 #define CKD_DEVICE __device__ __forceinline__
 
-// Before anything that a kernel reads or writes in memory: until the kernels before it in its stream are done. It need
-// not be the first to be started by launch_after().
+// Waits until the kernels before this one in its stream are done: called before a kernel reads or writes memory. That
+// kernel need not be the first one that launch_after() has started.
 CKD_DEVICE void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -25,13 +25,13 @@ CKD_DEVICE void let_next_begin() {
 #endif
 }
 
-// The memory that a launch asks for; what lies in it is the kernel's affair.
+// The dynamic shared memory of a launch; each kernel lays it out for itself.
 extern __shared__ __align__(16) unsigned char ckd_dynamic_shared[];
 
 namespace ckd::cuda {
 
 // One access to memory. With kWide<S> values it is 16 bytes, the widest there is. Pairs of 2-byte values stay in one
-// register until they are used: taken apart, a value in flight would be waited for.
+// register until they are used: unpacking one would wait for its load.
 template <class S, int W>
 struct alignas(sizeof(S) * W) Pack {
   static constexpr bool kPairs = sizeof(S) == 2 && W > 1;

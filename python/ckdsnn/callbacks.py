@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, TQDMProgressBar
 from lightning.pytorch.callbacks import EMAWeightAveraging as LightningEMA
@@ -131,7 +132,10 @@ class WeightEMA(LightningEMA):
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes every prediction as a row of `predictions.csv`: index, target, prediction, confidence."""
+    """Writes every prediction as a row of `predictions.csv`: index, target, prediction, confidence.
+
+    Those of pixels are arrays of these names in `predictions.npz`: index [N], the others [N, H, W].
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(write_interval="epoch")
@@ -140,15 +144,21 @@ class PredictionWriter(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Any, batch_indices: Any
     ) -> None:
-        path = self.path
+        dense = any(values.ndim > 1 for values in predictions[0].values())
+        path = self.path.with_suffix(".npz") if dense else self.path
         if trainer.world_size > 1:  # each process has seen its own share
             path = path.with_name(f"{path.stem}-{trainer.global_rank}{path.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(predictions[0])
-            for batch in predictions:
-                writer.writerows(zip(*(values.tolist() for values in batch.values()), strict=True))
+        if dense:
+            arrays = {name: torch.cat([batch[name].cpu() for batch in predictions]).numpy() for name in predictions[0]}
+            with temporary.open("wb") as archive:
+                np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
+        else:
+            with temporary.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(predictions[0])
+                for batch in predictions:
+                    writer.writerows(zip(*(values.tolist() for values in batch.values()), strict=True))
         temporary.replace(path)
         print(f"predictions: {path}")

@@ -1,4 +1,4 @@
-"""What a run is made of, as plain data: models, method and teacher by name and options."""
+"""What a run is made of: models, method and teacher by name and options."""
 
 from __future__ import annotations
 
@@ -8,45 +8,79 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A model by name (a key of `ckdsnn.models.MODELS`), its options, and where its weights come from.
-
-    Attributes:
-        name: of the model.
-        options: of that model.
-        weights: a file that it starts from, a checkpoint of this package or of a state_dict; None: random weights.
-
-    Raises:
-        TypeError: a name that is no string, options that are no mapping of names, weights that are no path.
-    """
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_type("network.name", self.name, str)
-        _check_options("network.options", self.options)
-        if self.weights is not None:
-            _check_type("network.weights", self.weights, str)
+from ckdsnn.losses import METHODS, Method
+from ckdsnn.models import ANN, MODELS, SNN, make_model
+from ckdsnn.registry import Options, Registry, field_types
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """A method by name (a key of `ckdsnn.losses.METHODS`) and its options.
+    """A method by name and its options.
+
+    Attributes:
+        name: of the method: a key of `ckdsnn.losses.METHODS`, or `MODULE:NAME` of your own.
+        options: of that method, listed at the end; in Python also its own dataclass, `CKD.Options(beta=2.0)`.
 
     Raises:
-        TypeError: a name that is no string, options that are no mapping of names.
+        TypeError: an option that the method does not have, or a value of another type.
+        ValueError: an unknown name, or a value that the method refuses.
     """
 
     name: str = "ce"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_type("method.name", self.name, str)
-        _check_options("method.options", self.options)
+        _check_options("method.options", METHODS, self.name, self.options)
+
+    def build(self, seed: int = 0) -> Method:
+        """The method; it draws its random numbers by `seed` where its options do not say otherwise."""
+        method, options = METHODS.find(self.name), self.options
+        if not isinstance(options, Options) and "seed" in field_types(method.Options):
+            options = {"seed": seed, **options}
+        return method(METHODS.options(self.name, options))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model by name, its options, and where its weights come from.
+
+    Attributes:
+        name: of the model: a key of `ckdsnn.models.MODELS`, or `MODULE:NAME` of your own.
+        options: of that model, listed at the end; in Python also its own dataclass, `SNNResNet19(width=0.5)`.
+        weights: a file that it starts from, a checkpoint of this package or of a state_dict; None: random weights.
+
+    Raises:
+        TypeError: an option that the model does not have, a value of another type, weights that are no path.
+        ValueError: an unknown name, or a value that the model refuses.
+    """
+
+    name: str
+    options: Mapping[str, Any] | Options = field(default_factory=dict)
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_options("network.options", MODELS, self.name, self.options)
+        if self.weights is not None:
+            _check_type("network.weights", self.weights, str)
+
+    def build(self, num_classes: int, in_channels: int | None, method: Method) -> ANN | SNN:
+        """The network, with random weights, as `method` asks for it; what the user said stays.
+
+        Raises:
+            ValueError: the method asks for what the network does not have.
+        """
+        options = self.options
+        if not isinstance(options, Options):
+            asked = method.student_options | ({"sam_stages": method.sam_stages} if method.sam_stages else {})
+            known = field_types(MODELS.find(self.name))
+            if missing := {name: value for name, value in asked.items() if name not in known}:
+                raise ValueError(
+                    f"method {method.name} asks its student for "
+                    + ", ".join(f"{name}={value!r}" for name, value in missing.items())
+                    + f", and {self.name} has no such option: choose another network, method or preset"
+                )
+            options = {**asked, **options}
+        return make_model(self.name, num_classes, in_channels, options)
 
 
 @dataclass(frozen=True)
@@ -54,7 +88,7 @@ class TeacherConfig:
     """The teacher of a distillation.
 
     Attributes:
-        name: model, a key of `ckdsnn.models.MODELS`; None: the network of this package that the checkpoint names.
+        name: of the model, as that of the network; None: the network of this package that the checkpoint names.
         options: of that model.
         checkpoint: of a finished training by this package; None: an external model that brings its weights or, on the
             command line, the teacher of the same run.
@@ -68,7 +102,7 @@ class TeacherConfig:
     """
 
     name: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | Options = field(default_factory=dict)
     checkpoint: str | None = None
     epochs: int = 300
     cache: bool = False
@@ -77,20 +111,18 @@ class TeacherConfig:
     @property
     def comes_trained(self) -> bool:
         """Whether the model brings weights of its own: one from timm, torchvision or the user's code."""
-        asked = {**self.options, **(self.options.get("model_options") or {})}
-        # timm calls it pretrained, torchvision weights.
-        return self.name == "external" and bool(asked.get("weights") or asked.get("pretrained"))
+        return self.name == "external" and bool(MODELS.options("external", self.options).comes_trained)
 
     def __post_init__(self) -> None:
-        for name, kind in (("name", str), ("checkpoint", str)):
-            if getattr(self, name) is not None:
-                _check_type(f"teacher.{name}", getattr(self, name), kind)
+        if self.name is not None:
+            _check_options("teacher.options", MODELS, self.name, self.options)
+        elif not isinstance(self.options, Mapping):
+            raise TypeError(f"teacher.options must be a mapping of names to values, got {self.options!r:.100}")
+        if self.checkpoint is not None:
+            _check_type("teacher.checkpoint", self.checkpoint, str)
         _check_type("teacher.epochs", self.epochs, int)
         _check_type("teacher.cache", self.cache, bool)
         _check_type("teacher.unfinished", self.unfinished, bool)
-        _check_options("teacher.options", self.options)
-        if self.options.get("model_options") is not None:
-            _check_options("teacher.options.model_options", self.options["model_options"])
         if self.epochs < 1:
             raise ValueError(f"teacher.epochs must be at least 1, got {self.epochs}")
 
@@ -100,9 +132,13 @@ def _check_type(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__} {value!r:.100}")
 
 
-def _check_options(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{name} must be a mapping of names to values, got {type(value).__name__} {value!r:.100}")
+def _check_options(key: str, registry: Registry[Any], name: str, options: Any) -> None:
+    """Raises TypeError or ValueError, with the key, for options that what is named does not take."""
+    registry.find(name)
+    try:
+        registry.options(name, options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{key}: {error}") from None
 
 
 def as_plain(config: Any) -> Any:

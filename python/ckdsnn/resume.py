@@ -9,14 +9,15 @@ from typing import Any
 
 import lightning as L
 
-from ckdsnn.configuration import TeacherConfig, differing_keys, parameter_defaults
+from ckdsnn.configuration import TeacherConfig, as_plain, differing_keys, parameter_defaults
 from ckdsnn.losses import METHODS
 from ckdsnn.models import MODELS
+from ckdsnn.registry import Options, Registry
 
 
 def changed_network(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Where the network in a checkpoint is another than the one that is configured, as "key: old -> new"."""
-    return differing_keys(old, new, _named(MODELS, new))
+    return differing_keys(*_with_all_options(MODELS, old, new))
 
 
 def changed_run(old: dict[str, Any], new: dict[str, Any], task: Callable[..., Any]) -> list[str]:
@@ -32,20 +33,36 @@ def changed_run(old: dict[str, Any], new: dict[str, Any], task: Callable[..., An
     """
     old, new = dict(old), dict(new)
     old["teacher"], new["teacher"] = _comparable(old.get("teacher"), new.get("teacher"))
+    for key, registry in (("network", MODELS), ("method", METHODS), ("teacher", MODELS)):
+        old[key], new[key] = _with_all_options(registry, old.get(key), new.get(key))
     defaults = parameter_defaults(task) | {
-        "network": _named(MODELS, new.get("network")),
-        "method": _named(METHODS, new.get("method")),
-        "teacher": parameter_defaults(TeacherConfig) | _named(MODELS, new["teacher"]),
+        "teacher": parameter_defaults(TeacherConfig),
         "data": _data_defaults(new.get("data")),
         "trainer": parameter_defaults(L.Trainer),
     }
     return differing_keys(old, new, defaults)
 
 
-def _named(registry: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The defaults of the options of what a configuration names."""
-    build = registry.get(str(config.get("name"))) if isinstance(config, dict) else None
-    return {"options": {} if build is None else parameter_defaults(build)}
+def _with_all_options(registry: Registry[Any], old: Any, new: Any) -> tuple[Any, Any]:
+    """Two configurations with all options of what they name, where that is the same.
+
+    What is looked up is the new one's name: a checkpoint, which may come from anyone, does not decide what is imported.
+    """
+    if (
+        not (isinstance(old, dict) and isinstance(new, dict))
+        or new.get("name") is None
+        or old.get("name") != new["name"]
+    ):
+        return old, new
+
+    def whole(said: Any) -> Any:
+        try:
+            return as_plain(registry.options(new["name"], said))
+        except (TypeError, ValueError):  # of a later version, which then shows as a difference
+            defaults = parameter_defaults(registry.options_class(registry.find(new["name"])) or Options)
+            return defaults | said if isinstance(said, dict) else said
+
+    return tuple({**config, "options": whole(config.get("options", {}))} for config in (old, new))  # type: ignore[return-value]
 
 
 def _data_defaults(config: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from ckdsnn.checkpoint import RunError, load_run
 from ckdsnn.configuration import TeacherConfig, as_plain
 from ckdsnn.data import Batch
 from ckdsnn.losses import FrozenTeacher
-from ckdsnn.models import ANN, MODELS, SNN, ANNOutput, build_model
-from ckdsnn.models.external import HookedANN, external, untrained_parameters
+from ckdsnn.models import ANN, MODELS, SNN, ANNOutput, make_model
+from ckdsnn.models.external import External, untrained_parameters
 from ckdsnn.resume import changed_network
 from ckdsnn.run_folder import check_finished
 
@@ -52,15 +52,15 @@ def load_teacher(config: TeacherConfig, num_classes: int, in_channels: int) -> A
 
 def _from_elsewhere(config: TeacherConfig, num_classes: int, in_channels: int) -> ANN:
     """An external model that brings its weights."""
-    options = config.options
-    model = cast(HookedANN, build_model("external", num_classes, in_channels=in_channels, **options))
-    if options.get("weights") is not None:
+    options: External = MODELS.options("external", config.options)
+    model = options.build(num_classes, in_channels)
+    if options.weights is not None:
         return model  # all of them are in that file
     with torch.random.fork_rng(devices=[]):  # the generator stands elsewhere now, and goes on from here afterwards
-        again = cast(HookedANN, build_model("external", num_classes, in_channels=in_channels, **options))
+        again = options.build(num_classes, in_channels)
     if random := untrained_parameters(model.model, again.model):
         raise ValueError(
-            f"the teacher {options.get('source')} brings no trained {', '.join(random[:6])}: its pretraining was for "
+            f"the teacher {options.source} brings no trained {', '.join(random[:6])}: its pretraining was for "
             f"another head than that of the data's {num_classes} classes, and what is random cannot teach. Train it on "
             "the data first, with `ckdsnn teacher` (teacher.options.trainable names the layers, e.g. the head alone), "
             "or set teacher.options.weights to a file with all of its weights"
@@ -96,7 +96,7 @@ def _from_checkpoint(config: TeacherConfig, where: str, num_classes: int, in_cha
     if config.name is None:
         model = _own_network(made, weights, where)
     else:
-        model = build_model(config.name, num_classes, in_channels=in_channels, **config.options)
+        model = make_model(config.name, num_classes, in_channels, config.options)
     if not isinstance(model, ANN):
         raise ValueError(
             f"{where} holds {made['name']}, a spiking network; the teacher is a conventional one: name its checkpoint"
@@ -114,8 +114,8 @@ def _own_network(made: dict[str, Any], weights: dict[str, Tensor], where: str) -
     The file may come from anyone: it chooses neither what is imported or called nor how much memory is taken.
     """
     name, options = made["name"], made["options"]
-    build = MODELS.get(name)
-    if build is None or build is external or not build.__module__.startswith("ckdsnn.models."):
+    kind = MODELS.get(name)
+    if kind is None or kind is External or not kind.__module__.startswith("ckdsnn.models."):
         raise ValueError(
             f"{where} names the network {name!r:.100} with options {options!r:.300}, which is not this package's own, "
             "and a checkpoint does not decide what is imported: if you trust them, set teacher.name and "
@@ -125,7 +125,7 @@ def _own_network(made: dict[str, Any], weights: dict[str, Tensor], where: str) -
         raise ValueError(f"{where} has options of {name} that are no plain data: {options!r:.300}")
 
     def built() -> ANN | SNN:
-        return build_model(name, made["num_classes"], in_channels=made["in_channels"], **options)
+        return make_model(name, made["num_classes"], made["in_channels"], options)
 
     try:
         with torch.device("meta"):  # takes no memory

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -16,19 +15,28 @@ from torch import Tensor
 
 import ckd_kernels
 from ckdsnn.analysis import FiringRate
-from ckdsnn.building import method_from, with_method_options
 from ckdsnn.checkpoint import SCHEMA, RunError, check_training_state, provenance, random_state, restore_random_state
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain
 from ckdsnn.data import ArrayDataModule, Batch
 from ckdsnn.losses import FrozenTeacher, Method, NoiseSource
-from ckdsnn.models import ANNOutput, SNNOutput, build_model
+from ckdsnn.models import ANNOutput, SNNOutput
 from ckdsnn.models.ann_resnet import ANNResNet
 from ckdsnn.optimisation import OptimizerConfig, Schedule
 from ckdsnn.resume import changed_network, changed_run
 from ckdsnn.teacher import TeacherCache, load_teacher
 from ckdsnn.training import EagerRunner, GraphRunner, Telemetry, TrainStep
+from ckdsnn.training.evaluation import Evaluation
 from ckdsnn.training.feed import Feed
-from ckdsnn.training.lightning import check_capture, loss_scaler, make_feed, own_backward, share_buffers, share_state
+from ckdsnn.training.lightning import (
+    check_capture,
+    check_classified,
+    gathered,
+    loss_scaler,
+    make_feed,
+    own_backward,
+    share_buffers,
+    share_state,
+)
 from ckdsnn.training.writer import is_finished
 from ckdsnn.weights import fingerprint, start_from
 
@@ -78,18 +86,17 @@ class Distillation(L.LightningModule):
             raise ValueError(f"model.graph must be auto, true or false, got {graph!r}")
         if compile and one_bit_spikes:
             raise ValueError("one_bit_spikes has no effect on what torch.compile keeps: set one of the two to false")
-        self.method: Method = method_from(method, seed)
+        self.method: Method = method.build(seed)
         if self.method.needs_teacher and teacher is None:
             raise ValueError(f"method {method.name} needs a teacher: give teacher.checkpoint")
         if not self.method.needs_teacher and teacher is not None:
             raise ValueError(f"method {method.name} uses no teacher: leave teacher out")
         self.optimizer_config = optimizer
-        options = with_method_options(network, self.method)
-        self.network = build_model(network.name, num_classes=num_classes, in_channels=in_channels, **options)
+        self.network = network.build(num_classes, in_channels, self.method)
         self._network_config = {
             "name": network.name,
             # With what the method made of the network: weights fit a ReLU where a neuron was, accuracies do not.
-            "options": as_plain(self.method.student_options | network.options),
+            "options": as_plain(self.method.student_options) | as_plain(network.options),
             "num_classes": num_classes,
             "in_channels": in_channels,
         }
@@ -119,12 +126,12 @@ class Distillation(L.LightningModule):
             self._frozen.append(FrozenTeacher(model, self.method))
         else:
             self.method.bind(self.network)
-        self.channels_last, self.one_bit_spikes = channels_last, one_bit_spikes
+        self.channels_last, self.one_bit_spikes, self.graph = channels_last, one_bit_spikes, graph
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.network.compile()
-        self.graph = graph
+        self._evaluation = Evaluation(self.method, self.teacher, num_classes if self.network.dense else None)
         self.schedule = Schedule([])
         self.feed: Feed | None = None
         self.telemetry: Telemetry | None = None
@@ -151,6 +158,7 @@ class Distillation(L.LightningModule):
     # Training. The step is `ckdsnn.training.TrainStep`; Lightning's loop around it counts, validates, logs and saves.
 
     def setup(self, stage: str) -> None:
+        check_classified(getattr(self.trainer, "datamodule", None), self.network)
         if stage != "fit":
             return
         if self.global_rank > 0:  # equal noise on all processes would be noise on fewer samples
@@ -171,6 +179,7 @@ class Distillation(L.LightningModule):
         return self.optimizer_config.build(parameters)
 
     def on_fit_start(self) -> None:
+        self._evaluation.forget()  # what a training that was broken off has left
         share_state((self.network, self.method))
         for source in noise_sources(self.method):
             source.to_device(self.device)
@@ -282,19 +291,22 @@ class Distillation(L.LightningModule):
 
     def on_fit_end(self) -> None:
         self._runner = self.feed = None  # and with them, the memory of an epoch and of a graph
+        self._evaluation.forget()
 
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._correct, self._seen = torch.zeros(2, dtype=torch.float64, device=self.device).unbind()
+        share_buffers(self.network)  # callbacks come first: with WeightEMA it is the average by now
+        # After every epoch of a training come the same batches.
+        self._evaluation.start(self.device, again=self.trainer.state.fn == TrainerFn.FITTING)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+        self._evaluate(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_accuracy("val/accuracy")
+        self._log_evaluation("val")
 
     def on_test_start(self) -> None:
         self._firing_rate = FiringRate(self.network).__enter__()
@@ -303,24 +315,23 @@ class Distillation(L.LightningModule):
         self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_accuracy("test/accuracy")
+        self._log_evaluation("test")
         assert self._firing_rate is not None
         self._firing_rate.__exit__(None, None, None)
         if self._firing_rate.mean is not None:
             self.log("test/firing_rate", self._firing_rate.mean, sync_dist=True)
 
-    def _evaluate(self, batch: Batch) -> None:
-        self._correct += (self(batch.images).logits.argmax(1) == batch.targets).sum()
-        self._seen += len(batch.targets)
+    def _evaluate(self, batch: Batch, number: int | None = None) -> None:
+        images = self._in_memory_format(batch.images)
+        self._evaluation.add(self(images).logits, images, batch.targets, number)
 
-    def _log_accuracy(self, name: str) -> None:
-        counts = torch.stack([self._correct, self._seen])
-        correct, seen = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
-        if seen:
-            self.log(name, correct / seen, batch_size=1, sync_dist=self.trainer.world_size > 1)
+    def _log_evaluation(self, part: str) -> None:
+        sums = self.trainer.strategy.reduce(self._evaluation.sums, reduce_op="sum")
+        for name, value in self._evaluation.means(sums).items():  # type: ignore[arg-type]
+            self.log(f"{part}/{name}", value, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Indices, targets, predicted classes and their probabilities, each [B]."""
+        """Indices [B], and targets, predicted classes and their probabilities, each [B] or [B, H, W]."""
         confidence, predicted = self(batch.images).logits.float().softmax(1).max(1)
         return {"index": batch.indices, "target": batch.targets, "prediction": predicted, "confidence": confidence}
 
@@ -336,7 +347,7 @@ class Distillation(L.LightningModule):
         }
         noise = [source.get_extra_state() for source in noise_sources(self.method)]
         # Every process has its own. Lightning calls this on all of them and writes what the first one returns.
-        checkpoint["random_state"] = _gathered({"global": random_state(), "noise": noise})
+        checkpoint["random_state"] = gathered({"global": random_state(), "noise": noise})
         loader: Any = self.trainer.train_dataloader
         if loader is not None:
             checkpoint["train_loader"] = loader.state_dict()
@@ -387,12 +398,3 @@ class Distillation(L.LightningModule):
 def noise_sources(method: Method) -> list[NoiseSource]:
     """The random generators of a method, in the order of its modules."""
     return [module for module in method.modules() if isinstance(module, NoiseSource)]
-
-
-def _gathered(mine: Any) -> list[Any]:
-    """`mine` of every process, in the order of their ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [mine]
-    everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    return everyones

@@ -180,8 +180,24 @@ void pack() {
   CHECK(run_pack<double>(wrong) == "pack_bits: status " + std::to_string(cudaErrorInvalidValue));
 }
 
+struct Nothing {};
+void no_kernel(Nothing) {}
+
+// Early only where the kernels wait for the ones before them, which is found out once a device.
+void early_launches() {
+  using namespace ckd::cuda;
+  const LaunchSize size{1, 32, 0};
+  for (int device : {0, 1, 0, 1}) {
+    const DeviceScope scope(device);
+    CHECK(launch_after(no_kernel, size, nullptr, Nothing{}) == cudaSuccess);
+    CHECK(fake_devices.launched_on == device && fake_devices.launched_early == (device == 0));
+  }
+  CHECK(fake_devices.asked == 2);
+}
+
 void launch() {
   using namespace ckd::cuda;
+  early_launches();
   CHECK(block_count(256, 256) == 1 && block_count(257, 256) == 2);
   CHECK(block_count(2147483647, 1) == 2147483647u && block_count(2147483648, 1) == 0);
   CHECK(!aligned({nullptr, reinterpret_cast<const void*>(32), reinterpret_cast<const void*>(36)}));

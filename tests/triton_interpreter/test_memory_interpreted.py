@@ -9,6 +9,7 @@ from torch import Tensor
 from ckd_kernels import Neuron, bn_lif, lif, sam, use_backend
 from ckd_kernels.backends import reference
 from ckd_kernels.backends import triton as backend
+from ckd_kernels.call import Affine, Backward, Forward
 from ckd_kernels.ops.layout import layout_of
 
 CANARY = -77.0
@@ -58,10 +59,12 @@ def test_writes_its_outputs_and_nothing_else(shape: str, channels_last: bool, of
         current = guarded.holding(x)
         v_init, decay = guarded.holding(frame), guarded.holding(channel)
         spikes, v, map_ = guarded.like(x), guarded.like(frame), guarded.like(location)
-        implementation.lif_forward(neuron, layout, current, v_init, decay, spikes, v, map_, None)
+        given = neuron, layout, current, v_init, decay, None
+        implementation.lif_forward(Forward(*given, spikes, v, map_, None))
         grads = guarded.like(x), guarded.like(frame), guarded.like(channel)
         upstream = guarded.holding(x), guarded.holding(frame), guarded.holding(map_)
-        implementation.lif_backward(neuron, layout, current, v_init, decay, None, *upstream, *grads)
+        wanted = dict(zip(("grad_x", "grad_v_init", "grad_leak"), grads, strict=True))
+        implementation.lif_backward(Backward(*given, None, *upstream, **wanted))
         again = guarded.like(location)
         implementation.sam(layout, spikes, again)
         guarded.check()
@@ -88,15 +91,16 @@ def test_bn_lif_writes_its_outputs_and_nothing_else(shape: str, channels_last: b
         neuron = Neuron(charge="decay", reset="soft")
         folded = torch.stack([channel, channel, channel + 0.5, channel - 0.5])
         coefficients = torch.stack([channel * 0.1, channel * 0.2])
-        given = [guarded.holding(t) for t in (y, folded, residual)]
+        current, *affine = [guarded.holding(t) for t in (y, folded, residual)]
+        given = neuron, layout, current, None, None, Affine(*affine)
         moments, spikes, sums = guarded.like(pair), guarded.like(y), guarded.like(pair)
-        implementation.bn_statistics(layout, given[0], moments)
-        implementation.bn_lif_forward(neuron, layout, *given, None, None, spikes, None, None, None)
-        upstream = None, None, None, guarded.holding(g), None, None
-        implementation.bn_lif_reduce(neuron, layout, *given, *upstream, sums)
+        implementation.bn_statistics(layout, current, moments)
+        implementation.lif_forward(Forward(*given, spikes, None, None, None))
+        backward = Backward(*given, None, guarded.holding(g), None, None)
+        implementation.lif_backward(backward._replace(sums=sums))
         grads = guarded.like(y), guarded.like(y)
         through = guarded.holding(coefficients)
-        implementation.bn_lif_backward(neuron, layout, *given, *upstream, through, *grads, None, None)
+        implementation.lif_backward(backward._replace(coefficients=through, grad_x=grads[0], grad_residual=grads[1]))
         guarded.check()
         written.append((moments, sums, spikes, *grads))
     for expected, actual in zip(*written, strict=True):
@@ -112,7 +116,8 @@ def test_checkpoints_are_written_between_the_chunks() -> None:
     for implementation in (reference, backend):
         guarded = Guarded(16)
         checkpoints = guarded.like(torch.empty(2, 1, 20))
-        implementation.lif_forward(Neuron(), layout, x, None, None, guarded.like(x), None, None, checkpoints)
+        call = Forward(Neuron(), layout, x, None, None, None, guarded.like(x), None, None, checkpoints)
+        implementation.lif_forward(call)
         guarded.check()
         found.append(checkpoints)
     assert torch.equal(*found)

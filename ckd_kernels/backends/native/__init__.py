@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from ...neuron import Neuron
-from .bn_fold import bn_coefficients, bn_fold
-from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
+from .batch_norm import bn_coefficients, bn_fold, bn_statistics
 from .lif import lif_backward, lif_forward
 from .module import compiled, neuron_struct
 from .pack import pack_bits, unpack_bits
@@ -18,9 +16,6 @@ from .sam import sam
 __all__ = [
     "bn_coefficients",
     "bn_fold",
-    "bn_lif_backward",
-    "bn_lif_forward",
-    "bn_lif_reduce",
     "bn_statistics",
     "compiled_facts",
     "is_compiled_in",
@@ -45,8 +40,7 @@ def compiled_facts() -> dict[str, Any] | None:
 
 def is_compiled_in(neuron: Neuron, dtype: torch.dtype) -> bool:
     """Whether the backward kernels for GPUs are compiled for a neuron; others are looked up at run time."""
-    module: Any = compiled()
-    return bool(module.cuda.is_compiled_in(neuron_struct(neuron, dtype)))
+    return bool(compiled().cuda.is_compiled_in(neuron_struct(neuron, dtype)))
 
 
 def _runs_on(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:
@@ -68,7 +62,7 @@ def _runs_on(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:
 
 def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why the backend ``name`` ("cpu" or "cuda") cannot run on a device type and dtype; None if it can."""
-    module: ModuleType | None = compiled()
+    module = compiled()
     if module is None:
         return f"the compiled module ckd_kernels._C is missing; {_REBUILD}"
     if device_type != name:

@@ -1,43 +1,60 @@
-"""Multi-step neurons on the compiled kernels."""
+"""Multi-step neurons, behind batch normalisation or not, on the compiled kernels."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
-from ...neuron import Neuron
-from ...ops.layout import Layout
-from .module import lif_backward_struct, lif_forward_struct
-from .run import run
+from ...call import Affine, Backward, Forward
+from .module import address, compiled, neuron_struct, no_affine, row, run, shape_struct, storage
 
 
-def lif_forward(
-    neuron: Neuron,
-    layout: Layout,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    spikes: Tensor,
-    v_last: Tensor | None,
-    sam: Tensor | None,
-    checkpoints: Tensor | None,
-) -> None:
-    run(lif_forward_struct(neuron, layout, x, v_init, leak, spikes, v_last, sam, checkpoints), x)
+def lif_forward(call: Forward) -> None:
+    neuron, layout, x, v_init, leak, affine, spikes, v_last, sam, checkpoints = call
+    struct = compiled().LifForward(
+        neuron_struct(neuron, x.dtype),
+        shape_struct(layout),
+        storage(x.dtype),
+        x.data_ptr(),
+        address(v_init),
+        address(leak),
+        leak is not None and leak.dim() > 0,
+        spikes.data_ptr(),
+        address(v_last),
+        address(sam),
+        address(checkpoints),
+        no_affine() if affine is None else _affine_struct(affine),
+    )
+    run(struct, x.device)
 
 
-def lif_backward(
-    neuron: Neuron,
-    layout: Layout,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    checkpoints: Tensor | None,
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_sam: Tensor | None,
-    grad_x: Tensor,
-    grad_v_init: Tensor | None,
-    grad_leak: Tensor | None,
-) -> None:
-    upstream = grad_spikes, grad_v, grad_sam
-    gradients = grad_x, grad_v_init, grad_leak
-    run(lif_backward_struct(neuron, layout, x, v_init, leak, checkpoints, *upstream, *gradients), x)
+def lif_backward(call: Backward) -> None:
+    neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam, *outputs = call
+    coefficients, grad_x, grad_residual, grad_v_init, grad_leak, sums = outputs
+    mean = offset = slope = 0
+    if affine is not None and (coefficients is not None or sums is not None):
+        mean = row(affine.folded, 0)
+    if coefficients is not None:
+        offset, slope = row(coefficients, 0), row(coefficients, 1)
+    struct = compiled().LifBackward(
+        neuron_struct(neuron, x.dtype),
+        shape_struct(layout),
+        storage(x.dtype),
+        x.data_ptr(),
+        address(v_init),
+        address(leak),
+        leak is not None and leak.dim() > 0,
+        address(checkpoints),
+        address(grad_spikes),
+        address(grad_v),
+        address(grad_sam),
+        address(grad_x),
+        address(grad_v_init),
+        address(grad_leak),
+        no_affine() if affine is None else _affine_struct(affine),
+        *(mean, offset, slope, address(grad_residual), address(sums)),
+    )
+    run(struct, x.device)
+
+
+def _affine_struct(affine: Affine) -> Any:
+    return compiled().Affine(row(affine.folded, 2), row(affine.folded, 3), address(affine.residual))

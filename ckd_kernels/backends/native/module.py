@@ -20,7 +20,7 @@ _CHARGES = {"decay": 0, "integrate": 0, "leak": 1, "leak_input": 2}
 
 
 @functools.cache
-def compiled() -> ModuleType | None:
+def compiled() -> Any:
     """ckd_kernels._C, or None where it was not built."""
     try:
         module = importlib.import_module("ckd_kernels._C")
@@ -55,16 +55,15 @@ def row(t: Tensor, i: int) -> int:
     return t.data_ptr() + i * t.stride(0) * t.element_size()
 
 
-def storage(t: Tensor) -> int:
+def storage(dtype: torch.dtype) -> int:
     """The number of a storage type."""
-    return _DTYPES[t.dtype]
+    return _DTYPES[dtype]
 
 
 @functools.lru_cache(maxsize=1024)
 def neuron_struct(neuron: Neuron, dtype: torch.dtype) -> Any:
     """A neuron with its constants as the kernels take them, for the arithmetic of a storage type."""
     module = compiled()
-    assert module is not None
     real = torch.float64 if dtype == torch.float64 else torch.float32
     leak = 1.0 if neuron.leak_name is None else getattr(neuron, neuron.leak_name)
     subtract = neuron.reset != "hard"
@@ -87,97 +86,24 @@ def neuron_struct(neuron: Neuron, dtype: torch.dtype) -> Any:
 @functools.lru_cache(maxsize=1024)
 def shape_struct(layout: Layout) -> Any:
     """Sizes as the kernels take them."""
-    module = compiled()
-    assert module is not None
-    return module.Shape(layout.outer, layout.steps, layout.rows, layout.channels, layout.inner, layout.repeated)
+    return compiled().Shape(layout.outer, layout.steps, layout.rows, layout.channels, layout.inner, layout.repeated)
 
 
 @functools.cache
-def _no_affine() -> Any:
-    return affine_struct(0, 0, 0)
+def no_affine() -> Any:
+    """Of a call without normalisation."""
+    return compiled().Affine(0, 0, 0)
 
 
-def affine_struct(scale: int, shift: int, residual: int) -> Any:
-    """Normalisation and residual, by their addresses, as the kernels take them."""
+def run(struct: Any, device: torch.device) -> None:
+    """Runs a call on the CPU, or queues it on the current stream of a GPU."""
     module = compiled()
-    assert module is not None
-    return module.Affine(scale, shift, residual)
-
-
-def lif_forward_struct(
-    neuron: Neuron,
-    layout: Layout,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    spikes: Tensor,
-    v_last: Tensor | None,
-    sam: Tensor | None,
-    checkpoints: Tensor | None,
-    affine: Any = None,
-) -> Any:
-    """A neuron over all time steps of x, or of what ``affine`` makes of it."""
-    module = compiled()
-    assert module is not None
-    return module.LifForward(
-        neuron_struct(neuron, x.dtype),
-        shape_struct(layout),
-        storage(x),
-        address(x),
-        address(v_init),
-        address(leak),
-        leak is not None and leak.dim() > 0,
-        address(spikes),
-        address(v_last),
-        address(sam),
-        address(checkpoints),
-        affine or _no_affine(),
-    )
-
-
-def lif_backward_struct(
-    neuron: Neuron,
-    layout: Layout,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    checkpoints: Tensor | None,
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_sam: Tensor | None,
-    grad_x: Tensor | None,
-    grad_v_init: Tensor | None,
-    grad_leak: Tensor | None,
-    affine: Any = None,
-    *,
-    mean: int = 0,
-    offset: int = 0,
-    slope: int = 0,
-    grad_residual: int = 0,
-    sums: int = 0,
-) -> Any:
-    """The way back of `lif_forward_struct`; what only a normalisation has is given by its address."""
-    module = compiled()
-    assert module is not None
-    return module.LifBackward(
-        neuron_struct(neuron, x.dtype),
-        shape_struct(layout),
-        storage(x),
-        address(x),
-        address(v_init),
-        address(leak),
-        leak is not None and leak.dim() > 0,
-        address(checkpoints),
-        address(grad_spikes),
-        address(grad_v),
-        address(grad_sam),
-        address(grad_x),
-        address(grad_v_init),
-        address(grad_leak),
-        affine or _no_affine(),
-        mean,
-        offset,
-        slope,
-        grad_residual,
-        sums,
-    )
+    if device.type == "cpu":
+        module.cpu.run(struct, torch.get_num_threads())
+        return
+    size = module.cuda.workspace(struct)
+    workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+    stream = torch.cuda.current_stream(device).cuda_stream
+    status = module.cuda.run(struct, 0 if workspace is None else workspace.data_ptr(), device.index, stream)
+    if status != 0:
+        raise RuntimeError(f"CUDA kernel launch on {device} failed: {module.cuda.error_string(status)}")

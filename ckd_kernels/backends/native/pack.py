@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .module import address, compiled, storage
-from .run import run
+from .module import address, compiled, run, storage
 
 
 def pack_bits(spikes: Tensor, bits: Tensor) -> None:
-    call = compiled().PackBits(storage(spikes), spikes.numel(), address(spikes), address(bits))  # type: ignore[union-attr]
-    run(call, spikes)
+    run(compiled().PackBits(storage(spikes.dtype), spikes.numel(), address(spikes), address(bits)), spikes.device)
 
 
 def unpack_bits(bits: Tensor, spikes: Tensor) -> None:
-    call = compiled().UnpackBits(storage(spikes), spikes.numel(), address(bits), address(spikes))  # type: ignore[union-attr]
-    run(call, spikes)
+    run(compiled().UnpackBits(storage(spikes.dtype), spikes.numel(), address(bits), address(spikes)), spikes.device)

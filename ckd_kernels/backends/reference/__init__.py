@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .bn_fold import bn_coefficients, bn_fold
-from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce, bn_statistics
+from .batch_norm import bn_coefficients, bn_fold, bn_statistics
 from .lif import lif_backward, lif_forward
 from .pack import pack_bits, unpack_bits
 from .sam import sam
@@ -13,9 +12,6 @@ from .sam import sam
 __all__ = [
     "bn_coefficients",
     "bn_fold",
-    "bn_lif_backward",
-    "bn_lif_forward",
-    "bn_lif_reduce",
     "bn_statistics",
     "lif_backward",
     "lif_forward",

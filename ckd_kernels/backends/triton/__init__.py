@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from ...call import Backward
+
 try:
     import triton
 
     from .bn_fold import bn_coefficients, bn_fold
-    from .bn_lif import bn_lif_backward, bn_lif_forward, bn_lif_reduce
+    from .bn_lif import bn_reduce
     from .bn_statistics import bn_statistics
     from .lif import lif_forward
-    from .lif_backward import lif_backward
+    from .lif_backward import lif_gradients
     from .pack import pack_bits, unpack_bits
     from .sam import sam
     from .tiles import mask_at
@@ -27,9 +29,6 @@ else:
 __all__ = [
     "bn_coefficients",
     "bn_fold",
-    "bn_lif_backward",
-    "bn_lif_forward",
-    "bn_lif_reduce",
     "bn_statistics",
     "lif_backward",
     "lif_forward",
@@ -38,6 +37,11 @@ __all__ = [
     "unavailable",
     "unpack_bits",
 ]
+
+
+def lif_backward(call: Backward) -> None:
+    """Sums or gradients, whichever are given to be written."""
+    lif_gradients(call) if call.sums is None else bn_reduce(call)
 
 
 def unavailable(name: str, device_type: str, dtype: torch.dtype) -> str | None:

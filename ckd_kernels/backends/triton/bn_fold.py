@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...call import Fold
 from .tiles import OPTIONS
 
 _BLOCK = 128
@@ -91,31 +92,20 @@ def _coefficients(
     tl.store(coefficients_ptr + 3 * channels + c, sum_g.to(tl.float32), mask=exists)
 
 
-def bn_fold(
-    moments: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    count: Tensor | None,
-    values: int,
-    momentum: float,
-    eps: float,
-    folded: Tensor,
-) -> None:
+def bn_fold(call: Fold, folded: Tensor) -> None:
     """Writes mean, invstd, scale, shift and, where given, the next running statistics."""
-    channels = moments.shape[1]
-    vectors = moments, weight, bias, running_mean, running_var, count, folded
-    with torch.cuda.device_of(moments):
+    *vectors, values, momentum, eps = call
+    channels = call.moments.shape[1]
+    with torch.cuda.device_of(call.moments):
         _fold[(triton.cdiv(channels, _BLOCK),)](
-            *vectors, channels, float(values), eps, 1.0 - momentum, momentum, BLOCK=_BLOCK, **OPTIONS
+            *vectors, folded, channels, float(values), eps, 1.0 - momentum, momentum, BLOCK=_BLOCK, **OPTIONS
         )
 
 
-def bn_coefficients(sums: Tensor, invstd: Tensor, count: Tensor | None, values: int, coefficients: Tensor) -> None:
+def bn_coefficients(sums: Tensor, invstd: Tensor, total: Tensor | None, values: int, coefficients: Tensor) -> None:
     """Writes offset, slope, dL/dweight and dL/dbias."""
     channels = sums.shape[1]
     with torch.cuda.device_of(sums):
         _coefficients[(triton.cdiv(channels, _BLOCK),)](
-            sums, invstd, count, coefficients, channels, float(values), BLOCK=_BLOCK, **OPTIONS
+            sums, invstd, total, coefficients, channels, float(values), BLOCK=_BLOCK, **OPTIONS
         )

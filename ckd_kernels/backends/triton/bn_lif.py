@@ -1,43 +1,16 @@
-"""Batch normalisation and a multi-step neuron in Triton: the neuron's kernels with a current that is normalised."""
+"""The first backward pass of batch normalisation and a multi-step neuron in Triton: sums of a channel."""
 
 # mypy: allow-untyped-defs, no-check-untyped-defs
 
 import torch
 import triton.language as tl
-from torch import Tensor
 
-from ...neuron import Neuron
-from ...ops.layout import Layout
+from ...call import Backward
 from .channel_sums import finish_sums, store_sums, strip_tile, strips, this_strip
-from .lif import lif_forward, load_leak
-from .lif_backward import (
-    backward_numbers,
-    backward_options,
-    chosen,
-    lif_backward,
-    steps_back,
-    variants_of,
-)
+from .lif import load_leak
+from .lif_backward import backward_numbers, backward_options, chosen, in_order, inputs_of, steps_back, variants_of
 from .neuron import Constants
 from .tiles import Kernel, channel_values, cut
-
-
-def bn_lif_forward(
-    neuron: Neuron,
-    layout: Layout,
-    y: Tensor,
-    folded: Tensor,
-    residual: Tensor | None,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    spikes: Tensor,
-    v_last: Tensor | None,
-    sam: Tensor | None,
-    checkpoints: Tensor | None,
-) -> None:
-    """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints."""
-    outputs = spikes, v_last, sam, checkpoints
-    lif_forward(neuron, layout, y, v_init, leak, *outputs, scale=folded[2], shift=folded[3], residual=residual)
 
 
 def _reduce(
@@ -126,27 +99,14 @@ def _reduce(
 _KERNEL = Kernel(_reduce)
 
 
-def bn_lif_reduce(
-    neuron: Neuron,
-    layout: Layout,
-    y: Tensor,
-    folded: Tensor,
-    residual: Tensor | None,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    checkpoints: Tensor | None,
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_sam: Tensor | None,
-    sums: Tensor,
-) -> None:
+def bn_reduce(call: Backward) -> None:
     """Writes the sums over all but channels of the current's gradient, and of that times ``y - mean``."""
-    mean, _, scale, shift, *_ = folded.unbind()
-    if checkpoints is None:
-        checkpoints = y.new_empty((0,), dtype=torch.float32)
-    inputs = (y, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean)
-    tensors = (y, residual, v_init, checkpoints, grad_spikes, grad_v, grad_sam)
-    tiles = cut(layout, tensors, (scale, shift, leak, mean))
+    layout, y, affine, sums = call.layout, call.x, call.affine, call.sums
+    assert affine is not None
+    assert sums is not None
+    inputs, vectors = inputs_of(call)
+    mean = affine.folded[0]
+    tiles = cut(layout, inputs, (*vectors, mean))
     variants = variants_of(y.element_size(), narrow_short=True, narrow_long=True)
     variant = chosen(variants, tiles, layout.steps)
     shared = strips(tiles, variant)
@@ -156,42 +116,9 @@ def bn_lif_reduce(
             tiles,
             variants,
             variant,
-            (*inputs, kept),
-            (shared.length, shared.parts, layout.steps, *backward_numbers(neuron, layout)),
+            (*in_order(inputs, vectors), mean, kept),
+            (shared.length, shared.parts, layout.steps, *backward_numbers(call.neuron, layout)),
             programs=shared.programs,
-            **backward_options(neuron, layout, leak),
+            **backward_options(call),
         )
         finish_sums(kept, sums)
-
-
-def bn_lif_backward(
-    neuron: Neuron,
-    layout: Layout,
-    y: Tensor,
-    folded: Tensor,
-    residual: Tensor | None,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    checkpoints: Tensor | None,
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_sam: Tensor | None,
-    coefficients: Tensor | None,
-    grad_y: Tensor,
-    grad_residual: Tensor | None,
-    grad_v_init: Tensor | None,
-    grad_leak: Tensor | None,
-) -> None:
-    """Writes the gradient of y and, where given, those of the residual, the first potential and the decay or tau."""
-    upstream = checkpoints, grad_spikes, grad_v, grad_sam
-    mean, _, scale, shift, *_ = folded.unbind()
-    lif_backward(
-        *(neuron, layout, y, v_init, leak, *upstream, grad_y, grad_v_init, grad_leak),
-        scale=scale,
-        shift=shift,
-        residual=residual,
-        mean=None if coefficients is None else mean,
-        offset=None if coefficients is None else coefficients[0],
-        slope=None if coefficients is None else coefficients[1],
-        grad_residual=grad_residual,
-    )

@@ -64,7 +64,7 @@ def _statistics(
             )
             # What does not exist is the pivot, which deviates by nothing.
             exists = mask_at(tile, begin + k, strip.end)
-            ys = ys + (tl.load(y_ptr + tile.place, mask=exists, other=stored),)
+            ys = ys + (tl.load(y_ptr + tile.offset, mask=exists, other=stored),)
         for k in tl.static_range(STEPS):
             d = ys[k].to(tl.float32).to(tl.float64) - pivot
             first += d

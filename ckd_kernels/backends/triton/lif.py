@@ -10,9 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...neuron import Neuron
-from ...ops.layout import Layout
-from ...ops.lif import CHECKPOINT_EVERY
+from ...call import CHECKPOINT_EVERY, Affine, Forward
 from .neuron import Constants, after_reset, charge, numbers, options
 from .sam import empty_sums, finish_sam, store_sum
 from .tiles import Kernel, Variant, channel_values, cut, this_tile
@@ -31,7 +29,7 @@ def _variants(element_size: int, channels: bool, residual: bool) -> tuple[Varian
 @triton.jit
 def frame_of(steps_ptr, tile):
     """A time step as it is stored."""
-    return tl.load(steps_ptr + tile.place, mask=tile.mask, other=0.0)
+    return tl.load(steps_ptr + tile.offset, mask=tile.mask, other=0.0)
 
 
 @triton.jit
@@ -51,7 +49,7 @@ def start(v_init_ptr, rest, tile):
     if v_init_ptr is None:
         return tl.full(tile.mask.shape, rest, tl.float32)
     else:
-        return tl.load(v_init_ptr + tile.place, mask=tile.mask, other=0.0)
+        return tl.load(v_init_ptr + tile.offset, mask=tile.mask, other=0.0)
 
 
 @triton.jit
@@ -103,7 +101,7 @@ def _advance(
         h = charge(n, v, x, CHARGE, EXACT_INVERSE, RESET)
         fires = h >= n.fire_level
         spikes = fires.to(spikes_ptr.dtype.element_ty)
-        tl.store(spikes_ptr + begin + k * tile.frame + tile.place, spikes, mask=tile.mask)
+        tl.store(spikes_ptr + begin + k * tile.frame + tile.offset, spikes, mask=tile.mask)
         v = after_reset(n, h, RESET)
         if COUNT:
             count += (fires & tile.mask).to(tl.int32)
@@ -177,7 +175,7 @@ def _forward(
             )
         saved = chunk // CHECKPOINT_EVERY_STEPS
         if saved < checkpoints:
-            tl.store(checkpoints_ptr + saved * slabs * height * tile.width + tile.place, v, mask=tile.mask)
+            tl.store(checkpoints_ptr + saved * slabs * height * tile.width + tile.offset, v, mask=tile.mask)
     # The rest in powers of two: where STEPS is 4, two steps if two are left, then one.
     for i in tl.static_range(1, 3):
         for t in range(done, time_steps // (STEPS >> i) * (STEPS >> i), STEPS >> i):
@@ -193,7 +191,7 @@ def _forward(
             )
         done = time_steps // (STEPS >> i) * (STEPS >> i)
     if v_last_ptr is not None:
-        tl.store(v_last_ptr + tile.place, v, mask=tile.mask)
+        tl.store(v_last_ptr + tile.offset, v, mask=tile.mask)
     if COUNT:
         store_sum(counts_ptr, count, tile, slabs, height, CHANNEL_AXIS)
 
@@ -201,27 +199,12 @@ def _forward(
 _KERNEL = Kernel(_forward)
 
 
-def lif_forward(
-    neuron: Neuron,
-    layout: Layout,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    spikes: Tensor,
-    v_last: Tensor | None,
-    sam: Tensor | None,
-    checkpoints: Tensor | None,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> None:
-    """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints.
-
-    With ``scale`` and ``shift``, one value a channel each, the current is ``x*scale + shift (+ residual)``.
-    """
+def lif_forward(call: Forward) -> None:
+    """Writes spikes and, where given, the last potential, the spike activation map and the checkpoints."""
+    neuron, layout, x, v_init, leak, affine, spikes, v_last, sam, checkpoints = call
     if checkpoints is None:
         checkpoints = x.new_empty((0,), dtype=torch.float32)
+    scale, shift, residual = rows_of(affine)
     inputs = (x, scale, shift, residual, v_init, leak, spikes, v_last)
     tiles = cut(layout, (x, residual, v_init, spikes, v_last, checkpoints), (scale, shift, leak))
     variants = _variants(x.element_size(), tiles.channel_axis is not None, residual is not None)
@@ -239,3 +222,8 @@ def lif_forward(
         )
         if sam is not None and counts is not None:
             finish_sam(counts, sam, layout.steps * layout.channels)
+
+
+def rows_of(affine: Affine | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Scale, shift and residual."""
+    return (None, None, None) if affine is None else (affine.folded[2], affine.folded[3], affine.residual)

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...call import Backward
 from ...neuron import Neuron
 from ...ops.layout import Layout
-from .lif import CHECKPOINT_EVERY_STEPS, current, frame_of, load_leak, start
+from .lif import CHECKPOINT_EVERY_STEPS, current, frame_of, load_leak, rows_of, start
 from .neuron import (
     Constants,
     after_reset,
@@ -52,10 +53,11 @@ def backward_numbers(neuron: Neuron, layout: Layout) -> tuple[float, ...]:
     return *numbers(neuron), *neuron.surrogate.constants(), 1.0 / (layout.steps * layout.channels)
 
 
-def backward_options(neuron: Neuron, layout: Layout, leak: Tensor | None) -> dict[str, Any]:
-    """The constants that every backward kernel takes; ``leak`` is a learnable decay or tau."""
-    backward = {"DETACH": neuron.detach_reset, "SURROGATE": neuron.surrogate.name, "REPEATED": layout.repeated}
-    return options(neuron, leak) | backward
+def backward_options(call: Backward) -> dict[str, Any]:
+    """The constants that every backward kernel takes."""
+    neuron = call.neuron
+    backward = {"DETACH": neuron.detach_reset, "SURROGATE": neuron.surrogate.name, "REPEATED": call.layout.repeated}
+    return options(neuron, call.leak) | backward
 
 
 @triton.jit
@@ -64,7 +66,7 @@ def _load_steps(steps_ptr, first, time_steps, tile, STEPS: tl.constexpr):
     values = ()
     for k in tl.static_range(STEPS):
         exists = mask_at(tile, first + k, time_steps)
-        values = values + (tl.load(steps_ptr + (first + k) * tile.frame + tile.place, mask=exists, other=0.0),)
+        values = values + (tl.load(steps_ptr + (first + k) * tile.frame + tile.offset, mask=exists, other=0.0),)
     return values
 
 
@@ -140,7 +142,7 @@ def steps_back(
         from_sam += tl.load(grad_sam_ptr + location, mask=exists, other=0.0) * sam_share
     gv = zero
     if grad_v_ptr is not None:
-        gv = tl.load(grad_v_ptr + tile.place, mask=tile.mask, other=0.0)
+        gv = tl.load(grad_v_ptr + tile.offset, mask=tile.mask, other=0.0)
     delayed = zero
     sum_g = zero
     sum_gy = zero
@@ -167,7 +169,7 @@ def steps_back(
         first = (chunks - 1 - i) * STEPS
         saved = first // CHECKPOINT_EVERY_STEPS
         if saved > 0:
-            at = (saved - 1) * slabs * height * tile.width + tile.place
+            at = (saved - 1) * slabs * height * tile.width + tile.offset
             v = tl.load(checkpoints_ptr + at, mask=tile.mask, other=0.0)
         else:
             v = start(v_init_ptr, n.rest, tile)
@@ -217,7 +219,7 @@ def steps_back(
                 gx = grad_input(n, gh, CHARGE, EXACT_INVERSE)
                 if grad_residual_ptr is not None:
                     g = gx.to(grad_residual_ptr.dtype.element_ty)
-                    tl.store(grad_residual_ptr + t * tile.frame + tile.place, g, mask=tile.mask)
+                    tl.store(grad_residual_ptr + t * tile.frame + tile.offset, g, mask=tile.mask)
                 if REPEATED:
                     sum_g += gx
                 elif REDUCE:
@@ -225,7 +227,7 @@ def steps_back(
                     sum_gy += gx * (xs[k].to(tl.float32) - mean)
                 else:
                     g = _grad_y(gx, xs[k], scale, mean, offset, slope).to(grad_x_ptr.dtype.element_ty)
-                    tl.store(grad_x_ptr + t * tile.frame + tile.place, g, mask=tile.mask)
+                    tl.store(grad_x_ptr + t * tile.frame + tile.offset, g, mask=tile.mask)
                 if LEARNT:
                     if k > 0:
                         v = after_reset(n, hs[k - 1], RESET)
@@ -241,12 +243,12 @@ def steps_back(
             sum_gy = sum_g * (frozen.to(tl.float32) - mean)
         else:
             g = _grad_y(sum_g, frozen, scale, mean, offset, slope).to(grad_x_ptr.dtype.element_ty)
-            tl.store(grad_x_ptr + tile.place, g, mask=tile.mask)
+            tl.store(grad_x_ptr + tile.offset, g, mask=tile.mask)
     if grad_v_init_ptr is not None:
         if DELAYED:
             u = start(v_init_ptr, n.rest, tile) - n.threshold
             gv = gv - delayed * surrogate_derivative(u, c0, c1, SURROGATE)
-        tl.store(grad_v_init_ptr + tile.place, gv, mask=tile.mask)
+        tl.store(grad_v_init_ptr + tile.offset, gv, mask=tile.mask)
     return sum_leak, sum_g, sum_gy
 
 
@@ -336,40 +338,16 @@ def _backward(
 _KERNEL = Kernel(_backward)
 
 
-def lif_backward(
-    neuron: Neuron,
-    layout: Layout,
-    x: Tensor,
-    v_init: Tensor | None,
-    leak: Tensor | None,
-    checkpoints: Tensor | None,
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_sam: Tensor | None,
-    grad_x: Tensor,
-    grad_v_init: Tensor | None,
-    grad_leak: Tensor | None,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    mean: Tensor | None = None,
-    offset: Tensor | None = None,
-    slope: Tensor | None = None,
-    grad_residual: Tensor | None = None,
-) -> None:
-    """Writes the gradient of x and, where given, those of the first potential and of the decay or tau.
-
-    With ``scale`` and ``shift`` the current is ``x*scale + shift (+ residual)``, and with ``mean``, ``offset`` and
-    ``slope`` the gradient of x goes through the statistics that made it so; all are one value a channel.
-    """
-    if checkpoints is None:
-        checkpoints = x.new_empty((0,), dtype=torch.float32)
-    inputs = (x, scale, shift, residual, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, mean, offset, slope)
-    outputs = (grad_x, grad_residual, grad_v_init)
-    tensors = (x, residual, v_init, checkpoints, grad_spikes, grad_v, grad_sam, *outputs)
-    tiles = cut(layout, tensors, (scale, shift, leak, mean, offset, slope))
-    learnt, normalised = leak is not None and grad_leak is not None, scale is not None
+def lif_gradients(call: Backward) -> None:
+    """Writes the gradients that are given; through the statistics that made it so, where there are ``coefficients``."""
+    layout, x, leak, grad_leak, coefficients = call.layout, call.x, call.leak, call.grad_leak, call.coefficients
+    inputs, vectors = inputs_of(call)
+    through: tuple[Tensor | None, ...] = (None, None, None)
+    if call.affine is not None and coefficients is not None:
+        through = call.affine.folded[0], coefficients[0], coefficients[1]
+    outputs = (call.grad_x, call.grad_residual, call.grad_v_init)
+    tiles = cut(layout, (*inputs, *outputs), (*vectors, *through))
+    learnt, normalised = leak is not None and grad_leak is not None, call.affine is not None
     variants = variants_of(x.element_size(), narrow_short=learnt and normalised, narrow_long=learnt or normalised)
     variant = chosen(variants, tiles, layout.steps)
     with torch.cuda.device_of(x):
@@ -382,9 +360,23 @@ def lif_backward(
             tiles,
             variants,
             variant,
-            (*inputs, *outputs, leak_sums),
-            (layout.steps, *backward_numbers(neuron, layout)),
-            **backward_options(neuron, layout, leak),
+            (*in_order(inputs, vectors), *through, *outputs, leak_sums),
+            (layout.steps, *backward_numbers(call.neuron, layout)),
+            **backward_options(call),
         )
         if leak_sums is not None and grad_leak is not None:
             grad_leak.copy_(leak_sums.sum(0).reshape(grad_leak.shape))
+
+
+def inputs_of(call: Backward) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """What every backward kernel reads: tensors of elements; scale, shift and leak, one value a channel each."""
+    scale, shift, residual = rows_of(call.affine)
+    checkpoints = call.x.new_empty((0,), dtype=torch.float32) if call.checkpoints is None else call.checkpoints
+    inputs = call.x, residual, call.v_init, checkpoints, call.grad_spikes, call.grad_v, call.grad_sam
+    return inputs, (scale, shift, call.leak)
+
+
+def in_order(inputs: tuple[Tensor | None, ...], vectors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """As the kernels take them."""
+    (x, residual, v_init, *upstream), (scale, shift, leak) = inputs, vectors
+    return (x, scale, shift, residual, v_init, leak, *upstream)

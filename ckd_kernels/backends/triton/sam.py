@@ -25,11 +25,11 @@ def empty_sums(layout: Layout, tiles: Tiles, variant: Variant, like: Tensor, dty
 def store_sum(sums_ptr, elements, tile, slabs, height, CHANNEL_AXIS: tl.constexpr):
     """Sums a tile's elements over its channels."""
     if CHANNEL_AXIS == 0:
-        place = (tile.down * slabs + tile.slab) * tile.width + tile.column
-        tl.store(sums_ptr + place, tl.sum(elements, axis=0)[None, :], mask=tile.column < tile.width)
+        offset = (tile.down * slabs + tile.slab) * tile.width + tile.column
+        tl.store(sums_ptr + offset, tl.sum(elements, axis=0)[None, :], mask=tile.column < tile.width)
     else:
-        place = (tile.across * slabs + tile.slab) * height + tile.row
-        tl.store(sums_ptr + place, tl.sum(elements, axis=1)[:, None], mask=tile.row < height)
+        offset = (tile.across * slabs + tile.slab) * height + tile.row
+        tl.store(sums_ptr + offset, tl.sum(elements, axis=1)[:, None], mask=tile.row < height)
 
 
 @triton.jit(do_not_specialize=["parts", "locations", "total"])
@@ -79,7 +79,7 @@ def _sam(
     total = tl.zeros((BLOCK_HEIGHT, BLOCK_WIDTH), tl.float32)
     for t0 in range(0, time_steps, STEPS):
         for k in tl.static_range(STEPS):
-            at = spikes_ptr + (t0 + k) * tile.frame + tile.place
+            at = spikes_ptr + (t0 + k) * tile.frame + tile.offset
             total += tl.load(at, mask=mask_at(tile, t0 + k, time_steps), other=0.0).to(tl.float32)
     store_sum(sums_ptr, total, tile, slabs, height, CHANNEL_AXIS)
 

@@ -151,7 +151,7 @@ class Tile(NamedTuple):
     across: Any
     row: Any  # [H, 1]
     column: Any  # [1, W]
-    place: Any  # [H, W], index into [outer, frame]
+    offset: Any  # [H, W], index into [outer, frame]
     mask: Any  # [H, W], whether it exists
 
 
@@ -188,9 +188,9 @@ def tile_at(slab, i, j, panels, height, width, BLOCK_HEIGHT: tl.constexpr, BLOCK
     slab = slab.to(tl.int64)
     row = i.to(tl.int64) * BLOCK_HEIGHT + tl.arange(0, BLOCK_HEIGHT)[:, None]
     column = j.to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)[None, :]
-    place = (slab * height + row) * width + column
+    offset = (slab * height + row) * width + column
     mask = (row < height) & (column < width)
-    return Tile(width, panels * height * width, outer, slab, i, j, row, column, place, mask)
+    return Tile(width, panels * height * width, outer, slab, i, j, row, column, offset, mask)
 
 
 @triton.jit

@@ -56,7 +56,7 @@ struct LifForward {
   DType dtype = DType::kFloat32;
   const void* x = nullptr;       // storage [outer, steps or 1, frame]
   const void* v_init = nullptr;  // real [outer, frame]
-  const void* leak = nullptr;    // real, one value or one a channel
+  const void* leak = nullptr;    // real, one value or one per channel
   bool leak_per_channel = false;
   void* spikes = nullptr;       // storage [outer, steps, frame]
   void* v_last = nullptr;       // real [outer, frame]
@@ -81,7 +81,7 @@ struct LifBackward {
   void* grad_v_init = nullptr;        // real [outer, frame]
   void* grad_leak = nullptr;          // real, leak's shape
   Affine affine;
-  // With affine, the way back has two passes. One that is given `sums` writes these alone: dL/dx and
+  // With affine, backward has two passes. One that is given `sums` writes these alone: dL/dx and
   // dL/dx*(y - mean), summed over all but channels. The other one is given what follows from them and writes
   // grad_x = ((dL/dx - offset) - (y - mean)*slope)*scale, or dL/dx*scale where the three are null. Of a repeated frame,
   // dL/dx is summed over time in both.

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from ckdsnn.analysis.agreement import enlarged
 from ckdsnn.analysis.maps import Smoothing, StudentMaps, TeacherMaps
-from ckdsnn.analysis.style import BLUE, ORANGE, STYLE
-
-BOX = "#56B4E9"
+from ckdsnn.analysis.style import BLUE, ORANGE, SKY, STYLE
 
 
 def picture(image: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Tensor:
@@ -81,7 +79,7 @@ def _picture(axis: Axes, shown: Tensor, boxes: tuple[Tensor, int] | None, place:
     axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     if boxes is not None:
         row, column = (float(value) - 0.5 for value in boxes[0][place])
-        axis.add_patch(Rectangle((column, row), boxes[1], boxes[1], fill=False, edgecolor=BOX, linewidth=1.2))
+        axis.add_patch(Rectangle((column, row), boxes[1], boxes[1], fill=False, edgecolor=SKY, linewidth=1.2))
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(False)

@@ -23,7 +23,6 @@ from ckdsnn.analysis.agreement import (
 from ckdsnn.data import Batch
 from ckdsnn.losses import FrozenTeacher, Method, NLDOptions, SAMDOptions, build_method, grad_cam_spiking
 from ckdsnn.losses.methods.terms import NLDTerm, SAMDTerm
-from ckdsnn.losses.nld import smoothed
 from ckdsnn.losses.resize import resize_to
 from ckdsnn.models import ANN, SNN
 from ckdsnn.models.outputs import resolve_stage
@@ -205,21 +204,11 @@ class Smoothing:
         trained = term is not None and term.options.noise != "none"
         if term is None or not trained:
             term = NLDTerm(NLDOptions(), seed)
-        options, strength = term.options, term.strength
-        made = cls(options, trained)
+        made = cls(term.options, trained)
         generator = torch.Generator().manual_seed(seed)
         for name, logits in (("student", student_logits), ("teacher", teacher_logits)):
-            made.before[name] = torch.log_softmax(logits / options.temperature, 1)
-            made.after[name] = smoothed(
-                logits,
-                generator,
-                options.temperature,
-                strength.detach().cpu() if isinstance(strength, Tensor) else strength,
-                options.distribution,
-                options.spread,
-                options.sigma,
-                options.mixing,
-            )
+            made.before[name] = torch.log_softmax(logits / term.options.temperature, 1)
+            made.after[name] = term.smoothed(logits, generator).detach()
         return made
 
     def entropies(self, name: str) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from ckdsnn.files import replacing
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+PINK, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+PALETTE = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK, GREY)  # in the order of the lines of a figure
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,

@@ -6,6 +6,7 @@
     ckdsnn validate | test | predict --config RECIPE
     ckdsnn energy RUN                  firing rates, operations and energy of a trained run, layer by layer
     ckdsnn maps RUN                    where student and teacher look, how well they agree, what the noise does
+    ckdsnn gradient RUN                how wrong Grad-CAM through surrogate gradients is
     ckdsnn sweep GRID                  every cell of a grid with every seed, and one table of it
     ckdsnn demo                        the whole story on scikit-learn's digits
 
@@ -30,13 +31,14 @@ from ckdsnn.cli.stages import distill
 from ckdsnn.cli.stopping import INTERRUPTED, say_how_to_go_on
 from ckdsnn.versions import versions
 
-VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "sweep", "energy", "maps", "demo")
+LOOKS = ("energy", "maps", "gradient")
+VERBS = ("fit", "validate", "test", "predict", "teacher", "distill", "sweep", *LOOKS, "demo")
 
 # What the commands import besides the dependencies of the kernels.
 TRAINING = ("lightning", "jsonargparse", "docstring_parser", "tensorboard", "torchmetrics", "PIL", "tqdm", "yaml")
 LOOKING = (*TRAINING, "matplotlib")
 SWEEP = (*LOOKING, "scipy")
-DEMO = ("lightning", "matplotlib", "sklearn", "torchmetrics", "PIL", "tqdm")
+DEMO = (*SWEEP, "sklearn")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return _fail(f"unknown command {verb!r}; {hint}commands: {', '.join(VERBS)}", status=2)
-    needed = {"demo": DEMO, "energy": LOOKING, "maps": LOOKING, "sweep": SWEEP}.get(verb, TRAINING)
+    needed = {"demo": DEMO, "sweep": SWEEP, **dict.fromkeys(LOOKS, LOOKING)}.get(verb, TRAINING)
     if missing := [name for name in needed if find_spec(name) is None]:
         return _fail(f"{verb} needs {', '.join(missing)}: install with pip install 'ckd-kernels[train]'")
     try:
@@ -62,14 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
             from ckdsnn.demo import main as demo
 
             return demo(rest)
-        if verb in ("energy", "maps"):
+        if verb in LOOKS:
             return import_module(f"ckdsnn.cli.{verb}").main(rest)
         if verb == "sweep":
             from ckdsnn.sweep.command import main as sweep
 
             return sweep(rest)
         rest = with_recipes(rest)
-        if verb == "distill" and not {"-h", "--help", "--print_config"}.intersection(rest):
+        asked = {argument.partition("=")[0] for argument in rest}
+        if verb == "distill" and not any(a in ("-h", "--print_config") or a.endswith("help") for a in asked):
             return distill(rest)
         from ckdsnn.cli.training import run
 

@@ -36,6 +36,13 @@ def parser_of(verb: str, description: str, *, samples: int, batch_size: int) -> 
     return parser
 
 
+def index(text: str) -> int:
+    """A sample's number, counted from 0, or a seed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def told(work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     """Does the work; returns the exit status, after a line on what to do where it is not 0."""
     from ckdsnn.cli.failure import words_for

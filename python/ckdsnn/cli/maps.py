@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckdsnn.cli.looking import parser_of, told
+from ckdsnn.cli.looking import index, parser_of, told
 
 if TYPE_CHECKING:
     from ckdsnn.cli.opened import OpenedRun
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
     parser = parser_of("maps", DESCRIPTION, samples=1000, batch_size=50)
     parser.add_argument(
-        "--indices", type=_index, nargs="+", metavar="I", help="test samples to draw, counted from 0 (default: 8 first)"
+        "--indices", type=index, nargs="+", metavar="I", help="test samples to draw, counted from 0 (default: 8 first)"
     )
     parser.add_argument(
         "--checkpoints", nargs="+", metavar="FILE", help="of this run, in the order to draw (default: RUN/last.ckpt)"
@@ -43,12 +43,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--stage", type=int, help="of the student, negative from the end (default: as it was trained)")
     parser.add_argument("--teacher_stage", type=int, help="of the teacher (default: as it was trained)")
     return told(_work, parser.parse_args(arguments))
-
-
-def _index(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
-    return int(text)
 
 
 def _work(options: argparse.Namespace) -> None:
@@ -62,6 +56,11 @@ def _work(options: argparse.Namespace) -> None:
         options.run, root=options.root, teacher=options.teacher, checkpoint=checkpoints[0], device=options.device
     )
     check_writable(folder)
+    if run.network.dense:
+        raise RunError(
+            f"the run {options.run} classifies pixels, and what is drawn here explains one class an image: name a run "
+            "that classifies images"
+        )
     if run.teacher is None:
         raise RunError(
             f"the run {options.run} has no teacher to compare with (method {run.task.method.name}): name the "

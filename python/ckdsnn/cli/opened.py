@@ -39,7 +39,8 @@ class _Opening(CLI):
             config.model.teacher.unfinished = True  # looked at, not learnt from
             if self.named_teacher is not None:
                 config.model.teacher.checkpoint = self.named_teacher
-                if config.model.teacher.name != "external":  # else the file says which network it holds
+                name = config.model.teacher.name or ""
+                if name != "external" and ":" not in name:  # code from elsewhere is named by the run, not by the file
                     config.model.teacher.name, config.model.teacher.options = None, {}
         # Of a training elsewhere: its devices and its callbacks are not needed here.
         for name in ("callbacks", "plugins", "profiler"):

@@ -25,13 +25,14 @@ class SaveConfig(SaveConfigCallback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`, by validation accuracy; the best so far stays known where the folder has moved."""
+    """`best.ckpt`, by validation accuracy, or of pixels by mean IoU; the best so far stays known where the folder has
+    moved."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, dense: bool = False) -> None:
         super().__init__(
             out,
             "best",
-            monitor="val/accuracy",
+            monitor="val/mean_iou" if dense else "val/accuracy",
             mode="max",
             enable_version_counter=False,
             save_on_train_epoch_end=False,
@@ -82,13 +83,24 @@ class Termination(Callback):
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self._after_epoch = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # The gradients of half a batch are in no checkpoint; and of several processes not all may have got the signal.
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if self.path and trainer.received_sigterm and whole and trainer.world_size == 1:
+            trainer.save_checkpoint(self.path)
+            if trainer.is_last_batch:
+                # A run that goes on from here begins the next epoch: this one's validation and its row of the logs are
+                # made now or never. So the signal waits for them, unless it is given again.
+                self._after_epoch = True
+                trainer._signal_connector.received_sigterm = False
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._after_epoch and self.path:
+            trainer._signal_connector.received_sigterm = True  # Lightning logs the epoch, and ends
             trainer.save_checkpoint(self.path)
 
     def on_predict_batch_end(self, trainer: L.Trainer, *args: Any) -> None:

@@ -11,7 +11,11 @@ from typing import Any, NoReturn
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
-from ckdsnn.data import DataModule
+from ckdsnn.cli.options_help import listing
+from ckdsnn.data import DATA
+from ckdsnn.losses import METHODS
+from ckdsnn.models import MODELS
+from ckdsnn.registry import nearest
 
 # Lightning lets every option that takes a file fetch it from anywhere; a configuration can name code to run.
 set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
@@ -24,12 +28,21 @@ class Parser(LightningArgumentParser):
         # An abbreviation that is clear today may mean something else tomorrow.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def format_help(self, formatter: Any = None) -> str:
+        text: str = super().format_help(formatter)
+        if any(action.dest == "model.method.options" for action in self._actions):
+            text += "\n" + listing("model.method.options, by model.method.name", "model.method", METHODS)
+            text += "\n" + listing("model.network.options, model.teacher.options, by name", "model.network", MODELS)
+        return text
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = _option_names(self)
         last_parts = {name.rsplit(".", 1)[-1] for name in known}
         for key in dict.fromkeys(re.findall(UNKNOWN_OPTION, message)):
             near = difflib.get_close_matches(key, sorted(known | last_parts), n=1, cutoff=0.5)
             message += f"\n  unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        if unknown := re.search(r"Expected a dot import path string: (\w+)", message):
+            message = f"unknown data set {unknown[1]!r}" + nearest(unknown[1], DATA) + "; or module.Class of your own"
         print(f"ckdsnn: error: {message}", file=sys.stderr)
         sys.exit(2)
 
@@ -40,17 +53,9 @@ UNKNOWN_OPTION = r"(?:unrecognized arguments: --|does not accept option '|[Oo]pt
 
 def _option_names(parser: LightningArgumentParser) -> set[str]:
     names = {action.dest for action in parser._actions}
-    for data in _subclasses(DataModule):
+    for data in DATA.values():
         names |= {f"data.init_args.{name}" for name in inspect.signature(data).parameters}
     for subparser in getattr(parser._subparsers, "_group_actions", []):
         for choice in set(subparser.choices.values()):
             names |= _option_names(choice)
     return names
-
-
-def _subclasses(cls: type) -> set[type]:
-    found = {cls}
-    subclass: type
-    for subclass in cls.__subclasses__():
-        found |= _subclasses(subclass)
-    return found

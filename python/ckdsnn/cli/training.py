@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from ckdsnn.callbacks import PredictionWriter, ProgressBar
 from ckdsnn.checkpoint import RunError, load_run, provenance, write_text_atomically
 from ckdsnn.cli.failure import words_for
+from ckdsnn.cli.options_help import OptionsHelp
 from ckdsnn.cli.output import BestCheckpoint, SaveConfig, TensorBoard, Termination
 from ckdsnn.cli.overrides import with_fresh_options
 from ckdsnn.cli.parser import Parser
@@ -28,6 +29,7 @@ from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED, say_how_to_go_on
 from ckdsnn.configuration import TeacherConfig
 from ckdsnn.data import DataModule
 from ckdsnn.losses import METHODS
+from ckdsnn.models import MODELS
 from ckdsnn.run_folder import alone_in, check_writable, forget_logs
 from ckdsnn.train import Distillation
 from ckdsnn.training.writer import BackgroundCheckpointIO, ResumeCheckpoint
@@ -46,6 +48,9 @@ class Run:
     held: ExitStack
     out: Path | None = None
     trains: bool = False
+
+
+_parsers: dict[str, Any] = {}  # what Lightning's command line keeps of its parser and those of its commands
 
 
 class CLI(LightningCLI):
@@ -74,6 +79,16 @@ class CLI(LightningCLI):
             args=arguments,
         )
 
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """The same for all commands of a process: it takes as long to make as some trainings do."""
+        if not _parsers:
+            before = dict(vars(self))
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            _parsers.update({name: value for name, value in vars(self).items() if name not in before})
+        vars(self).update(_parsers)
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights, data order and noise")
         parser.add_argument("--out", type=str, default="runs/default", help="folder of the run")
@@ -88,6 +103,8 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--model.network.help", action=OptionsHelp, registry=MODELS, help="its options, and exit")
+        parser.add_argument("--model.method.help", action=OptionsHelp, registry=METHODS, help="its options, and exit")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -127,8 +144,7 @@ class CLI(LightningCLI):
 
     def _find_the_teacher(self, config: Namespace) -> None:
         teacher, trained = config.model.teacher, self.out / "teacher" / "last.ckpt"
-        method = METHODS.get(config.model.method.name)
-        if method is not None and not method.needs_teacher:
+        if not METHODS.find(config.model.method.name).needs_teacher:
             config.model.teacher = None  # a recipe's teacher stays unused when the command line asks for ce
         elif teacher.checkpoint is None:
             # One that comes with weights of its own may still have been trained on by `ckdsnn teacher`.
@@ -157,7 +173,7 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(ResumeCheckpoint(last, config.save_every_seconds, config.save_every_n_steps))
             if self.datamodule.has_validation:
-                callbacks.append(BestCheckpoint(self.out))
+                callbacks.append(BestCheckpoint(self.out, dense=self.datamodule.dense))
         self.trainer_defaults["callbacks"] = callbacks
         plugins = [BackgroundCheckpointIO()]
         kwargs |= {"default_root_dir": str(self.out), "plugins": plugins, "enable_model_summary": False}
@@ -191,7 +207,8 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if "val/accuracy" in metrics:
-            self._say(f"validation accuracy at the last epoch {100 * metrics['val/accuracy']:.2f} %")
+            iou = f", mean IoU {100 * metrics['val/mean_iou']:.2f} %" if "val/mean_iou" in metrics else ""
+            self._say(f"validation accuracy at the last epoch {100 * metrics['val/accuracy']:.2f} %{iou}")
         self._say(f"weights: {self.out / 'last.ckpt'}")
 
     def after_test(self) -> None:

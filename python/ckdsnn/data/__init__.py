@@ -3,13 +3,15 @@
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import Batch, BatchLoader
 from ckdsnn.data.cifar import CIFAR
+from ckdsnn.data.digit_masks import DigitMasks
 from ckdsnn.data.digits import DigitsCanvas
 from ckdsnn.data.folder import ImageFolder
 from ckdsnn.data.frames import DVSFrames
-from ckdsnn.data.module import ArrayDataModule, Arrays, DataModule
+from ckdsnn.data.module import DATA, ArrayDataModule, Arrays, DataModule, register_data
 
 __all__ = [
     "CIFAR",
+    "DATA",
     "ArrayDataModule",
     "Arrays",
     "Augmentation",
@@ -17,6 +19,8 @@ __all__ = [
     "BatchLoader",
     "DVSFrames",
     "DataModule",
+    "DigitMasks",
     "DigitsCanvas",
     "ImageFolder",
+    "register_data",
 ]

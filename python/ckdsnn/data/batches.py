@@ -17,8 +17,8 @@ from ckdsnn.data.draws import mixed
 
 
 class Batch(NamedTuple):
-    """One batch: `images` float32 [B, C, H, W] (or [T, B, C, H, W] frames), `targets` int64 [B] and `indices` int64
-    [B], the samples' positions in the data set."""
+    """One batch: `images` float32 [B, C, H, W] (or [T, B, C, H, W] frames), `targets` int64 [B] (or [B, H, W], classes
+    of pixels) and `indices` int64 [B], the samples' positions in the data set."""
 
     images: Tensor
     targets: Tensor
@@ -122,7 +122,7 @@ class BatchLoader:
 
     Args:
         images: [N, C, H, W] uint8 or float32 (or frames [N, T, C, H, W]); on `device`, or in pinned memory of the host.
-        targets: int64 [N].
+        targets: int64 [N], or [N, H, W].
         sampler: order and batches.
         mean, std: per channel; images become `(image / 255 - mean) / std` if they are uint8, else
             `(image - mean) / std`. None leaves the values (uint8 are still divided by 255).

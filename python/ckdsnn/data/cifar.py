@@ -12,7 +12,7 @@ import torch
 from ckdsnn.data.arguments import folder_name, whole_number
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.files import read_file
-from ckdsnn.data.module import ArrayDataModule, Arrays
+from ckdsnn.data.module import ArrayDataModule, Arrays, register_data
 from ckdsnn.data.pickled import read_pickled
 from ckdsnn.data.split import balanced_subset, split_off
 
@@ -126,6 +126,7 @@ def _labels(found: object, num_classes: int) -> list[int]:
     return list(labels)
 
 
+@register_data("CIFAR")
 class CIFAR(ArrayDataModule):
     """CIFAR-10 or CIFAR-100, in memory: 3 channels, 32x32 pixels. Nothing is ever downloaded.
 
@@ -140,7 +141,7 @@ class CIFAR(ArrayDataModule):
         train_samples: how many of the others to train on, chosen likewise; None: all.
         seed: order and augmentation.
         augmentation: of training batches.
-        eval_batch_size: samples a batch in validation and test.
+        eval_batch_size, where: see `ArrayDataModule`.
 
     Raises:
         ValueError: an option out of range.

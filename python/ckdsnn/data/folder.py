@@ -20,7 +20,7 @@ from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import Batch, EpochSampler, counter_generator
 from ckdsnn.data.files import class_folders, list_files
 from ckdsnn.data.images import SUFFIXES, central_box, random_box, read_crop
-from ckdsnn.data.module import DataModule
+from ckdsnn.data.module import DataModule, register_data
 from ckdsnn.data.split import split_off
 
 
@@ -194,6 +194,7 @@ def _check_shared_memory(needed: int) -> None:
         )
 
 
+@register_data("ImageFolder")
 class ImageFolder(DataModule):
     """Images in `root/train/<class>/` and `root/val/<class>/`, as ImageNet is usually laid out; 3 channels.
 

@@ -18,12 +18,13 @@ from ckdsnn.data.files import class_folders, list_files, read_file
 from ckdsnn.data.gestures import NAMES as GESTURES
 from ckdsnn.data.gestures import holds_gestures, list_gestures
 from ckdsnn.data.integration import Integration, Recording
-from ckdsnn.data.module import ArrayDataModule, Arrays
+from ckdsnn.data.module import ArrayDataModule, Arrays, register_data
 from ckdsnn.data.split import split_off
 
 RECORDINGS = SUFFIXES | {".npy"}
 
 
+@register_data("DVSFrames")
 class DVSFrames(ArrayDataModule):
     """Recordings of an event camera as frames [T, 2, H, W], in memory; 2 channels.
 
@@ -49,7 +50,7 @@ class DVSFrames(ArrayDataModule):
         validation: samples held out of the rest; 0: none.
         seed: order and augmentation.
         augmentation: of training batches; alike at all time steps of a sample.
-        eval_batch_size: samples a batch in validation and test.
+        eval_batch_size, where: see `ArrayDataModule`.
         split_by: events are cut into T frames of equal "number" or of equal "time".
         duration: microseconds a frame instead: the first T frames, empty ones where a recording is shorter.
         sensor_size: height and width in pixels, where the events' files do not say; None: the format's.

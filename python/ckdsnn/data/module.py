@@ -11,20 +11,22 @@ from torch import Tensor
 from ckdsnn.data.arguments import of_batches
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import BatchLoader, EpochSampler
+from ckdsnn.registry import Registry
 
 
 class Arrays(NamedTuple):
-    """A part of a data set: `images` [N, C, H, W] or frames [N, T, C, H, W], uint8 or float32; `targets` int64 [N]."""
+    """A part of a data set: `images` [N, C, H, W] or frames [N, T, C, H, W], uint8 or float32; `targets` int64 [N], or
+    [N, H, W] of a dense data set."""
 
     images: Tensor
     targets: Tensor
 
 
 class DataModule(L.LightningDataModule):
-    """Base of all data sets; its loaders yield `Batch`es.
+    """Base of all data sets; its loaders yield batches, see `Batch`.
 
-    Attributes of a subclass or its instances: `num_classes`, `in_channels`, `has_validation`, and `mean`, `std` per
-    channel where images are to be normalised.
+    Attributes of a subclass or its instances: `num_classes`, `in_channels`, `has_validation`, `mean`, `std` per channel
+    where images are to be normalised, and `dense` where every pixel has a class.
     """
 
     num_classes: int
@@ -32,6 +34,7 @@ class DataModule(L.LightningDataModule):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     has_validation: bool = True
+    dense: bool = False
 
     @property
     def share(self) -> dict[str, int]:
@@ -39,6 +42,10 @@ class DataModule(L.LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+DATA: Registry[type[DataModule]] = Registry("data set", DataModule)
+register_data = DATA.register
 
 
 class ArrayDataModule(DataModule):
@@ -66,6 +73,11 @@ class ArrayDataModule(DataModule):
     ) -> None:
         super().__init__()
         of_batches(batch_size, eval_batch_size, seed, augmentation)
+        if self.dense and augmentation.active:
+            raise ValueError(
+                f"augmentation of {type(self).__name__} would move pixels and leave their classes where they are: "
+                "leave it out"
+            )
         if where not in ("device", "host"):
             raise ValueError(f"where must be device or host, got {where!r}")
         self.batch_size, self.eval_batch_size, self.where = batch_size, eval_batch_size, where
@@ -85,6 +97,7 @@ class ArrayDataModule(DataModule):
             arrays = self.load(part)
             if arrays is None:
                 continue
+            self._check_shapes(part, arrays)
             self._check_targets(part, arrays.targets)
             device = self.device if self.where == "device" else torch.device("cpu")
             self._parts[part] = Arrays(arrays.images.to(device), arrays.targets.to(device))
@@ -98,6 +111,15 @@ class ArrayDataModule(DataModule):
     def _evaluated_at_once(self) -> int:
         return self.eval_batch_size or (256 if self.device.type == "cpu" else 1000)
 
+    def _check_shapes(self, part: str, arrays: Arrays) -> None:
+        images, targets = arrays
+        wanted = (len(images), *images.shape[-2:]) if self.dense else (len(images),)
+        if targets.shape != wanted:
+            raise ValueError(
+                f"the {part} part of {type(self).__name__} has targets {list(targets.shape)}, they must be "
+                f"{list(wanted)}: one a {'pixel' if self.dense else 'sample'}"
+            )
+
     def _check_targets(self, part: str, targets: Tensor) -> None:
         if len(targets) == 0:
             raise ValueError(f"the {part} part of {type(self).__name__} is empty")
@@ -107,7 +129,7 @@ class ArrayDataModule(DataModule):
                 f"the {part} part of {type(self).__name__} has labels from {low} to {high}; with "
                 f"{self.num_classes} classes they must lie in [0, {self.num_classes - 1}]"
             )
-        counts = torch.bincount(targets, minlength=self.num_classes)
+        counts = torch.bincount(targets.flatten(), minlength=self.num_classes)
         if part == "train" and (empty := (counts == 0).nonzero().flatten().tolist()):
             raise ValueError(
                 f"the training part of {type(self).__name__} has no sample of class(es) "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ckdsnn demo",
         description="Train an ANN teacher and distil a small spiking network five ways on scikit-learn's digits. "
-        "Interrupted, the same command continues with the trainings that are missing.",
+        "It is `ckdsnn sweep demo` with a page that says what came out. Interrupted, the same command continues.",
     )
     parser.add_argument("--seeds", type=positive, default=None, help="seeds to run, from 0 on (default: 3; quick: 1)")
     parser.add_argument("--out", type=Path, default=None, help="folder for results (default: runs/demo)")
@@ -36,25 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ckdsnn.cli.failure import words_for
     from ckdsnn.demo.run import run_demo
-    from ckdsnn.demo.settings import DemoSettings
 
-    settings = DemoSettings.quick() if options.quick else DemoSettings()
-    if options.seeds is not None:
-        settings = dataclasses.replace(settings, seeds=options.seeds)
     out = options.out or Path("runs/demo-quick" if options.quick else "runs/demo")
     try:
-        run_demo(settings, out, processes=options.processes, fresh=options.fresh)
+        return run_demo(out, seeds=options.seeds, quick=options.quick, processes=options.processes, fresh=options.fresh)
     except Exception as error:
         words = words_for(error, out)
         if words is None:
             raise
         print(f"ckdsnn demo: error: {words}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _say_stopped(what_happened: str) -> None:
     print(
-        f"\n{what_happened}: the trainings that were finished are kept, the same command goes on from there",
+        f"\n{what_happened}: what was trained is kept, the same command goes on from there",
         file=sys.stderr,
     )

@@ -1,114 +1,84 @@
-"""Figures of the demo: saliency maps side by side, accuracies, training curves."""
+"""Figures of the demo: accuracies, training curves, and where teacher and students look."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import csv
+from collections.abc import Sequence
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
-import torch.nn.functional as F
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from torch import Tensor
 
-from ckdsnn.analysis.style import STYLE
-from ckdsnn.demo.report import Cells, Spread
-from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
+from ckdsnn.analysis.figures import maps_figure, picture
+from ckdsnn.analysis.style import GREEN, GREY, ORANGE, SKY, STYLE, VERMILION
+from ckdsnn.cli.opened import open_run
+from ckdsnn.data import DigitsCanvas
+from ckdsnn.demo.report import OURS, Accuracies, gain
+from ckdsnn.losses import grad_cam_closed_form
+from ckdsnn.sweep.plan import Job, Plan
+from ckdsnn.sweep.table import Row, spread
 
-# Okabe and Ito's palette: told apart with any colour vision.
-COLOURS = {"ce": "#999999", "kd": "#E69F00", "samd": "#56B4E9", "nld": "#009E73", "samd_nld": "#D55E00"}
-RIGHT, WRONG = "#1a7f37", "#b3261e"
-
-
-class MapRow(NamedTuple):
-    """One row of the figure of maps: a name, maps [N, h, w] to lay over the images, and predictions [N]."""
-
-    name: str
-    maps: Tensor
-    predictions: Tensor
+COLOURS = (GREY, ORANGE, SKY, GREEN, VERMILION)  # of the cells
+SAMPLES = 8  # columns of the figure of maps
 
 
-def maps_figure(images: Tensor, targets: Tensor, corners: Tensor, side: int, rows: list[MapRow]) -> Figure:
-    """Input, teacher CAM and student SAMs of the same samples, one sample a column.
+def accuracy_figure(rows: Sequence[Row], reference: Accuracies | None) -> Figure:
+    """Bars of test accuracy and of the gain over CE with the same seed, every seed as a dot.
 
     Args:
-        images: [N, 1, H, W].
-        targets: int64 [N].
-        corners: int64 [N, 2], row and column of the box that holds the digit; `side` is its side in pixels.
-        rows: maps to draw under the inputs; each is scaled to its own range.
+        rows: of the table, the first one CE.
+        reference: of the runs that ship with the package: beside this run's gains, their mean and its confidence
+            interval.
     """
-    count, size = len(images), images.shape[-1]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.25 * count + 1.9, 1.42 * (len(rows) + 1) + 0.75), layout="constrained")
-        axes = figure.subplots(len(rows) + 1, count, squeeze=False)
-        for column in range(count):
-            _image(axes[0, column], images[column, 0], corners[column], side)
-            axes[0, column].set_title(f"digit {int(targets[column])}", loc="center", fontweight="normal")
-        _row_name(axes[0, 0], "input\n(box: the digit)")
-        for line, row in zip(axes[1:], rows, strict=True):
-            _row_name(line[0], row.name)
-            fine = F.interpolate(row.maps[:, None].float(), size=(size, size), mode="bilinear", align_corners=False)
-            for column, (axis, heat) in enumerate(zip(line, fine[:, 0], strict=True)):
-                _image(axis, images[column, 0], corners[column], side)
-                heat = heat - heat.amin()
-                axis.imshow((heat / heat.amax().clamp_min(1e-12)).numpy(), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
-                right = row.predictions[column] == targets[column]
-                axis.set_xlabel(
-                    f"says {int(row.predictions[column])}", color=RIGHT if right else WRONG, fontsize=9, labelpad=2
-                )
-        figure.suptitle("Where teacher and students look (bright: most)", x=0.01, ha="left", fontweight="bold")
-        return figure
-
-
-def _image(axis: Axes, image: Tensor, corner: Tensor, side: int) -> None:
-    axis.imshow(image.numpy(), cmap="gray", interpolation="nearest")
-    row, column = (int(value) - 0.5 for value in corner)
-    axis.add_patch(Rectangle((column, row), side, side, fill=False, edgecolor="#4fc3f7", linewidth=1.0))
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-
-
-def _row_name(axis: Axes, name: str) -> None:
-    axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
-
-
-def accuracy_figure(summary: dict[str, dict[str, Any]]) -> Figure:
-    """Bars of test accuracy and of the paired gain over CE, with standard deviations and every seed as a dot."""
+    run = {row.cell.label: row.values for row in rows}
+    first, *others = run
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        keys = list(STUDENTS)
-        _bars(left, keys, [summary[key]["accuracy"] for key in keys], summary)
-        teacher = Spread.of(summary[TEACHER]["accuracy"])
-        left.axvline(teacher.mean, color="black", linestyle="--", linewidth=1)
-        left.annotate(
-            f"ANN teacher {teacher.show('.1f')}",
-            (teacher.mean, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-        )
+        _bars(left, list(run), [list(values.values()) for values in run.values()], COLOURS, ".1f")
+        if teachers := next((list(row.teacher.values()) for row in rows if row.teacher), []):
+            mean, _ = spread(teachers)
+            left.axvline(mean, color="black", linestyle="--", linewidth=1)
+            left.annotate(
+                f"ANN teacher {mean:.1f}",
+                (mean, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(-4, 3),
+                textcoords="offset points",
+                ha="right",
+            )
         left.set_xlim(0, 100)
         left.set_xlabel("test accuracy at the last epoch, % (dots: seeds)")
-        gains = [key for key in keys if summary[key]["gain"] is not None]
-        _bars(right, gains, [summary[key]["gain"] for key in gains], summary, form="+.1f")
+        gains = [[run[cell][seed] - run[first][seed] for seed in run[cell]] for cell in others]
+        _bars(right, others, gains, COLOURS[1:], "+.1f")
         right.axvline(0, color="black", linewidth=1)
-        right.set_xlabel("gain over CE with the same seed, points")
+        right.set_xlabel(f"gain over {first} with the same seed, points")
+        if reference is not None:
+            known = [gain(reference, first, cell) for cell in others]
+            right.errorbar(
+                [difference.mean for difference in known],
+                [place - 0.2 for place in range(len(known))],
+                xerr=[difference.half_width or 0.0 for difference in known],
+                fmt="D",
+                color="black",
+                markersize=4,
+                capsize=3,
+                label=f"{known[0].n} seeds, mean and 95 % interval",
+            )
+            figure.legend(loc="outside lower right", frameon=False)
         return figure
 
 
-def _bars(
-    axis: Axes, keys: list[str], values: list[list[float]], summary: dict[str, dict[str, Any]], form: str = ".1f"
-) -> None:
-    spreads = [Spread.of(v) for v in values]
+def _bars(axis: Axes, names: Sequence[str], values: Sequence[list[float]], colours: Sequence[str], form: str) -> None:
+    spreads = [spread(v) for v in values]
     axis.barh(
-        range(len(keys)),
-        [s.mean for s in spreads],
-        xerr=None if spreads[0].std is None else [s.std for s in spreads],
-        color=[COLOURS[key] for key in keys],
+        range(len(names)),
+        [mean for mean, _ in spreads],
+        xerr=None if spreads[0][1] is None else [deviation or 0.0 for _, deviation in spreads],
+        color=list(colours),
         height=0.62,
         capsize=4,
         error_kw={"elinewidth": 1.2},
@@ -116,28 +86,38 @@ def _bars(
     for position, points in enumerate(values):
         if len(points) > 1:
             axis.plot(points, [position + 0.2] * len(points), "o", color="black", markersize=3, alpha=0.55)
-    labels = [f"{summary[key]['label']}\n{s.show(form)}" for key, s in zip(keys, spreads, strict=True)]
-    axis.set_yticks(range(len(keys)), labels)
+    shown = [f"{mean:{form}}" + ("" if d is None else f" ± {d:.1f}") for mean, d in spreads]
+    axis.set_yticks(range(len(names)), [f"{name}\n{text}" for name, text in zip(names, shown, strict=True)])
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
 
 
-def curves_figure(cells: Cells, settings: DemoSettings) -> Figure:
+def curve(job: Job, metric: str) -> tuple[list[int], list[float]]:
+    """Epochs and what the logs of a run have of a metric; every time that it goes on, it begins another log."""
+    found: dict[int, float] = {}
+    for path in sorted((job.run_folder / "logs").glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        with path.open(newline="") as file:
+            found |= {int(row["epoch"]) + 1: float(row[metric]) for row in csv.DictReader(file) if row.get(metric)}
+    return sorted(found), [found[epoch] for epoch in sorted(found)]
+
+
+def curves_figure(plan: Plan) -> Figure:
     """Accuracy on training and validation digits over the epochs: mean over seeds, band of one standard deviation."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
-        titles = {"train": f"{settings.student_samples} training digits", "validation": "300 validation digits"}
+        samples = plan.grid.cells[0].recipe["data"]["init_args"]["train_samples"]
+        titles = {"train": f"{samples} training digits", "val": "300 validation digits"}
         for axis, (part, title) in zip(axes, titles.items(), strict=True):
-            for key, student in STUDENTS.items():
-                curves = np.array([cells[seed, key][f"{part}_curve"] for seed in range(settings.seeds)])
-                epochs, runs = curves[0, :, 0], 100 * curves[:, :, 1]
+            for cell, colour in zip(plan.grid.cells, COLOURS, strict=True):
+                curves = [curve(student.job, f"{part}/accuracy") for student in plan.students if student.cell is cell]
+                epochs, runs = curves[0][0], 100 * np.array([values for _, values in curves])
                 mean = runs.mean(0)
                 marker = "" if part == "train" else "o"
-                axis.plot(epochs, mean, marker=marker, markersize=4, color=COLOURS[key], label=student.label)
-                if settings.seeds > 1:
+                axis.plot(epochs, mean, marker=marker, markersize=4, color=colour, label=cell.label)
+                if len(runs) > 1:
                     band = runs.std(0, ddof=1)
-                    axis.fill_between(epochs, mean - band, mean + band, color=COLOURS[key], alpha=0.13, linewidth=0)
+                    axis.fill_between(epochs, mean - band, mean + band, color=colour, alpha=0.13, linewidth=0)
             axis.set_title(title)
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -147,3 +127,37 @@ def curves_figure(cells: Cells, settings: DemoSettings) -> Figure:
         axes[0].set_ylim(0, 101)
         axes[1].legend(loc="best", frameon=False)
         return figure
+
+
+@torch.no_grad()
+def maps_of(plan: Plan) -> Figure:
+    """Where the teacher and two students of the first seed look: the first test digit of each of the first classes."""
+    jobs = {student.cell.label: student for student in plan.students if student.seed == plan.grid.seeds[0]}
+    teacher_job = jobs[OURS].teacher
+    assert teacher_job is not None
+    rows: list[tuple[str, Any, Any]] = []
+    for cell in ("CE", OURS):
+        teacher = str(teacher_job.run_folder / "last.ckpt")
+        run = open_run(jobs[cell].job.folder, teacher=teacher, device="cpu")
+        data = cast(DigitsCanvas, run.data)
+        data.setup("test")
+        images, targets, *_ = data.arrays("test")
+        chosen = torch.tensor([int((targets == digit).nonzero()[0]) for digit in range(SAMPLES)])
+        images, targets = images[chosen], targets[chosen]
+
+        def says(logits: torch.Tensor, targets: torch.Tensor = targets) -> list[str]:
+            answers = logits.argmax(1)
+            return [
+                f"{'✓' if a == t else '✗'} says {a}" for a, t in zip(answers.tolist(), targets.tolist(), strict=True)
+            ]
+
+        if not rows:
+            assert run.teacher is not None
+            seen = run.teacher(images)
+            cam = grad_cam_closed_form(seen.features[run.teacher.num_stages], seen.classifier_weight, targets)
+            rows.append(("ANN teacher\nGrad-CAM", cam, says(seen.logits)))
+        answer = run.network(images)
+        rows.append((f"SNN, {cell}\nspike map", answer.sams[run.network.num_stages], says(answer.logits)))
+    corners, side = data.test_boxes()
+    titles = [f"digit {target}" for target in targets.tolist()]
+    return maps_figure([picture(image) for image in images], titles, rows, (corners[chosen], side))

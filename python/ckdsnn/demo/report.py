@@ -1,99 +1,104 @@
-"""Numbers of the demo: mean and deviation over seeds, paired gains, the table and what may be said about it."""
+"""What the demo's numbers show and what they do not, in words."""
 
 from __future__ import annotations
 
-import statistics
-from typing import Any, NamedTuple
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
+from ckdsnn.sweep.table import Difference, Row, paired_difference
 
-Cells = dict[tuple[int, str], dict[str, Any]]
+OURS, BASELINES = "SAMD + NLD", ("CE", "KD")
+# `runs.csv` of `ckdsnn sweep demo --set seeds=30`: what 30 seeds of the same setting gave.
+REFERENCE = Path(__file__).with_name("seeds30.csv")
 
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds (None for a single seed)."""
-
-    mean: float
-    std: float | None
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-    def show(self, form: str) -> str:
-        return format(self.mean, form) + (f" ± {self.std:{form.lstrip('+')}}" if self.std is not None else "")
+Accuracies = Mapping[str, Mapping[int, float]]  # by cell and seed, in percent
 
 
-def summarise(cells: Cells, settings: DemoSettings) -> dict[str, dict[str, Any]]:
-    """Per method: test accuracy (%) at the last epoch, gain over CE (points) with the same seed, firing rate, seconds.
+def read_reference(path: Path = REFERENCE) -> Accuracies | None:
+    """Test accuracies of the runs that ship with the package; None: none do."""
+    if not path.exists():
+        return None
+    found: dict[str, dict[int, float]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["label"], {})[int(row["seed"])] = 100 * float(row["test/accuracy"])
+    return found
+
+
+def gain(of: Accuracies, baseline: str, cell: str = OURS) -> Difference:
+    """Of a cell over a baseline, paired by seed."""
+    difference = paired_difference(of[cell], of[baseline], lower=False)
+    if difference is None:
+        raise ValueError(f"{cell} and {baseline} have no seed in common")
+    return difference
+
+
+def seeds_to_show(difference: Difference, most: int = 1000) -> int | None:
+    """How many seeds it takes to show a difference of that size: that many have a 95 % confidence interval without 0 if
+    they come out as the ones that are known; None: more than `most`, or there is none.
+
+    Example:
+        >>> from ckdsnn.sweep.table import Difference
+        >>> seeds_to_show(Difference(mean=5.0, half_width=1.0, ahead=30, n=30))
+        4
+    """
+    from scipy.stats import t
+
+    if difference.half_width is None or difference.mean <= 0:
+        return None
+    deviation = difference.half_width / float(t.ppf(0.975, difference.n - 1)) * difference.n**0.5
+    for n in range(2, most + 1):
+        if float(t.ppf(0.975, n - 1)) * deviation / n**0.5 < difference.mean:
+            return n
+    return None
+
+
+def first_line(seeds: int, reference: Accuracies | None) -> str:
+    """What so many seeds can show, as the runs say that ship with the package."""
+    if reference is None:
+        return ""
+    said = []
+    for baseline in BASELINES:
+        difference = gain(reference, baseline)
+        needed = seeds_to_show(difference)
+        can = "can" if needed is not None and needed <= seeds else "cannot"
+        takes = "" if can == "can" else f", it takes {needed}" if needed else ", nor can a thousand"
+        said.append(
+            f"{can} show that {OURS} is ahead of {baseline} ({difference.n} seeds: {_shown(difference)}{takes})"
+        )
+    return f"{seeds} seed{'s' if seeds > 1 else ''} {said[0]}, and {said[1]}."
+
+
+def statement(rows: Sequence[Row], reference: Accuracies | None, *, quick: bool) -> str:
+    """What the numbers of this run show and what they do not.
 
     Args:
-        cells: results by (seed, "teacher" or a key of STUDENTS); complete.
-        settings: says how many seeds there are.
+        rows: of the table; all cells of the demo.
+        reference: accuracies of the runs that ship with the package.
+        quick: whether the run was a shortened one.
     """
-    seeds = range(settings.seeds)
-    summary: dict[str, dict[str, Any]] = {}
-    for key in (TEACHER, *STUDENTS):
-        accuracy = [100 * cells[seed, key]["test_accuracy"] for seed in seeds]
-        entry: dict[str, Any] = {
-            "label": "ANN teacher" if key == TEACHER else STUDENTS[key].label,
-            "accuracy": accuracy,
-            "seconds": [cells[seed, key]["seconds"] for seed in seeds],
-            "gain": None,
-            "firing_rate": None,
-        }
-        if key != TEACHER:
-            entry["firing_rate"] = [cells[seed, key]["firing_rate"] for seed in seeds]
-        if key not in (TEACHER, "ce"):
-            entry["gain"] = [
-                a - 100 * cells[seed, "ce"]["test_accuracy"] for seed, a in zip(seeds, accuracy, strict=True)
-            ]
-        summary[key] = entry
-    return summary
-
-
-def table(summary: dict[str, dict[str, Any]]) -> str:
-    """The summary as a text table."""
-    seeds = len(next(iter(summary.values()))["accuracy"])
-    head = ["", "test accuracy %", "gain over CE", "seeds better", "firing rate", "time s"]
-    rows = []
-    for entry in summary.values():
-        gain, rate = entry["gain"], entry["firing_rate"]
-        rows.append(
-            [
-                entry["label"],
-                Spread.of(entry["accuracy"]).show(".1f"),
-                Spread.of(gain).show("+.1f") if gain else "",
-                f"{sum(g > 0 for g in gain)} of {seeds}" if gain else "",
-                Spread.of(rate).show(".3f") if rate else "",
-                Spread.of(entry["seconds"]).show(".0f"),
-            ]
-        )
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()
-
-    rule = "-" * len(line(head))
-    return "\n".join([line(head), rule, line(rows[0]), rule, *map(line, rows[1:])])
-
-
-def statement(summary: dict[str, dict[str, Any]], settings: DemoSettings) -> str:
-    """What the numbers of this run show and what they do not, in words."""
-    seeds = settings.seeds
-    ours, kd = summary["samd_nld"]["accuracy"], summary["kd"]["accuracy"]
-    over_ce = Spread.of(summary["samd_nld"]["gain"])
-    over_kd = Spread.of([a - b for a, b in zip(ours, kd, strict=True)])
-    count = f"{seeds} seed" + ("s" if seeds > 1 else "")
-    lines = [
-        f"Test accuracy at the last epoch, mean ± standard deviation over {count}; gains are paired by seed (points).",
-        f"In this run SAMD + NLD is {over_ce.show('+.1f')} over CE and {over_kd.show('+.1f')} over KD.",
-        "This run does not show that SAMD + NLD beats KD: with so few seeds one seed can reverse any difference here.",
-        "Ten seeds of a prototype of this setting gave SAMD + NLD over CE +4.7 ± 2.8 (ahead in all ten) but over KD",
-        "only +1.4 ± 3.7 (p = .27): there the gain over CE is established, the gain over KD is not. The setting was",
-        "chosen, out of six, because SAMD + NLD did best in it on validation data, so it favours the method.",
-    ]
-    if settings.student_epochs < DemoSettings.student_epochs:
+    run = {row.cell.label: row.values for row in rows}
+    seeds = len(run[OURS])
+    lines = ["Test accuracy at the last epoch, mean ± standard deviation; differences are paired by seed (points)."]
+    lines += [f"In this run {OURS} is {_shown(gain(run, b))} over {b}: {_verdict(gain(run, b))}." for b in BASELINES]
+    if reference is not None:
+        lines.append(first_line(seeds, reference))
+    if quick:
         lines.append("This was a shortened run: it shows that everything works, its accuracies mean nothing.")
     return "\n".join(lines)
+
+
+def _shown(difference: Difference) -> str:
+    if difference.half_width is None:
+        return f"{difference.mean:+.1f}"
+    low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
+    return f"{difference.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _verdict(difference: Difference) -> str:
+    if difference.half_width is None:
+        return "one seed shows no difference"
+    if abs(difference.mean) > difference.half_width:
+        return "the 95 % confidence interval is without 0"
+    return "not shown, the 95 % confidence interval has 0 in it"

@@ -1,86 +1,90 @@
-"""The demo from the first training to the figures."""
+"""The demo from the first training to the figures: the packaged grid `demo`, and a page that says what came out."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
-from matplotlib.figure import Figure
 
 from ckdsnn.analysis.style import write_figure
-from ckdsnn.checkpoint import provenance, write_text_atomically
-from ckdsnn.demo.cells import load_cell
-from ckdsnn.demo.figures import MapRow, accuracy_figure, curves_figure, maps_figure
-from ckdsnn.demo.report import statement, summarise, table
-from ckdsnn.demo.schedule import run_cells
-from ckdsnn.demo.settings import STUDENTS, TEACHER, DemoSettings
-from ckdsnn.losses import grad_cam_closed_form
+from ckdsnn.cli.stopping import Terminated
+from ckdsnn.demo.figures import accuracy_figure, curves_figure, maps_of
+from ckdsnn.demo.report import first_line, read_reference, statement
 from ckdsnn.run_folder import alone_in, check_writable
+from ckdsnn.sweep.command import say_failed
+from ckdsnn.sweep.grid import Grid, load_grid
+from ckdsnn.sweep.output import write_tables
+from ckdsnn.sweep.plan import make_plan
+from ckdsnn.sweep.progress import Progress
+from ckdsnn.sweep.run import places, run_jobs
+from ckdsnn.sweep.table import text_table
 
-SAMPLES = 8  # columns of the figure of maps
+# Two epochs each: shows that everything works.
+QUICK = (
+    "seeds=1",
+    "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
+    "teacher={data.train_samples: null, data.batch_size: 64, model.teacher.epochs: 2}",
+)
 
 
-def run_demo(settings: DemoSettings, out: Path, *, processes: int | None = None, fresh: bool = False) -> dict[str, Any]:
-    """Trains what is missing, prints the table and writes `results.json` and the figures.
+def demo_grid(seeds: int | None = None, *, quick: bool = False) -> Grid:
+    """The grid `demo`.
 
     Args:
-        settings: seeds and sizes.
-        out: folder; holds `results.json`, `figures/` and, per seed and training, logs, checkpoint and result.
+        seeds: how many, from 0 on; None: as the grid has it, and one where it is quick.
+        quick: two epochs each.
+
+    Example:
+        >>> [cell.label for cell in demo_grid().cells], demo_grid(quick=True).seeds
+        (['CE', 'KD', 'SAMD', 'NLD', 'SAMD + NLD'], (0,))
+    """
+    settings = [*(QUICK if quick else ()), *([] if seeds is None else [f"seeds={seeds}"])]
+    return load_grid("demo", settings)
+
+
+def run_demo(
+    out: Path, *, seeds: int | None = None, quick: bool = False, processes: int | None = None, fresh: bool = False
+) -> int:
+    """Trains what is missing, prints table and statement, and writes tables and figures.
+
+    Args:
+        out: folder of the sweep; the figures are in `figures/`.
+        seeds: see :func:`demo_grid`.
+        quick: see :func:`demo_grid`.
         processes: trainings at a time; None: one for each core this process may use.
         fresh: delete earlier trainings first.
 
     Returns:
-        The content of `results.json`.
+        The exit status: 1 where a training failed.
     """
     started = time.perf_counter()
     check_writable(out)
-    # Two in one folder would delete each other's unfinished trainings.
+    grid = demo_grid(seeds, quick=quick)
+    plan = make_plan(grid, out)
     with alone_in(out, "demo"):
         if fresh:
-            for folder in out.glob("seed[0-9]*"):
-                shutil.rmtree(folder)
-        cells = run_cells(out, settings, processes or len(os.sched_getaffinity(0)))
-    summary = summarise(cells, settings)
-    results = {
-        "settings": dataclasses.asdict(settings),
-        "summary": summary,
-        "cells": [
-            {name: value for name, value in result.items() if name != "settings"} for _, result in sorted(cells.items())
-        ],
-        "seconds": time.perf_counter() - started,
-        **provenance(),
-    }
-    write_text_atomically(json.dumps(results, indent=1), out / "results.json")
-    write_figure(accuracy_figure(summary), out / "figures" / "accuracy.png")
-    write_figure(curves_figure(cells, settings), out / "figures" / "curves.png")
-    write_figure(_maps(out, settings), out / "figures" / "maps.png")
-    print(f"\n{table(summary)}\n\n{statement(summary, settings)}\n")
-    print(f"{time.perf_counter() - started:.0f} s; results in {out / 'results.json'}, figures in {out / 'figures'}")
-    return results
-
-
-@torch.no_grad()
-def _maps(out: Path, settings: DemoSettings) -> Figure:
-    """The figure of maps for the first test digits of seed 0, one of each of the first classes."""
-    data = settings.student_data(seed=0)
-    data.setup("test")
-    images, targets = data.arrays("test")
-    chosen = torch.tensor([int((targets == digit).nonzero()[0]) for digit in range(SAMPLES)])
-    images, targets = images[chosen], targets[chosen]
-    teacher = load_cell(out, 0, TEACHER, settings).network
-    answer = teacher(images)
-    cam = grad_cam_closed_form(answer.features[teacher.num_stages], answer.classifier_weight, targets)
-    rows = [MapRow("ANN teacher\nGrad-CAM", cam, answer.logits.argmax(1))]
-    for key in ("ce", "samd_nld"):
-        student = load_cell(out, 0, key, settings).network
-        answer = student(images)
-        sam = answer.sams[student.num_stages]
-        rows.append(MapRow(f"SNN, {STUDENTS[key].label}\nspike map", sam, answer.logits.argmax(1)))
-    corners, side = data.test_boxes()
-    return maps_figure(images, targets, corners[chosen], side, rows)
+            for name in ("teachers", *(cell.folder for cell in grid.cells)):
+                shutil.rmtree(out / name, ignore_errors=True)
+        plan.check_folders()
+        plan.write_recipes()
+        reference = read_reference()
+        if not quick and (said := first_line(len(grid.seeds), reference)):
+            print(said, flush=True)
+        at = places(processes, [], 1)
+        try:
+            with Progress("demo", plan.jobs, len(at)) as progress:
+                outcome = run_jobs(plan.jobs, at, progress.end, watch=progress.watch)
+        except (KeyboardInterrupt, Terminated):
+            write_tables(plan)
+            raise
+        rows = write_tables(plan)
+    if outcome.failed:
+        return say_failed(outcome, len(plan.jobs))
+    figures = out / "figures"
+    write_figure(accuracy_figure(rows, None if quick else reference), figures / "accuracy.png")
+    write_figure(curves_figure(plan), figures / "curves.png")
+    write_figure(maps_of(plan), figures / "maps.png")
+    print(f"\n{text_table(grid, rows)}\n\n{statement(rows, None if quick else reference, quick=quick)}\n")
+    print(f"{time.perf_counter() - started:.0f} s; tables in {out / 'table.csv'} and runs.csv, figures in {figures}")
+    return 0

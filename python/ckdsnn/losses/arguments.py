@@ -24,14 +24,6 @@ def check_number(value: Any, name: str, *, above: float | None = None, low: floa
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def check_in_unit_interval(value: Any, name: str) -> None:
-    """Raises TypeError unless ``value`` is a number, ValueError unless it is in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-
-
 def check_temperature(value: Any, name: str = "temperature") -> None:
     """Raises TypeError unless ``value`` is a number, ValueError unless it is finite and > 0."""
     check_number(value, name, above=0)
@@ -43,12 +35,12 @@ def check_weights(**weights: Any) -> None:
         check_number(value, name, low=0)
 
 
-def check_whole(value: Any, name: str, *, low: int | None = None, hint: str = "") -> None:
+def check_whole(value: Any, name: str, *, low: int | None = None) -> None:
     """Raises TypeError unless ``value`` is a whole number, ValueError unless it is >= ``low``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if low is not None and int(value) < low:
-        raise ValueError(f"{name} must be >= {low}{hint}, got {value}")
+        raise ValueError(f"{name} must be >= {low}, got {value}")
 
 
 def check_flag(value: Any, name: str) -> None:
@@ -63,21 +55,6 @@ def check_choice(value: Any, name: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
-def as_stages(value: Any, name: str) -> tuple[int, ...]:
-    """``value``, one stage or several, as a tuple.
-
-    Raises:
-        TypeError: something else than whole numbers.
-        ValueError: no stage.
-    """
-    stages = (value,) if isinstance(value, (int, str)) or not isinstance(value, Sequence) else tuple(value)
-    if not stages:
-        raise ValueError(f"{name} must name at least one stage, got none")
-    for stage in stages:
-        check_whole(stage, f"each of {name}")
-    return stages
-
-
 def check_tensor(value: Any, name: str) -> None:
     """Raises TypeError unless ``value`` is a floating-point tensor."""
     if not isinstance(value, Tensor):
@@ -86,19 +63,23 @@ def check_tensor(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be of a floating-point dtype, got {value.dtype}")
 
 
-def check_target(target: Any, batch: int, num_classes: int) -> None:
+def check_target(target: Any, batch: int, num_classes: int, *size: int) -> None:
     """Raises TypeError unless ``target`` is an int64 tensor, ValueError unless it is ``[batch]`` of existing classes.
+
+    Of pixels, where ``size`` is H, W, it is ``[batch, H, W]``.
 
     Classes are looked at on the CPU only; a GPU would have to be waited for.
     """
+    each = "pixel" if size else "sample"
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor, got {target!r}")
     if target.dtype != torch.int64:
-        raise TypeError(f"target must be int64, one class a sample, got {target.dtype}")
-    if target.shape != (batch,):
-        raise ValueError(f"target must be [{batch}], one class a sample, got {list(target.shape)}")
+        raise TypeError(f"target must be int64, one class a {each}, got {target.dtype}")
+    if target.shape != (batch, *size):
+        raise ValueError(f"target must be {[batch, *size]}, one class a {each}, got {list(target.shape)}")
     if target.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    for number in target.tolist():
-        if not 0 <= number < num_classes:
-            raise ValueError(f"target must hold classes from 0 to {num_classes - 1}, got {number}")
+    classes = target.flatten().tolist()
+    if classes and not (min(classes) >= 0 and max(classes) < num_classes):
+        wrong = min(classes) if min(classes) < 0 else max(classes)
+        raise ValueError(f"target must hold classes from 0 to {num_classes - 1}, got {wrong}")

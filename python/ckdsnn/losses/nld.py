@@ -17,19 +17,30 @@ NOISES = ("adaptive", "fixed", "none")
 DISTRIBUTIONS = ("gaussian", "laplace", "uniform", "gumbel")
 MIXINGS = ("logits", "probabilities")
 SPREADS = ("std", "variance")
+MATCHES = ("std", "mean_abs")
 _EULER_GAMMA = 0.5772156649015329
+# E|n| of each distribution at mean 0 and variance 1.  Gumbel's is 2*Ein(exp(-gamma))*sqrt(6)/pi.
+_MEAN_ABS = {
+    "gaussian": math.sqrt(2 / math.pi),
+    "laplace": math.sqrt(1 / 2),
+    "uniform": math.sqrt(3) / 2,
+    "gumbel": 0.7664954154322925,
+}
 
 
-def standard_noise(like: Tensor, distribution: str, generator: torch.Generator) -> Tensor:
-    """Noise of mean 0 and variance 1, in the shape, dtype and device of ``like``, drawn on the generator's device.
+def standard_noise(like: Tensor, distribution: str, generator: torch.Generator, match: str = "std") -> Tensor:
+    """Noise of mean 0, in the shape, dtype and device of ``like``, drawn on the generator's device.
 
     Args:
         distribution: ``"gaussian"``, ``"laplace"``, ``"uniform"`` or ``"gumbel"``.
+        match: in what the distributions agree: ``"std"``, standard deviation 1; or ``"mean_abs"``, the mean absolute
+            value of a standard gaussian, ``sqrt(2/pi)``, so that gaussian noise is the same with either.
 
     Raises:
-        ValueError: unknown distribution.
+        ValueError: unknown distribution or match.
     """
     check_choice(distribution, "distribution", DISTRIBUTIONS)
+    check_choice(match, "match", MATCHES)
     noise = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
     if distribution == "gaussian":
         noise.normal_(generator=generator)
@@ -44,7 +55,30 @@ def standard_noise(like: Tensor, distribution: str, generator: torch.Generator) 
             noise = -centred.sign() * torch.log1p(-2 * centred.abs() + limits.eps) / math.sqrt(2)
         else:
             noise = (-torch.log(-torch.log(u)) - _EULER_GAMMA) * (math.sqrt(6) / math.pi)
+        if match == "mean_abs":
+            noise = noise * (_MEAN_ABS["gaussian"] / _MEAN_ABS[distribution])
     return noise.to(like.device)
+
+
+def strength_prior(log_ratio: Tensor) -> Tensor:
+    """``(r^2 - 1)/2 - log r`` with r a learnt strength over the one that it started with: what keeps it from 0.
+
+    The divergence, for each logit in nats, of gaussian noise of the learnt strength from that of the starting one,
+    ``KL(N(0, strength^2) || N(0, start^2))``: 0 at the start, without bound towards zero.  (Variational dropout learns
+    its noise under such a divergence: Kingma, Salimans, Welling, NeurIPS 2015.)  Without it nothing holds the strength:
+    NLD's divergence is convex in the logits, so noise of mean 0 that is added to them makes it larger on average,
+    whatever the student says, and the gradient points to no noise at all.
+
+    Args:
+        log_ratio: ``log(strength/start)``, [].
+
+    Example:
+        >>> import torch
+        >>> from ckdsnn.losses.nld import strength_prior
+        >>> strength_prior(torch.tensor([1.0, 0.5]).log())
+        tensor([0.0000, 0.3181])
+    """
+    return torch.expm1(2 * log_ratio) / 2 - log_ratio
 
 
 def nld_loss(
@@ -60,6 +94,7 @@ def nld_loss(
     sigma: float | None = None,
     mixing: str = "logits",
     detach_statistics: bool = True,
+    match: str | None = None,
 ) -> Tensor:
     """``tau^2 * KL(softmax(z_te / tau) || p_soft)``, mean over the batch, with noise in p_soft.
 
@@ -70,9 +105,9 @@ def nld_loss(
     probabilities  ``(1 - lambda)*softmax(z_st / tau) + lambda*softmax(eps / tau)``
     ============== =====================================================================================
 
-    ``eps = s*n`` with n of mean 0 and variance 1, and s the standard deviation of each sample's z_st over classes
-    (its variance with ``spread="variance"``; ``sigma`` with ``noise="fixed"``).  The paper adds the mean of z_st to
-    eps as well: a constant over classes, which every softmax above cancels, so it is left out.
+    ``eps = s*n`` with n of mean 0 and variance 1 (or another ``match``), and s the standard deviation of each sample's
+    z_st over classes (its variance with ``spread="variance"``; ``sigma`` with ``noise="fixed"``).  The paper adds the
+    mean of z_st to eps as well: a constant over classes, which every softmax above cancels, so it is left out.
 
     CKDSNN (arXiv 2511.06902), section "NLD": adaptive gaussian noise in the logits, lambda 0.1, tau 2.  Its released
     code mixes probabilities, takes the variance for the spread, and lets gradients flow through it.
@@ -85,11 +120,13 @@ def nld_loss(
         noise: ``"adaptive"``, ``"fixed"`` (needs ``sigma``) or ``"none"`` (plain distillation).
         strength: lambda >= 0 (default 0.1), or a scalar tensor that learns it; in [0, 1] with mixing="probabilities",
             where the value of a tensor is clamped to that.
-        distribution: see :func:`standard_noise` (default gaussian).
+        distribution: see :func:`~ckdsnn.losses.nld.standard_noise` (default gaussian).
         spread: ``"std"`` (default) or ``"variance"``; only with ``noise="adaptive"``.
         sigma: standard deviation > 0 of fixed noise.
         mixing: ``"logits"`` or ``"probabilities"``.
         detach_statistics: no gradient through s; only with ``noise="adaptive"`` does it make a difference.
+        match: what n has in common with noise of other distributions, see
+            :func:`~ckdsnn.losses.nld.standard_noise` (default std).
 
     Returns:
         A float32 scalar (float64 for float64), also under autocast.
@@ -106,7 +143,7 @@ def nld_loss(
         True
     """
     check_logits(student_logits, teacher_logits)
-    check_nld_options(temperature, noise, strength, distribution, spread, sigma, mixing, detach_statistics)
+    check_nld_options(temperature, noise, strength, distribution, spread, sigma, mixing, detach_statistics, match)
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
     student_logits, teacher_logits = full_precision(student_logits), full_precision(teacher_logits.detach())
@@ -114,7 +151,7 @@ def nld_loss(
         return temperature**2 * kl_divergence(teacher_logits, student_logits, temperature)
 
     log_soft = smoothed(
-        student_logits, generator, temperature, strength, distribution, spread, sigma, mixing, detach_statistics
+        student_logits, generator, temperature, strength, distribution, spread, sigma, mixing, detach_statistics, match
     )
     with outside_autocast(student_logits):
         target = torch.log_softmax(teacher_logits / temperature, 1)
@@ -131,11 +168,12 @@ def smoothed(
     sigma: float | None = None,
     mixing: str = "logits",
     detach_statistics: bool = True,
+    match: str | None = None,
 ) -> Tensor:
     """``log p_soft`` of :func:`nld_loss`, [B, K], for logits [B, K] in float32 or float64 and checked options."""
     strength = 0.1 if strength is None else strength
     with outside_autocast(logits):
-        eps = standard_noise(logits, distribution or "gaussian", generator)
+        eps = standard_noise(logits, distribution or "gaussian", generator, match or "std")
         if sigma is not None:
             eps = eps * sigma
         else:
@@ -170,6 +208,7 @@ def check_nld_options(
     sigma: Any,
     mixing: Any,
     detach_statistics: Any,
+    match: Any = None,
 ) -> None:
     """Raises ValueError where the options of :func:`nld_loss` are unknown, out of range or contradict each other.
 
@@ -179,10 +218,13 @@ def check_nld_options(
     check_choice(noise, "noise", NOISES)
     check_choice("gaussian" if distribution is None else distribution, "distribution", DISTRIBUTIONS)
     check_choice("std" if spread is None else spread, "spread", SPREADS)
+    check_choice("std" if match is None else match, "match", MATCHES)
     check_choice(mixing, "mixing", MIXINGS)
     check_flag(detach_statistics, "detach_statistics")
     if noise == "none":
-        unused = {"strength": strength, "distribution": distribution, "spread": spread, "sigma": sigma}
+        unused = {
+            "strength": strength, "distribution": distribution, "match": match, "spread": spread, "sigma": sigma
+        }  # fmt: skip
         for name, value in unused.items():
             if value is not None:
                 raise ValueError(f"{name}={value!r} is not used with noise='none'; leave it out")

@@ -25,9 +25,9 @@ class FrozenTeacher(nn.Module):
             statistics.
 
     Call:
-        images and target [B] -> :class:`ANNOutput` whose ``cams`` and ``features`` hold what the method asked for,
-        keyed by the stages as the method named them.  All tensors are detached.  In eval mode they depend on each
-        (image, target) alone, so that they may be cached.
+        images and target [B] (or [B, H, W], of a teacher that classifies pixels) -> :class:`ANNOutput` whose ``cams``
+        and ``features`` hold what the method asked for, keyed by the stages as the method named them.  All tensors are
+        detached.  In eval mode they depend on each (image, target) alone, so that they may be cached.
 
     Raises:
         TypeError: a model that is no ANN (a spiking network, a plain module: wrap it in
@@ -106,7 +106,8 @@ class FrozenTeacher(nn.Module):
         if not isinstance(images, Tensor) or not images.is_floating_point():
             raise TypeError(f"images must be a tensor of floats, got {getattr(images, 'dtype', type(images).__name__)}")
         if images.dim() > 3:
-            check_target(target, images.shape[-4], self.model.num_classes)
+            size = images.shape[-2:] if self.model.dense else ()
+            check_target(target, images.shape[-4], self.model.num_classes, *size)
 
     def _needs_autograd(self, stage: int) -> bool:
         is_last = resolve_stage(stage, self.num_stages) == self.num_stages

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .base import ANN
 from .folded import FoldedConv
-from .layout import RESNET19, RESNET20, RESNET20_DVS, ResNetLayout, conv3x3, projection, small_layout
+from .layout import (
+    RESNET19,
+    RESNET20,
+    RESNET20_DVS,
+    LayoutOptions,
+    ResNetLayout,
+    ScaledLayout,
+    SmallLayout,
+    conv3x3,
+    projection,
+)
 from .outputs import ANNOutput
 from .registry import register_model
 
@@ -62,11 +73,11 @@ class ANNResNet(ANN):
             first = BasicBlock(channels, width, stride)
             self.stages.append(nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1))))
             channels = width
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier: nn.Module = nn.Linear(channels, num_classes)
 
     @property
     def classifier_weight(self) -> Tensor:
-        return self.classifier.weight
+        return cast(Tensor, self.classifier.weight)
 
     def fold(self) -> None:
         """Makes every normalisation, which in eval mode is a scale and a shift a channel, a part of the convolution
@@ -85,30 +96,45 @@ class ANNResNet(ANN):
             if number == differentiable_from:
                 x = x.detach().requires_grad_()
             features[number] = x
-        return ANNOutput(self.classifier(x.mean((2, 3))), features, self.classifier_weight)
+        return ANNOutput(self.classify(features), features, self.classifier_weight)
+
+    def classify(self, features: dict[int, Tensor]) -> Tensor:
+        """Logits from the features of all stages."""
+        logits: Tensor = self.classifier(features[self.num_stages].mean((2, 3)))
+        return logits
+
+
+@dataclass(frozen=True)
+class ANNResNetOptions(LayoutOptions):
+    def build(self, num_classes: int, in_channels: int) -> ANNResNet:
+        return ANNResNet(self.layout, num_classes, in_channels)
 
 
 @register_model("ann_resnet19")
-def ann_resnet19(num_classes: int, in_channels: int = 3, width: float = 1.0) -> ANNResNet:
-    """ResNet-19: 3, 3, 2 blocks at 128, 256, 512 channels; ``width`` multiplies all channel counts."""
-    return ANNResNet(RESNET19.scaled(width), num_classes, in_channels)
+@dataclass(frozen=True)
+class ANNResNet19(ScaledLayout, ANNResNetOptions):
+    """ResNet-19: 3, 3, 2 blocks at 128, 256, 512 channels."""
+
+    full = RESNET19
 
 
 @register_model("ann_resnet20")
-def ann_resnet20(num_classes: int, in_channels: int = 3, width: float = 1.0) -> ANNResNet:
-    """ResNet-20: 3, 3, 3 blocks at 16, 32, 64 channels; ``width`` multiplies all channel counts."""
-    return ANNResNet(RESNET20.scaled(width), num_classes, in_channels)
+@dataclass(frozen=True)
+class ANNResNet20(ScaledLayout, ANNResNetOptions):
+    """ResNet-20: 3, 3, 3 blocks at 16, 32, 64 channels."""
+
+    full = RESNET20
 
 
 @register_model("ann_resnet20_dvs")
-def ann_resnet20_dvs(num_classes: int, in_channels: int = 2, width: float = 1.0) -> ANNResNet:
+@dataclass(frozen=True)
+class ANNResNet20DVS(ScaledLayout, ANNResNetOptions):
     """The ResNet-20 of CIFAR10-DVS: three stem convolutions, 2, 2, 2, 2 blocks at 64 to 512 channels."""
-    return ANNResNet(RESNET20_DVS.scaled(width), num_classes, in_channels)
+
+    full, default_channels = RESNET20_DVS, 2
 
 
 @register_model("ann_resnet_small")
-def ann_resnet_small(
-    num_classes: int, in_channels: int = 1, widths: Sequence[int] = (12, 24, 48), blocks: Sequence[int] = (1, 1, 1)
-) -> ANNResNet:
+@dataclass(frozen=True)
+class ANNResNetSmall(SmallLayout, ANNResNetOptions):
     """A residual network small enough for a laptop CPU."""
-    return ANNResNet(small_layout(widths, blocks), num_classes, in_channels)

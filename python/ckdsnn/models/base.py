@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,12 @@ class ANN(nn.Module):
         num_classes: K.
         in_channels: channels of the images.
         stage_channels: channels of the features of stages 1, 2, ...
+
+    Attributes:
+        dense: whether it classifies pixels: logits are [B, K, H, W].
     """
+
+    dense: ClassVar[bool] = False
 
     def __init__(self, num_classes: int, in_channels: int, stage_channels: Sequence[int]) -> None:
         super().__init__()
@@ -62,8 +68,8 @@ class ANN(nn.Module):
 class SNN(nn.Module):
     """A spiking network in stages, over ``time_steps`` steps.
 
-    A subclass ends its ``__init__`` by making ``self.head`` (see :func:`classifier_head`), and its ``forward`` by
-    :meth:`finish`.
+    A subclass ends its ``__init__`` by making ``self.head`` (see :func:`~ckdsnn.models.base.classifier_head`), and its
+    ``forward`` by :meth:`finish`.
 
     Args:
         num_classes: K.
@@ -72,10 +78,14 @@ class SNN(nn.Module):
         stage_channels: channels of the features of stages 1, 2, ...
         sam_stages: stages whose spike activation map is returned, negative ones counted from the end.
 
+    Attributes:
+        dense: whether it classifies pixels: logits are [B, K, H, W].
+
     Raises:
         ValueError: time_steps < 1, a stage that does not exist.
     """
 
+    dense: ClassVar[bool] = False
     head: nn.Module
 
     def __init__(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ckdsnn.files import load_tensors
+from ckdsnn.option_types import OneOf, Within
+from ckdsnn.registry import nearest
 
 from .base import ANN
 from .outputs import ANNOutput
-from .registry import nearest, register_model
+from .registry import ModelOptions, register_model
 
 LAYOUTS = ("channels_first", "channels_last", "tokens")
 
@@ -226,30 +229,23 @@ class HookedANN(ANN):
 
 
 @register_model("external")
-def external(
-    num_classes: int,
-    source: str,
-    layers: Sequence[str],
-    image_size: int,
-    in_channels: int = 3,
-    layout: str = "channels_first",
-    prefix_tokens: int | None = None,
-    classifier: str | None = None,
-    model_options: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    trainable: Sequence[str] | None = None,
-) -> HookedANN:
+@dataclass(frozen=True)
+class External(ModelOptions):
     """A network from another library, or your own, as a teacher; see :class:`HookedANN`.
 
-    Args:
-        num_classes: K.
-        source: ``"timm:NAME"``, ``"torchvision:NAME"``, or ``"package.module:name"`` of a class or function that takes
+    Attributes:
+        source: ``timm:NAME``, ``torchvision:NAME``, or ``package.module:name`` of a class or function that takes
             ``model_options`` and returns an nn.Module; it is imported and called.  The first two get the number of
             classes by themselves, timm also that of channels.
-        layers, image_size, in_channels, layout, prefix_tokens, classifier, trainable: see :class:`HookedANN`.
+        layers: names of the modules whose outputs are the features of stages 1, 2, ...
+        image_size: what the model takes; images of another size are resized.
+        layout: of the layers' outputs.
+        prefix_tokens: tokens before those of the image, e.g. 1 for a class token; None: as many as the model says.
+        classifier: name of the linear layer, where the logits are that layer on the spatial mean of the last stage.
         model_options: keyword arguments of the model.  Nothing is downloaded unless they ask for it
             (``{"pretrained": true}`` in timm).
         weights: file of a state_dict with all of the model's weights, loaded with ``weights_only=True``.
+        trainable: names of the layers that a training of this network changes; None: all.
 
     Raises:
         TypeError: a value of another type.
@@ -258,16 +254,38 @@ def external(
         ImportError: timm or torchvision is not installed.
         FileNotFoundError: no such file of weights.
     """
-    wanted = (("source", source, str), ("weights", weights, str), ("model_options", model_options, Mapping))
-    for name, value, kind in wanted:
-        if (value is not None or name == "source") and not isinstance(value, kind):
-            raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__} {value!r:.100}")
-    model = _make(source, num_classes, in_channels, dict(model_options or {}))
-    if weights is not None:
-        _load_weights(model, weights, source)
-    return HookedANN(
-        model, layers, num_classes, in_channels, image_size, layout, prefix_tokens, classifier, trainable=trainable
-    )
+
+    source: str
+    layers: tuple[str, ...]
+    image_size: Annotated[int, Within(low=1)]
+    layout: Annotated[str, OneOf(LAYOUTS)] = "channels_first"
+    prefix_tokens: int | None = None
+    classifier: str | None = None
+    model_options: Mapping[str, Any] | None = None
+    weights: str | None = None
+    trainable: tuple[str, ...] | None = None
+
+    @property
+    def comes_trained(self) -> bool:
+        """Whether the model brings weights of its own: timm calls it pretrained, torchvision weights."""
+        asked = self.model_options or {}
+        return bool(self.weights or asked.get("weights") or asked.get("pretrained"))
+
+    def build(self, num_classes: int, in_channels: int) -> HookedANN:
+        model = _make(self.source, num_classes, in_channels, dict(self.model_options or {}))
+        if self.weights is not None:
+            _load_weights(model, self.weights, self.source)
+        return HookedANN(
+            model,
+            self.layers,
+            num_classes,
+            in_channels,
+            self.image_size,
+            self.layout,
+            self.prefix_tokens,
+            self.classifier,
+            trainable=self.trainable,
+        )
 
 
 def untrained_parameters(model: nn.Module, again: nn.Module) -> list[str]:

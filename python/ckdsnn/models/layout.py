@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ckdsnn.option_types import NotEmpty, Positive
+
+from .registry import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,47 @@ RESNET20 = ResNetLayout(blocks=(3, 3, 3), widths=(16, 32, 64), strides=(1, 2, 2)
 RESNET20_DVS = ResNetLayout(blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512), strides=(1, 2, 2, 2), stem=(64, 64, 64))
 
 
-def small_layout(widths: Sequence[int], blocks: Sequence[int]) -> ResNetLayout:
-    """Layout of the small pair: every stage but the first halves the map."""
-    return ResNetLayout(tuple(blocks), tuple(widths), (1,) + (2,) * (len(widths) - 1), (widths[0],))
+@dataclass(frozen=True)
+class LayoutOptions(ModelOptions):
+    """Base of the options of networks that have a layout."""
+
+    @property
+    def layout(self) -> ResNetLayout:
+        raise NotImplementedError(f"{type(self).__name__} must have a layout")
+
+
+@dataclass(frozen=True)
+class ScaledLayout(LayoutOptions):
+    """Options of a network whose layout is known but for its width.
+
+    Attributes:
+        width: multiplies all channel counts.
+    """
+
+    full: ClassVar[ResNetLayout]
+    width: Positive = 1.0
+
+    @property
+    def layout(self) -> ResNetLayout:
+        return self.full.scaled(self.width)
+
+
+@dataclass(frozen=True)
+class SmallLayout(LayoutOptions):
+    """Options of the small pair: every stage but the first halves the map.
+
+    Attributes:
+        widths: channels of each stage.
+        blocks: basic blocks of each stage.
+    """
+
+    default_channels = 1
+    widths: Annotated[tuple[int, ...], NotEmpty()] = (12, 24, 48)
+    blocks: Annotated[tuple[int, ...], NotEmpty()] = (1, 1, 1)
+
+    @property
+    def layout(self) -> ResNetLayout:
+        return ResNetLayout(self.blocks, self.widths, (1,) + (2,) * (len(self.widths) - 1), self.widths[:1])
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ckdsnn.registry import Options, Registry
 
 from .base import ANN, SNN
 
-MODELS: dict[str, Callable[..., ANN | SNN]] = {}
 
-Builder = TypeVar("Builder", bound=Callable[..., ANN | SNN])
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """Base of the options of a model, which are what is registered: they build it.
 
+    Attributes of a subclass: `default_channels`, channels of the images where `build_model` is not told.
+    """
 
-def register_model(name: str) -> Callable[[Builder], Builder]:
-    """Decorator that makes a model available to :func:`build_model` under ``name``."""
+    default_channels: ClassVar[int] = 3
 
-    def add(build: Builder) -> Builder:
-        if name in MODELS:
-            raise ValueError(f"a model named {name!r} is registered already")
-        MODELS[name] = build
-        return build
-
-    return add
+    def build(self, num_classes: int, in_channels: int) -> ANN | SNN:
+        """The model with random weights."""
+        raise NotImplementedError(f"{type(self).__name__} must implement build")
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """The words to end an "unknown name" message with: a suggestion where one is near, and all that is known."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f"; did you mean {near[0]!r}? " if near else "; ") + f"known: {', '.join(sorted(known))}"
+MODELS: Registry[type[ModelOptions]] = Registry("model", ModelOptions)
+register_model = MODELS.register
 
 
-def build_model(name: str, num_classes: int, **options: Any) -> ANN | SNN:
+def make_model(name: str, num_classes: int, in_channels: int | None, options: Mapping[str, Any] | Options) -> ANN | SNN:
+    """:func:`build_model` of options as one value: a mapping, or the model's own dataclass."""
+    made: ModelOptions = MODELS.options(name, options)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+    return made.build(num_classes, made.default_channels if in_channels is None else in_channels)
+
+
+def build_model(name: str, num_classes: int, in_channels: int | None = None, **options: Any) -> ANN | SNN:
     """The model registered under ``name``.
 
     Args:
-        name: a key of ``MODELS``, e.g. ``"ann_resnet19"`` or ``"snn_resnet20"``.
+        name: a key of ``MODELS``, e.g. ``"ann_resnet19"`` or ``"snn_resnet20"``, or ``"MODULE:NAME"``, see
+            :meth:`~ckdsnn.registry.Registry.find`.
         num_classes: K, size of the logits.
-        options: arguments of that model, see its docstring.
+        in_channels: channels of the images; None: as many as those of the data that the model is made for.
+        options: of that model, the fields of its dataclass.
 
     Raises:
         ValueError: unknown name, num_classes < 1, or a value that the model refuses.
-        TypeError: an option that the model does not have.
+        TypeError: an option that the model does not have, or a value of another type.
 
     Example:
         >>> import torch
@@ -51,13 +58,4 @@ def build_model(name: str, num_classes: int, **options: Any) -> ANN | SNN:
         >>> model(torch.zeros(3, 1, 20, 20)).logits.shape
         torch.Size([3, 10])
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}" + nearest(name, list(MODELS)))
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be >= 1, got {num_classes}")
-    build = MODELS[name]
-    known = [p for p in inspect.signature(build).parameters if p != "num_classes"]
-    for option in options:
-        if option not in known:
-            raise TypeError(f"model {name!r} has no option {option!r}" + nearest(option, known))
-    return build(num_classes=num_classes, **options)
+    return make_model(name, num_classes, in_channels, options)

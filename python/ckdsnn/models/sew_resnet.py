@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from .base import SNN, classifier_head
 from .layout import conv3x3
 from .outputs import SNNOutput
 from .registry import register_model
-from .spiking import NormNeuron, as_neuron, per_step
+from .spiking import NeuronName, NormNeuron, SNNOptions, as_neuron, per_step
 
 # SpikingJelly's IFNode as SEW-ResNet uses it.
 SEW_NEURON = Neuron(charge="integrate", detach_reset=True, surrogate=surrogate.ATan(2.0))
@@ -43,6 +44,23 @@ class SEWBlock(nn.Module):
         return out + shortcut
 
 
+@dataclass(frozen=True)
+class SEWOptions(SNNOptions):
+    """Options of SEW-ResNets.
+
+    Attributes:
+        neuron: of all layers; by default the paper's: integrate and fire, detached reset, arctangent.
+        sam_stages: stages whose map is returned, negative ones counted from the end. A stage ends in a sum of spikes;
+            the map is the mean of those sums over time and channels.
+    """
+
+    blocks: ClassVar[tuple[int, int, int, int]]
+    neuron: Neuron | NeuronName = SEW_NEURON
+
+    def build(self, num_classes: int, in_channels: int) -> SEWResNet:
+        return SEWResNet(self.blocks, num_classes, in_channels, self)
+
+
 class SEWResNet(SNN):
     """SEW-ResNet with the ADD connection, for images of ImageNet's size.
 
@@ -52,13 +70,7 @@ class SEWResNet(SNN):
         blocks: basic blocks of each of the four stages.
         num_classes: K.
         in_channels: channels of the images.
-        time_steps: T >= 1.
-        neuron: a :class:`ckd_kernels.Neuron` or the name of one; by default the paper's (integrate and fire, detached
-            reset, arctangent).
-        sam_stages: stages whose map is returned, negative ones counted from the end.  A stage ends in a sum of spikes;
-            the map is the mean of those sums over time and channels.
-        head: see :func:`~ckdsnn.models.base.classifier_head`.
-        fused: see :class:`~ckdsnn.models.spiking.NormNeuron`.
+        options: of the neurons, the head and what is returned.
 
     Call:
         images [B, in_channels, H, W], encoded directly, or frames [T, B, in_channels, H, W] -> :class:`SNNOutput`; the
@@ -73,14 +85,10 @@ class SEWResNet(SNN):
         blocks: tuple[int, int, int, int],
         num_classes: int,
         in_channels: int = 3,
-        time_steps: int = 4,
-        neuron: Neuron | str = SEW_NEURON,
-        sam_stages: Sequence[int] = (-1,),
-        head: str = "linear",
-        fused: bool = True,
+        options: SEWOptions = SEWOptions(),
     ) -> None:
-        super().__init__(num_classes, in_channels, time_steps, WIDTHS, sam_stages)
-        neuron = as_neuron(neuron)
+        super().__init__(num_classes, in_channels, options.time_steps, WIDTHS, options.sam_stages)
+        neuron, fused = as_neuron(options.neuron), options.fused
         self.conv = nn.Conv2d(in_channels, WIDTHS[0], 7, stride=2, padding=3, bias=False)
         self.neuron = NormNeuron(WIDTHS[0], neuron, fused=fused)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -92,7 +100,7 @@ class SEWResNet(SNN):
                 nn.Sequential(first, *(SEWBlock(width, width, 1, neuron, fused) for _ in range(count - 1)))
             )
             channels = width
-        self.head = classifier_head(channels, num_classes, head)
+        self.head = classifier_head(channels, num_classes, options.head)
 
     def forward(self, images: Tensor) -> SNNOutput:
         self.check_input(images)
@@ -109,28 +117,16 @@ class SEWResNet(SNN):
 
 
 @register_model("sew_resnet18")
-def sew_resnet18(
-    num_classes: int,
-    in_channels: int = 3,
-    time_steps: int = 4,
-    neuron: Neuron | str = SEW_NEURON,
-    sam_stages: Sequence[int] = (-1,),
-    head: str = "linear",
-    fused: bool = True,
-) -> SEWResNet:
+@dataclass(frozen=True)
+class SEWResNet18(SEWOptions):
     """SEW-ResNet-18 (ADD): 2, 2, 2, 2 blocks at 64 to 512 channels."""
-    return SEWResNet((2, 2, 2, 2), num_classes, in_channels, time_steps, neuron, sam_stages, head, fused)
+
+    blocks = (2, 2, 2, 2)
 
 
 @register_model("sew_resnet34")
-def sew_resnet34(
-    num_classes: int,
-    in_channels: int = 3,
-    time_steps: int = 4,
-    neuron: Neuron | str = SEW_NEURON,
-    sam_stages: Sequence[int] = (-1,),
-    head: str = "linear",
-    fused: bool = True,
-) -> SEWResNet:
+@dataclass(frozen=True)
+class SEWResNet34(SEWOptions):
     """SEW-ResNet-34 (ADD): 3, 4, 6, 3 blocks at 64 to 512 channels."""
-    return SEWResNet((3, 4, 6, 3), num_classes, in_channels, time_steps, neuron, sam_stages, head, fused)
+
+    blocks = (3, 4, 6, 3)

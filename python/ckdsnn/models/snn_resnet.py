@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
 from ckd_kernels import Neuron
+from ckdsnn.option_types import Within
 
 from .base import SNN, classifier_head
-from .layout import RESNET19, RESNET20, RESNET20_DVS, ResNetLayout, conv3x3, projection, small_layout
+from .layout import (
+    RESNET19,
+    RESNET20,
+    RESNET20_DVS,
+    LayoutOptions,
+    ResNetLayout,
+    ScaledLayout,
+    SmallLayout,
+    conv3x3,
+    projection,
+)
 from .outputs import SNNOutput
 from .registry import register_model
-from .spiking import NormNeuron, SpikingStem, as_neuron, per_step
+from .spiking import NormNeuron, SNNOptions, SpikingStem, as_neuron, per_step
 
 
 class SpikingBasicBlock(nn.Module):
@@ -45,6 +57,17 @@ class SpikingStage(nn.Sequential):
         return x, sam
 
 
+@dataclass(frozen=True)
+class SNNResNetOptions(SNNOptions):
+    """Options of spiking residual networks.
+
+    Attributes:
+        last_activation: of the last block; relu as in the released code, its map is then the mean of real numbers.
+    """
+
+    last_activation: Literal["lif", "relu"] = "lif"
+
+
 class SNNResNet(SNN):
     """A spiking residual network: the layout of :class:`ANNResNet` with neurons for ReLUs, unrolled over time.
 
@@ -52,14 +75,8 @@ class SNNResNet(SNN):
         layout: stem and stages.
         num_classes: K.
         in_channels: channels of the images.
-        time_steps: T >= 1.
-        neuron: a :class:`ckd_kernels.Neuron` or the name of one of ``spiking.NEURONS``.
-        sam_stages: stages whose spike activation map is returned, negative ones counted from the end.  The last neuron
-            of the stage makes it while it fires.
-        head: see :func:`~ckdsnn.models.base.classifier_head`.
-        last_activation: ``"lif"``, or ``"relu"`` for the last block's last activation as in the released code; its map
-            is then the mean of real numbers.
-        fused: see :class:`~ckdsnn.models.spiking.NormNeuron`.
+        options: of the neurons, the head and what is returned.  The last neuron of a stage makes its spike activation
+            map while it fires.
 
     Call:
         images [B, in_channels, H, W], encoded directly (the first convolution runs once and its output enters at
@@ -74,16 +91,11 @@ class SNNResNet(SNN):
         layout: ResNetLayout,
         num_classes: int,
         in_channels: int = 3,
-        time_steps: int = 4,
-        neuron: Neuron | str = "paper",
-        sam_stages: Sequence[int] = (-1,),
-        head: str = "linear",
-        last_activation: str = "lif",
-        fused: bool = True,
+        options: SNNResNetOptions = SNNResNetOptions(),
     ) -> None:
-        super().__init__(num_classes, in_channels, time_steps, layout.widths, sam_stages)
-        neuron = as_neuron(neuron)
-        self.stem = SpikingStem(in_channels, layout.stem, neuron, time_steps, fused)
+        super().__init__(num_classes, in_channels, options.time_steps, layout.widths, options.sam_stages)
+        neuron, fused = as_neuron(options.neuron), options.fused
+        self.stem = SpikingStem(in_channels, layout.stem, neuron, options.time_steps, fused)
         self.stages = nn.ModuleList()
         channels = layout.stem[-1]
         for number in range(self.num_stages):
@@ -91,11 +103,11 @@ class SNNResNet(SNN):
             for index in range(layout.blocks[number]):
                 is_last = number == self.num_stages - 1 and index == layout.blocks[number] - 1
                 stride = layout.strides[number] if index == 0 else 1
-                last = last_activation if is_last else "lif"
+                last = options.last_activation if is_last else "lif"
                 blocks.append(SpikingBasicBlock(channels, layout.widths[number], stride, neuron, last, fused))
                 channels = layout.widths[number]
             self.stages.append(SpikingStage(*blocks))
-        self.head = classifier_head(channels, num_classes, head)
+        self.head = classifier_head(channels, num_classes, options.head)
 
     def forward(self, images: Tensor) -> SNNOutput:
         self.check_input(images)
@@ -110,90 +122,38 @@ class SNNResNet(SNN):
         return self.finish(features, sams)
 
 
+@dataclass(frozen=True)
+class Unrolled(LayoutOptions, SNNResNetOptions):
+    def build(self, num_classes: int, in_channels: int) -> SNNResNet:
+        return SNNResNet(self.layout, num_classes, in_channels, self)
+
+
 @register_model("snn_resnet19")
-def snn_resnet19(
-    num_classes: int,
-    in_channels: int = 3,
-    width: float = 1.0,
-    time_steps: int = 4,
-    neuron: Neuron | str = "paper",
-    sam_stages: Sequence[int] = (-1,),
-    head: str = "linear",
-    last_activation: str = "lif",
-    fused: bool = True,
-) -> SNNResNet:
-    """Spiking ResNet-19: 3, 3, 2 blocks at 128, 256, 512 channels; ``width`` multiplies all channel counts."""
-    return SNNResNet(
-        RESNET19.scaled(width), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation, fused
-    )
+@dataclass(frozen=True)
+class SNNResNet19(ScaledLayout, Unrolled):
+    """Spiking ResNet-19: 3, 3, 2 blocks at 128, 256, 512 channels."""
+
+    full = RESNET19
 
 
 @register_model("snn_resnet20")
-def snn_resnet20(
-    num_classes: int,
-    in_channels: int = 3,
-    width: float = 1.0,
-    time_steps: int = 4,
-    neuron: Neuron | str = "paper",
-    sam_stages: Sequence[int] = (-1,),
-    head: str = "linear",
-    last_activation: str = "lif",
-    fused: bool = True,
-) -> SNNResNet:
-    """Spiking ResNet-20: 3, 3, 3 blocks at 16, 32, 64 channels; ``width`` multiplies all channel counts."""
-    return SNNResNet(
-        RESNET20.scaled(width), num_classes, in_channels, time_steps, neuron, sam_stages, head, last_activation, fused
-    )
+@dataclass(frozen=True)
+class SNNResNet20(ScaledLayout, Unrolled):
+    """Spiking ResNet-20: 3, 3, 3 blocks at 16, 32, 64 channels."""
+
+    full = RESNET20
 
 
 @register_model("snn_resnet20_dvs")
-def snn_resnet20_dvs(
-    num_classes: int,
-    in_channels: int = 2,
-    width: float = 1.0,
-    time_steps: int = 10,
-    neuron: Neuron | str = "paper",
-    sam_stages: Sequence[int] = (-1,),
-    head: str = "linear",
-    last_activation: str = "lif",
-    fused: bool = True,
-) -> SNNResNet:
+@dataclass(frozen=True)
+class SNNResNet20DVS(ScaledLayout, Unrolled):
     """The spiking ResNet-20 of CIFAR10-DVS: three stem convolutions, 2, 2, 2, 2 blocks at 64 to 512 channels."""
-    return SNNResNet(
-        RESNET20_DVS.scaled(width),
-        num_classes,
-        in_channels,
-        time_steps,
-        neuron,
-        sam_stages,
-        head,
-        last_activation,
-        fused,
-    )
+
+    full, default_channels = RESNET20_DVS, 2
+    time_steps: Annotated[int, Within(low=1)] = 10
 
 
 @register_model("snn_resnet_small")
-def snn_resnet_small(
-    num_classes: int,
-    in_channels: int = 1,
-    widths: Sequence[int] = (12, 24, 48),
-    blocks: Sequence[int] = (1, 1, 1),
-    time_steps: int = 4,
-    neuron: Neuron | str = "paper",
-    sam_stages: Sequence[int] = (-1,),
-    head: str = "linear",
-    last_activation: str = "lif",
-    fused: bool = True,
-) -> SNNResNet:
+@dataclass(frozen=True)
+class SNNResNetSmall(SmallLayout, Unrolled):
     """A spiking residual network small enough for a laptop CPU."""
-    return SNNResNet(
-        small_layout(widths, blocks),
-        num_classes,
-        in_channels,
-        time_steps,
-        neuron,
-        sam_stages,
-        head,
-        last_activation,
-        fused,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from .base import SNN, classifier_head
 from .layout import conv3x3
 from .outputs import SNNOutput
 from .registry import register_model
-from .spiking import NormNeuron, as_neuron, per_step, spiking_layer
+from .spiking import NeuronName, NormNeuron, SNNOptions, as_neuron, per_step, spiking_layer
 
 # SpikingJelly's LIFNode as Spikformer uses it.
 SPIKFORMER_NEURON = Neuron(charge="leak_input", tau=2.0, detach_reset=True, surrogate=surrogate.Sigmoid(4.0))
@@ -108,6 +108,21 @@ class SpikformerBlock(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class SpikformerOptions(SNNOptions):
+    """Options of Spikformers.
+
+    Attributes:
+        neuron: of all layers, by default the paper's; the attention's neuron is the same with threshold 0.5.
+        sam_stages: blocks whose map is returned, negative ones counted from the end. A block ends in a sum of spikes;
+            the map is the mean of those sums over time and channels.
+        released_norms: have the normalisations that the released code makes and never calls, without gradient.
+    """
+
+    neuron: Neuron | NeuronName = SPIKFORMER_NEURON
+    released_norms: bool = True
+
+
 class Spikformer(SNN):
     """Spikformer for small images; every block is a stage.
 
@@ -120,14 +135,7 @@ class Spikformer(SNN):
         mlp_ratio: hidden channels of a block's two-layer network over ``dim``.
         num_classes: K.
         in_channels: channels of the images.
-        time_steps: T >= 1.
-        neuron: a :class:`ckd_kernels.Neuron` or the name of one; by default the paper's.  The attention's neuron is the
-            same with threshold 0.5.
-        sam_stages: stages whose map is returned, negative ones counted from the end.  A block ends in a sum of spikes;
-            the map is the mean of those sums over time and channels.
-        head: see :func:`~ckdsnn.models.base.classifier_head`.
-        released_norms: see :class:`SpikformerBlock`.
-        fused: see :class:`~ckdsnn.models.spiking.NormNeuron`.
+        options: of the neurons, the head and what is returned.
 
     Call:
         images [B, in_channels, H, W], encoded directly, or frames [T, B, in_channels, H, W] -> :class:`SNNOutput` with
@@ -145,22 +153,17 @@ class Spikformer(SNN):
         mlp_ratio: int,
         num_classes: int,
         in_channels: int = 3,
-        time_steps: int = 4,
-        neuron: Neuron | str = SPIKFORMER_NEURON,
-        sam_stages: Sequence[int] = (-1,),
-        head: str = "linear",
-        released_norms: bool = True,
-        fused: bool = True,
+        options: SpikformerOptions = SpikformerOptions(),
     ) -> None:
-        super().__init__(num_classes, in_channels, time_steps, (dim,) * depth, sam_stages)
+        super().__init__(num_classes, in_channels, options.time_steps, (dim,) * depth, options.sam_stages)
         if dim % 8 or dim % heads:
             raise ValueError(f"dim must be a multiple of 8 and of heads={heads}, got {dim}")
-        neuron = as_neuron(neuron)
-        self.patches = PatchSplitting(in_channels, dim, neuron, time_steps, fused)
+        neuron, fused = as_neuron(options.neuron), options.fused
+        self.patches = PatchSplitting(in_channels, dim, neuron, options.time_steps, fused)
         self.stages = nn.ModuleList(
-            SpikformerBlock(dim, heads, dim * mlp_ratio, neuron, released_norms, fused) for _ in range(depth)
+            SpikformerBlock(dim, heads, dim * mlp_ratio, neuron, options.released_norms, fused) for _ in range(depth)
         )
-        self.head = classifier_head(dim, num_classes, head)
+        self.head = classifier_head(dim, num_classes, options.head)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -177,17 +180,9 @@ class Spikformer(SNN):
 
 
 @register_model("spikformer_4_384")
-def spikformer_4_384(
-    num_classes: int,
-    in_channels: int = 3,
-    time_steps: int = 4,
-    neuron: Neuron | str = SPIKFORMER_NEURON,
-    sam_stages: Sequence[int] = (-1,),
-    head: str = "linear",
-    released_norms: bool = True,
-    fused: bool = True,
-) -> Spikformer:
+@dataclass(frozen=True)
+class Spikformer4x384(SpikformerOptions):
     """Spikformer-4-384: 4 blocks of 384 channels, 12 heads, hidden 1536."""
-    return Spikformer(
-        384, 4, 12, 4, num_classes, in_channels, time_steps, neuron, sam_stages, head, released_norms, fused
-    )
+
+    def build(self, num_classes: int, in_channels: int) -> Spikformer:
+        return Spikformer(384, 4, 12, 4, num_classes, in_channels, self)

@@ -3,19 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast
 
 from torch import Tensor, nn
 
 from ckd_kernels import LIFOutput, Neuron, layers, sam
+from ckdsnn.option_types import OneOf, Within
+from ckdsnn.registry import nearest
 
-from .registry import nearest
+from .registry import ModelOptions
 
 NEURONS: dict[str, Callable[[], Neuron]] = {
     "paper": Neuron.paper,
     "spikingjelly_lif": Neuron.spikingjelly_lif,
     "spikingjelly_if": Neuron.spikingjelly_if,
 }
+
+
+NeuronName = Annotated[str, OneOf(tuple(NEURONS))]
+
+
+@dataclass(frozen=True)
+class SpikingOptions(ModelOptions):
+    """Options of all spiking networks of this package.
+
+    Attributes:
+        time_steps: T, how often the network is run on an image.
+        neuron: of all layers; in Python also a :class:`ckd_kernels.Neuron`.
+        sam_stages: stages whose spike activation map is returned, negative ones counted from the end.
+        fused: normalisation and neuron in one kernel, see :class:`NormNeuron`.
+    """
+
+    time_steps: Annotated[int, Within(low=1)] = 4
+    neuron: Neuron | NeuronName = "paper"
+    sam_stages: tuple[int, ...] = (-1,)
+    fused: bool = True
+
+
+@dataclass(frozen=True)
+class SNNOptions(SpikingOptions):
+    """Options of all spiking networks of this package that classify images.
+
+    Attributes:
+        head: one linear layer, or the released code's two, see :func:`~ckdsnn.models.base.classifier_head`.
+    """
+
+    head: Literal["linear", "released"] = "linear"
 
 
 def as_neuron(neuron: Neuron | str) -> Neuron:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckdsnn.cli.arguments import positive
 from ckdsnn.cli.stopping import Terminated, until_stopped
+from ckdsnn.sweep.worker import OPTION, run_command, work
 
 if TYPE_CHECKING:
     from ckdsnn.sweep.plan import Plan
+    from ckdsnn.sweep.run import Outcome
 
 PACKAGED = Path(__file__).parent.parent / "grids"
 
@@ -26,15 +29,33 @@ def build_parser() -> argparse.ArgumentParser:
         "continues: what is finished is kept, what was running goes on from its checkpoint.",
         epilog=f"Packaged grids: {names}. See docs/sweeps.md.",
     )
-    parser.add_argument("grid", metavar="GRID", help="a YAML file, or the name of a packaged grid")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the sweep (default: runs/sweep/GRID)")
+    parser.add_argument(
+        "grids",
+        metavar="GRID",
+        nargs="+",
+        help="a YAML file, or the name of a packaged grid; several are one after another",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="folder of the sweep (default: runs/sweep/GRID); of several grids: OUT/GRID each, and OUT/teachers",
+    )
+    parser.add_argument(
+        "--teachers",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="folder of the trained teachers; sweeps that name the same one share teachers of the same recipe and seed "
+        "(default: OUT/teachers)",
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="replace recipe, seeds, baseline, metric or teacher_seed of the grid, or give all cells an option of the "
-        "recipe (data.root=DATA); may be repeated",
+        help="replace recipe, seeds, baseline, metric, teacher or teacher_seed of the grids, or give all cells an "
+        "option of the recipe (data.root=DATA); may be repeated",
     )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and what is left of them, and end")
     parser.add_argument(
@@ -60,13 +81,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the sweep; returns the exit status: 0, 1 (a run failed, or the grid is impossible), 130, 143."""
+    if (sys.argv[2:] if arguments is None else arguments) == [OPTION]:
+        return work(run_command)
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.slurm and (options.processes or options.per_gpu):
         parser.error("--processes and --per_gpu are for this machine: with --slurm say what a run gets by --slurm_set")
     if options.slurm_set and not options.slurm:
         parser.error("--slurm_set is only used with --slurm")
-    out: Path = options.out or Path("runs/sweep") / Path(options.grid).stem
+    names = [Path(grid).stem for grid in options.grids]
+    if len(set(names)) < len(names):
+        parser.error(f"two grids have the same name: {' '.join(names)}")
+    several = len(names) > 1
+    out: Path = options.out or (Path("runs/sweep") if several else Path("runs/sweep") / names[0])
+    if several and "teachers" in names:
+        parser.error("a grid named teachers would have the folder of the teachers: rename it")
 
     def say(what_happened: str) -> None:
         print(
@@ -93,45 +122,61 @@ def _guarded(options: argparse.Namespace, out: Path) -> int:
 def _run(options: argparse.Namespace, out: Path) -> int:
     from ckdsnn.run_folder import alone_in, check_writable
     from ckdsnn.sweep.grid import load_grid
-    from ckdsnn.sweep.plan import make_plan
+    from ckdsnn.sweep.plan import jobs_of, make_plan
     from ckdsnn.sweep.run import places, run_jobs, visible_gpus
 
-    grid = load_grid(options.grid, options.set)
     check_writable(out)
-    plan = make_plan(grid, out)
-    plan.check_folders()
+    teachers: Path = options.teachers or out / "teachers"
+    check_writable(teachers)
+    plans = []
+    for name in options.grids:
+        grid = load_grid(name, options.set)
+        plans.append(make_plan(grid, out / grid.name if len(options.grids) > 1 else out, teachers))
+        plans[-1].check_folders()
     if options.dry_run:
-        _list(plan)
+        for plan in plans:
+            _list(plan)
         return 0
-    with alone_in(out, "sweep"):
-        plan.write_recipes()
+    jobs = jobs_of(plans)
+    with contextlib.ExitStack() as held:
+        for folder in dict.fromkeys([out, *(plan.out for plan in plans)]):
+            held.enter_context(alone_in(folder, "sweep"))
+        for plan in plans:
+            plan.write_recipes()
         if options.slurm:
             from ckdsnn.sweep.slurm import submit
 
-            print(submit(plan, options.slurm_set))
-            _write_tables(plan)
+            print(submit(plans, out, options.slurm_set))
+            for plan in plans:
+                _show_tables(plan)
             return 0
-        gpus = [] if plan.on_cpu else visible_gpus()
+        on_cpu = all(plan.on_cpu for plan in plans)
+        gpus = [] if on_cpu else visible_gpus()
         if options.per_gpu and not gpus:
-            why = "all recipes ask for the CPU" if plan.on_cpu else "no GPU is visible here"
+            why = "all recipes ask for the CPU" if on_cpu else "no GPU is visible here"
             print(f"--per_gpu is not used: {why}", file=sys.stderr)
         at = places(options.processes, gpus, options.per_gpu or 1)
+        from ckdsnn.sweep.output import write_tables
         from ckdsnn.sweep.progress import Progress
 
         try:
-            with Progress(plan, len(at)) as progress:
-                outcome = run_jobs(plan.jobs, at, progress.end)
+            with Progress("sweep " + " ".join(plan.grid.name for plan in plans), jobs, len(at)) as progress:
+                outcome = run_jobs(jobs, at, progress.end, watch=progress.watch)
         except (KeyboardInterrupt, Terminated):
-            _write_tables(plan, show=False)
+            for plan in plans:
+                write_tables(plan)
             raise
-        _write_tables(plan)
+        for plan in plans:
+            _show_tables(plan)
+    return say_failed(outcome, len(jobs))
+
+
+def say_failed(outcome: Outcome, count: int) -> int:
+    """Says which of `count` runs failed, and why; returns the exit status."""
     for folder, why in outcome.failed.items():
         print(f"\nfailed: {folder}: {why}", file=sys.stderr)
     if outcome.failed:
-        print(
-            f"\n{len(outcome.failed)} of {len(plan.jobs)} runs failed; the same command tries them again",
-            file=sys.stderr,
-        )
+        print(f"\n{len(outcome.failed)} of {count} runs failed; the same command tries them again", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 
@@ -148,19 +193,10 @@ def _list(plan: Plan) -> None:
     )
 
 
-def _write_tables(plan: Plan, *, show: bool = True) -> None:
-    from ckdsnn.checkpoint import write_text_atomically
-    from ckdsnn.sweep.table import csv_runs, csv_table, markdown_table, summarise, text_table
+def _show_tables(plan: Plan) -> None:
+    from ckdsnn.sweep.output import write_figures, write_tables
+    from ckdsnn.sweep.table import text_table
 
-    write_text_atomically(csv_runs(plan.grid, plan.students), plan.out / "runs.csv")
-    rows = summarise(plan.grid, plan.students)
-    write_text_atomically(csv_table(plan.grid, rows), plan.out / "table.csv")
-    write_text_atomically(markdown_table(plan.grid, rows), plan.out / "table.md")
-    if not show:
-        return
-    from ckdsnn.sweep.plots import write_plots
-
-    plots = write_plots(plan.grid, rows, plan.out)
-    print(text_table(plan.grid, rows))
-    names = ", ".join(path.name for path in plots)
-    print(f"\n{plan.out}: table.csv, table.md, runs.csv" + (f", {names}" if names else ""))
+    rows = write_tables(plan)
+    names = "".join(f", {path.name}" for path in write_figures(plan, rows))
+    print(f"{text_table(plan.grid, rows)}\n\n{plan.out}: table.csv, table.md, runs.csv{names}")

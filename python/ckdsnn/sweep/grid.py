@@ -13,6 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ckdsnn.cli.recipes import with_recipes
+from ckdsnn.sweep.loader import GridError, Loader
 from ckdsnn.sweep.merge import with_options
 
 GRIDS = Path(__file__).parent.parent / "grids"
@@ -25,16 +26,13 @@ KEYS = (
     "zip",
     "baseline",
     "metric",
+    "teacher",
     "teacher_seed",
 )
-SETTINGS = ("recipe", "seeds", "baseline", "metric", "teacher_seed")  # of KEYS, what `--set` replaces
-METRICS = ("test/accuracy", "test/firing_rate")
+SETTINGS = ("recipe", "seeds", "baseline", "metric", "teacher", "teacher_seed")  # of KEYS, what `--set` replaces
+METRICS = ("test/accuracy", "test/mean_iou", "test/firing_rate", "val/accuracy")
 OWN = ("teachers", "slurm", "table.csv", "table.md", "runs.csv", "bars.png", "line.png", "heatmap.png")  # in the folder
 CELL = "cell"  # the dimension of the named cells
-
-
-class GridError(ValueError):
-    """A grid that cannot be run; the words name the key, its value and what to do."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Cell:
         values: of the coordinates, where they are keys.
         options: what it changes of the recipe, by dotted key, in the order in which they are applied.
         recipe: the whole configuration.
+        teacher_recipe: the one that its teacher is trained with.
     """
 
     label: str
@@ -56,6 +55,7 @@ class Cell:
     values: dict[str, Any]
     options: dict[str, Any]
     recipe: dict[str, Any]
+    teacher_recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Grid:
         cells: in the order of the file.
         seeds: every cell is run with each.
         baseline: the label of a cell, or of a coordinate; None: nothing is compared.
-        metric: of `test.json`.
+        metric: of `test.json`, or `val/accuracy` of the last epoch, for which nothing is tested.
         teacher_seed: of all teachers; None: each run's own.
     """
 
@@ -92,39 +92,13 @@ class Grid:
         return None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is given twice is an error, where PyYAML takes the last one."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    made: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        try:
-            twice = key in made
-        except TypeError:
-            raise GridError(f"line {key_node.start_mark.line + 1}: a key must be a name, got {key!r:.60}") from None
-        if twice:
-            raise GridError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice: remove one of them")
-        made[key] = loader.construct_object(value_node, deep=True)
-    return made
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-# YAML 1.1 takes 5e-4 for a string; the recipes' parser takes it for a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def load_grid(name: str, settings: list[str] | None = None) -> Grid:
     """The grid of that file, or the packaged grid of that name.
 
     Args:
         name: of a YAML file or a packaged grid.
-        settings: `KEY=VALUE`: replaces the grid's recipe, seeds, baseline, metric or teacher_seed; any other key is an
-            option that all cells have.
+        settings: `KEY=VALUE`: replaces the grid's recipe, seeds, baseline, metric, teacher or teacher_seed; any other
+            key is an option that all cells have.
 
     Raises:
         GridError: no such grid, or one that cannot be run as it is.
@@ -138,7 +112,7 @@ def load_grid(name: str, settings: list[str] | None = None) -> Grid:
     """
     path = _find(name)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except GridError as error:
         raise GridError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -177,7 +151,7 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
         if not given or not key:
             raise GridError(f"--set {setting}: must be KEY=VALUE")
         try:
-            value = yaml.load(text, _Loader)
+            value = yaml.load(text, Loader)
         except yaml.YAMLError as error:
             raise GridError(f"--set {setting}: the value is no YAML") from error
         if key in SETTINGS:
@@ -185,7 +159,7 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
         else:
             common |= _options("--set", {key: value})
     recipe = _recipe(content.get("recipe"))
-    cells = _cells(content, common, recipe)
+    cells = _cells(content, common, recipe, _options("teacher", content.get("teacher")))
     grid = Grid(
         name,
         cells,
@@ -195,7 +169,7 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
         _whole("teacher_seed", content.get("teacher_seed")),
     )
     if grid.metric not in METRICS:
-        raise GridError(f"metric {grid.metric!r} is not one of a test: {', '.join(METRICS)}")
+        raise GridError(f"metric {grid.metric!r} is not one of a run: {', '.join(METRICS)}")
     if grid.baseline is not None:
         known = [cell.label for cell in cells] + [text for cell in cells for text in cell.coordinates.values()]
         if grid.baseline not in known:
@@ -258,7 +232,7 @@ def _recipe(name: Any) -> dict[str, Any]:
         raise GridError(f"recipe must be the name or file of a recipe, got {_kind(name)}")
     path = Path(with_recipes(["--config", name])[1])
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, GridError) as error:
         raise GridError(f"recipe {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -275,7 +249,9 @@ class _Point:
     options: dict[str, Any]
 
 
-def _cells(content: Mapping[str, Any], common: dict[str, Any], recipe: dict[str, Any]) -> tuple[Cell, ...]:
+def _cells(
+    content: Mapping[str, Any], common: dict[str, Any], recipe: dict[str, Any], teacher: dict[str, Any]
+) -> tuple[Cell, ...]:
     axes = list(_axes(content))
     if not axes:
         raise GridError("the grid has no cells: give it cells, product or zip; `cells: {NAME: {}}` is the recipe alone")
@@ -297,7 +273,8 @@ def _cells(content: Mapping[str, Any], common: dict[str, Any], recipe: dict[str,
         named = ((text, key == CELL or not text, shown[key]) for key, text in coordinates.items())
         label = ", ".join(text if alone else f"{key}={text}" for text, alone, key in named)
         folder = re.sub(r"[^A-Za-z0-9.+=_-]+", "_", label).strip("._") or "cell"
-        made.append(Cell(label, folder[:120], coordinates, values, options, with_options(recipe, options)))
+        merged = with_options(recipe, options)
+        made.append(Cell(label, folder[:120], coordinates, values, options, merged, with_options(merged, teacher)))
     for what in ("label", "folder"):
         names = [getattr(cell, what).lower() for cell in made]
         for name in names:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
-from ckdsnn.building import with_method_options
 from ckdsnn.checkpoint import RunError, write_text_atomically
 from ckdsnn.cli.overrides import with_fresh_options
 from ckdsnn.cli.training import CLI, Run, plain, quiet, what_training_depends_on
 from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, differing_keys
-from ckdsnn.losses import METHODS, build_method
-from ckdsnn.models import build_model
+from ckdsnn.losses import METHODS
+from ckdsnn.models import make_model
 from ckdsnn.sweep.grid import Cell, Grid, GridError
 
+RECIPE = "recipe.yaml"  # of a cell or a teacher
 RECORD = "sweep.json"  # in a run's folder: what it is a run of, and how long it took
 
 
@@ -36,16 +37,26 @@ class Job:
         folder: with its record and log.
         stages: arguments of `ckdsnn`, one command after the other.
         fingerprint: what its weights depend on.
-        result: written by the last stage.
+        result: written by the last stage; None: nothing is tested, and what counts is in its log.
         needs: the folder of the job that has to be finished before; None: nothing.
+        epochs: of the training; None: it ends otherwise.
     """
 
     name: str
     folder: Path
     stages: tuple[tuple[str, ...], ...]
     fingerprint: dict[str, Any]
-    result: Path
+    result: Path | None
     needs: Path | None = None
+    epochs: int | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the training writes; of a teacher, below its own."""
+        return self.folder if self.result is None else self.result.parent
 
     def record(self) -> dict[str, Any]:
         """What is known of it from earlier; {}: nothing."""
@@ -74,15 +85,29 @@ class Job:
 
     @property
     def started(self) -> bool:
-        return (self.folder / "last.ckpt").exists() or (self.folder / "teacher" / "last.ckpt").exists()
+        return (self.run_folder / "last.ckpt").exists()
 
     def metrics(self) -> dict[str, float]:
-        """Of its test; {} where there is none."""
+        """Of its test and of its last validation; {} where it has not come to its end."""
+        validation = last_validation(self.run_folder / "logs")
+        if self.result is None:
+            return validation
         try:
             metrics = json.loads(self.result.read_text())["metrics"]
-            return {str(name): float(value) for name, value in metrics.items()}
+            return {str(name): float(value) for name, value in metrics.items()} | validation
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
+
+
+def last_validation(logs: Path) -> dict[str, float]:
+    """The validation accuracy of the last epoch; every time that a training goes on, it begins another log."""
+    found: tuple[int, float] | None = None
+    for path in logs.glob("version_*/metrics.csv"):
+        with contextlib.suppress(OSError, ValueError, KeyError), path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get("val/accuracy") and (found is None or int(row["epoch"]) >= found[0]):
+                    found = int(row["epoch"]), float(row["val/accuracy"])
+    return {} if found is None else {"val/accuracy": found[1]}
 
 
 @dataclass(frozen=True)
@@ -130,15 +155,19 @@ class Plan:
 
     def write_recipes(self) -> None:
         """Writes the recipes that the commands name."""
-        for cell in self.grid.cells:
-            text = yaml.safe_dump(cell.recipe, sort_keys=False)
-            path = recipe_of(self.out, cell)
+        wanted = {self.out / cell.folder / RECIPE: cell.recipe for cell in self.grid.cells}
+        for student in self.students:
+            if student.teacher is not None:
+                wanted[student.teacher.folder / RECIPE] = student.cell.teacher_recipe
+        for path, recipe in wanted.items():
+            text = yaml.safe_dump(recipe, sort_keys=False)
             if not path.exists() or path.read_text() != text:
                 write_text_atomically(text, path)
 
 
-def recipe_of(out: Path, cell: Cell) -> Path:
-    return out / cell.folder / "recipe.yaml"
+def jobs_of(plans: Sequence[Plan]) -> list[Job]:
+    """The runs of several grids, one grid after another; a teacher that they share is there once."""
+    return list({job.folder: job for plan in plans for job in plan.jobs}.values())
 
 
 class _ParserAlone(CLI):
@@ -163,38 +192,33 @@ class _ParserAlone(CLI):
         pass
 
 
-@lru_cache(maxsize=1)
-def _parser() -> Any:
-    return _ParserAlone().parser
-
-
-def configuration(cell: Cell, seed: int = 0) -> Namespace:
+def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespace:
     """What the recipe of a cell comes to, read as the command line reads it, and built where that takes no memory.
 
     Raises:
         GridError: an option that does not exist, or that the method or the network refuses.
     """
-    arguments = ["fit", "--config", yaml.safe_dump(cell.recipe), "--seed_everything", str(seed)]
+    arguments = ["fit", "--config", yaml.safe_dump(recipe), "--seed_everything", str(seed)]
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            config = _parser().parse_args(with_fresh_options(arguments)).fit
+            config = _ParserAlone().parser.parse_args(with_fresh_options(arguments)).fit
         _build(config)
     except SystemExit:
         said = " ".join(messages.getvalue().removeprefix("ckdsnn: error: ").split())
-        raise GridError(f"cell {cell.label!r}: {said}") from None
+        raise GridError(f"cell {label!r}: {said}") from None
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise GridError(f"cell {cell.label!r}: {' '.join(str(error).split())}") from error
+        raise GridError(f"cell {label!r}: {' '.join(str(error).split())}") from error
     return config
 
 
 def _build(config: Namespace) -> None:
     """Builds method and networks as far as data and files are not needed."""
     model = plain(config.model)
-    method = build_method(model["method"]["name"], **MethodConfig(**model["method"]).options)
+    method = MethodConfig(**model["method"]).build()
     network, teacher = ModelConfig(**model["network"]), model["teacher"]
     with torch.device("meta"):
-        student = build_model(network.name, 10, **with_method_options(network, method))
+        student = network.build(10, None, method)
         if not method.needs_teacher:
             return
         if teacher is None:
@@ -203,28 +227,44 @@ def _build(config: Namespace) -> None:
         if named.name is None and named.checkpoint is None:
             raise ValueError("model.teacher names neither a network nor a checkpoint: set model.teacher.name")
         if named.name not in (None, "external"):  # whose code is not ours to run here
-            method.bind(student, build_model(named.name, 10, **named.options))  # type: ignore[arg-type]
+            method.bind(student, make_model(named.name, 10, None, named.options))  # type: ignore[arg-type]
 
 
-def make_plan(grid: Grid, out: Path) -> Plan:
+def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
     """The runs of a grid in the folder `out`, which is not touched.
+
+    Args:
+        grid: of cells and seeds.
+        out: folder of the sweep.
+        teachers: folder of the teachers, which other sweeps may share; None: `out / "teachers"`.
 
     Raises:
         GridError: a cell whose configuration is impossible.
     """
     quiet()
-    configs = {cell.label: configuration(cell) for cell in grid.cells}
-    teachers: dict[Path, Job] = {}
+    shared = out / "teachers" if teachers is None else teachers
+    configs = {cell.label: configuration(cell.label, cell.recipe) for cell in grid.cells}
+    of_teachers = {
+        cell.label: configs[cell.label]
+        if cell.teacher_recipe == cell.recipe
+        else configuration(f"{cell.label}: teacher", cell.teacher_recipe)
+        for cell in grid.cells
+        if _wants_teacher(configs[cell.label])
+    }
+    needed: dict[Path, Job] = {}
     students: list[Student] = []
     for seed in grid.seeds:
         for cell in grid.cells:
-            config = configs[cell.label]
-            teacher = _teacher(grid, out, cell, config, seed)
-            if teacher is not None:
-                teacher = teachers.setdefault(teacher.folder, teacher)
-            students.append(_student(out, cell, config, seed, teacher))
+            teacher = None
+            if cell.label in of_teachers:
+                teacher = _teacher(
+                    shared, of_teachers[cell.label], seed if grid.teacher_seed is None else grid.teacher_seed
+                )
+                teacher = needed.setdefault(teacher.folder, teacher)
+            tested = grid.metric.startswith("test/")
+            students.append(_student(out, cell, configs[cell.label], seed, teacher, tested=tested))
     on_cpu = all(config.trainer.accelerator == "cpu" for config in configs.values())
-    return Plan(grid, out, tuple(students), tuple(teachers.values()), on_cpu)
+    return Plan(grid, out, tuple(students), tuple(needed.values()), on_cpu)
 
 
 QUIET = ("--trainer.enable_progress_bar", "false")
@@ -238,15 +278,18 @@ def _identity(config: Namespace) -> dict[str, Any]:
     return {"model": model, **depends}
 
 
-def _teacher(grid: Grid, out: Path, cell: Cell, config: Namespace, seed: int) -> Job | None:
-    """The training of the teacher that a cell needs; None: it needs none, or brings its own."""
+def _wants_teacher(config: Namespace) -> bool:
+    """Whether a cell needs a teacher that has to be trained: not none, nor one that it brings."""
+    model = plain(config.model)
+    if not METHODS.find(model["method"]["name"]).needs_teacher:
+        return False
+    return model["teacher"]["checkpoint"] is None and not TeacherConfig(**model["teacher"]).comes_trained
+
+
+def _teacher(teachers: Path, config: Namespace, seed: int) -> Job:
+    """The training of a teacher in the folder `teachers`: one for all runs whose teacher has that recipe and seed."""
     identity = _identity(config)
     teacher = identity["model"]["teacher"]
-    if not METHODS[identity["model"]["method"]["name"]].needs_teacher:
-        return None
-    if teacher["checkpoint"] is not None or TeacherConfig(**teacher).comes_trained:
-        return None
-    seed = seed if grid.teacher_seed is None else grid.teacher_seed
     fingerprint = {
         "teacher": {key: teacher[key] for key in ("name", "options", "epochs")},
         "optimizer": identity["model"]["optimizer"],
@@ -255,8 +298,8 @@ def _teacher(grid: Grid, out: Path, cell: Cell, config: Namespace, seed: int) ->
         "trainer": {key: value for key, value in identity["trainer"].items() if key != "max_epochs"},
     }
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
-    folder = out / "teachers" / f"{teacher['name']}-{digest}-seed{seed}"
-    common = ("--config", str(recipe_of(out, cell)), "--seed_everything", str(seed))
+    folder = teachers / f"{teacher['name']}-{digest}-seed{seed}"
+    common = ("--config", str(folder / RECIPE), "--seed_everything", str(seed))
     network = ("--model.network.name", teacher["name"], "--model.network.options", json.dumps(teacher["options"]))
     tested = (*network, "--model.method.name", "ce", "--model.method.options", "{}")
     stages = (
@@ -264,18 +307,21 @@ def _teacher(grid: Grid, out: Path, cell: Cell, config: Namespace, seed: int) ->
         ("test", *common, *tested, "--out", str(folder / "teacher"), *QUIET),
     )
     name = f"teacher {teacher['name']} ({teacher['epochs']} epochs), seed {seed}"
-    return Job(name, folder, stages, {**fingerprint, "seed": seed}, folder / "teacher" / "test.json")
+    result = folder / "teacher" / "test.json"
+    return Job(name, folder, stages, {**fingerprint, "seed": seed}, result, epochs=teacher["epochs"])
 
 
-def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job | None) -> Student:
+def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job | None, *, tested: bool) -> Student:
     folder = out / cell.folder / f"seed{seed}"
     fingerprint = {**_identity(config), "seed": seed, "teacher": None if teacher is None else teacher.fingerprint}
-    if teacher is not None or not METHODS[fingerprint["model"]["method"]["name"]].needs_teacher:
+    if teacher is not None or not METHODS.find(fingerprint["model"]["method"]["name"]).needs_teacher:
         fingerprint["model"] = {key: value for key, value in fingerprint["model"].items() if key != "teacher"}
-    common = ["--config", str(recipe_of(out, cell)), "--seed_everything", str(seed), "--out", str(folder)]
+    common = ["--config", str(out / cell.folder / RECIPE), "--seed_everything", str(seed), "--out", str(folder)]
     if teacher is not None:
         common += ["--model.teacher.checkpoint", str(teacher.folder / "teacher" / "last.ckpt")]
-    stages = tuple((verb, *common, *QUIET) for verb in ("fit", "test"))
+    stages = tuple((verb, *common, *QUIET) for verb in (("fit", "test") if tested else ("fit",)))
     needs = None if teacher is None else teacher.folder
-    job = Job(f"{cell.label}, seed {seed}", folder, stages, fingerprint, folder / "test.json", needs)
+    result = folder / "test.json" if tested else None
+    epochs = config.trainer.max_epochs if (config.trainer.max_epochs or 0) > 0 else None
+    job = Job(f"{cell.label}, seed {seed}", folder, stages, fingerprint, result, needs, epochs)
     return Student(cell, seed, job, teacher)

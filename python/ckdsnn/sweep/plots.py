@@ -11,12 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ckdsnn.analysis.style import STYLE, write_figure
+from ckdsnn.analysis.style import GREY, PALETTE, SKY, STYLE, write_figure
 from ckdsnn.sweep.grid import Grid
 from ckdsnn.sweep.table import Row, heading, is_percent, spread
 
-# Okabe and Ito's palette: told apart with any colour vision.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "os^Dv<>P"
 
 
@@ -56,6 +54,10 @@ def _name(dimension: str) -> str:
     return NAMES[end] if end in NAMES else dimension.removeprefix("model.").removeprefix("method.options.")
 
 
+def _axis_label(grid: Grid) -> str:
+    return heading(grid) if grid.metric.startswith("val/") else f"test {heading(grid)}"
+
+
 def _footer(grid: Grid, rows: Sequence[Row], what: str) -> str:
     counts = {len(row.values) for row in rows}
     many = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(*counts)
@@ -69,7 +71,7 @@ def bars(grid: Grid, rows: Sequence[Row]) -> Figure:
         axis = figure.subplots()
         spreads = [spread(list(row.values.values())) for row in rows]
         baselines = {row.baseline for row in rows}
-        colours = [PALETTE[7] if row.cell.label in baselines else PALETTE[5] for row in rows]
+        colours = [GREY if row.cell.label in baselines else SKY for row in rows]
         positions = range(len(rows))
         axis.barh(
             positions,
@@ -97,7 +99,7 @@ def bars(grid: Grid, rows: Sequence[Row]) -> Figure:
         low, high = _limits(everything, [m - (d or 0) for m, d in spreads], [m + (d or 0) for m, d in spreads])
         axis.set_xlim(low, high)
         cut = "" if low == 0 else "; the axis does not start at 0"
-        axis.set_xlabel(f"test {heading(grid)}{cut}")
+        axis.set_xlabel(_axis_label(grid) + cut)
         what = "mean, standard deviation, a dot a seed"
         axis.set_title(_footer(grid, rows, what + (", baseline in grey" if baselines != {None} else "")))
         return figure
@@ -147,7 +149,7 @@ def line(grid: Grid, rows: Sequence[Row], dimension: str) -> Figure:
             axis.minorticks_off()
         _space_ticks(axis, ticks)
         axis.set_xlabel(_name(dimension))
-        axis.set_ylabel(f"test {heading(grid)}")
+        axis.set_ylabel(_axis_label(grid))
         axis.grid(alpha=0.25)
         axis.set_title(_footer(grid, rows, "mean, band of one standard deviation"))
         if len(groups) > 1:
@@ -193,6 +195,6 @@ def heat_map(grid: Grid, rows: Sequence[Row], down: str, across: str) -> Figure:
             axis.set_ylabel(_name(down))
             if label:
                 axis.set_title(label)
-        figure.colorbar(image, ax=list(axes), label=f"test {heading(grid)}")
+        figure.colorbar(image, ax=list(axes), label=_axis_label(grid))
         figure.suptitle(_footer(grid, rows, "mean"), x=0.01, ha="left")
         return figure

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
+import select
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from ckdsnn.checkpoint import RunError
 from ckdsnn.cli.stages import own_command
 from ckdsnn.sweep.plan import Job
+from ckdsnn.sweep.worker import DONE, OPTION
 
 LOG = "sweep.log"  # in a run's folder: what its commands said
-LOOK_EVERY = 0.02  # seconds; far below what a run takes to start
+LOOK_EVERY = 1.0  # seconds between two looks at what runs; a run that ends is seen at once
 PR_SET_PDEATHSIG = 1
 
 
@@ -68,13 +71,56 @@ def visible_gpus() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
+class Worker:
+    """A process in which runs of one place follow each other, see `ckdsnn.sweep.worker`.
+
+    Args:
+        place: where it is.
+        command: that starts it.
+        log: for what it says before the first run.
+    """
+
+    def __init__(self, place: Place, command: Sequence[str], log: Path) -> None:
+        self.place = place
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                bufsize=0,
+                env={**{k: v for k, v in os.environ.items() if k not in place.hidden}, **place.environment},
+                start_new_session=True,  # a terminal's interrupt is for the sweep, which then stops its runs one by one
+                preexec_fn=_end_with_parent,
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._tasks, self.answers = self.process.stdin, self.process.stdout
+
+    def run(self, arguments: Sequence[str], log: Path) -> None:
+        """Starts a command."""
+        task = json.dumps({"arguments": list(arguments), "log": str(log)})
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen where its answer is
+            self._tasks.write(task.encode() + b"\n")
+
+    def status(self) -> int | None:
+        """Of the command: 0 where it has succeeded, the process's own where that has ended, None: it runs."""
+        if select.select([self.answers], [], [], 0)[0] and self.answers.readline() == DONE:
+            return 0
+        return self.process.poll()
+
+    def finish(self) -> None:
+        """Ends the process where no command runs."""
+        with contextlib.suppress(BrokenPipeError):
+            self._tasks.close()
+
+
 @dataclass
 class Running:
     """A run in a process."""
 
     job: Job
-    place: Place
-    process: subprocess.Popen[bytes]
+    worker: Worker
     stage: int
     before: float  # seconds of earlier sweeps
     started: float
@@ -102,6 +148,7 @@ def run_jobs(
     command: Sequence[str] | None = None,
     patience: float = 120.0,
     running: list[Running] | None = None,
+    watch: Callable[[Sequence[Running]], None] = lambda running: None,
 ) -> Outcome:
     """Runs every job that is not finished, after the one that it needs.
 
@@ -109,19 +156,21 @@ def run_jobs(
 
     Args:
         jobs: in the order in which they should start.
-        at: where they run; one at a time each.
+        at: where they run; one at a time each, in one process after another that succeeded.
         report: called with every job that comes to its end and why it failed (None: it did not).
-        command: that runs a stage, followed by the stage's arguments; None: `ckdsnn`.
+        command: that starts a worker; None: `ckdsnn`.
         patience: seconds that a stopped run has to save what it has, before it is killed.
         running: filled with what runs, for a signal handler that has to stop it.
+        watch: called now and then with what runs.
 
     Raises:
         BaseException: what interrupted it, after all runs have stopped.
     """
     outcome = Outcome()
-    command = own_command() if command is None else list(command)
+    command = [*own_command(), "sweep", OPTION] if command is None else list(command)
     waiting = [job for job in jobs if not job.finished]
-    free, running = list(at), [] if running is None else running
+    free: list[Place | Worker] = list(at)
+    running = [] if running is None else running
     try:
         while waiting or running:
             unfinished = {job.folder for job in waiting} | {run.job.folder for run in running}
@@ -132,29 +181,49 @@ def run_jobs(
                 elif free and job.needs not in unfinished:
                     waiting.remove(job)
                     try:
-                        running.append(_start(job, free.pop(0), command))
+                        running.append(_start(job, free[0], command))
+                        del free[0]
                     except (OSError, RunError) as error:  # its folder cannot be made, no process can be started
-                        free = [place for place in at if all(place is not run.place for run in running)]
                         _end(job, str(error), outcome, report)
-            for run in [run for run in running if run.process.poll() is not None]:
-                if run.process.returncode == 0 and run.stage + 1 < len(run.job.stages):
-                    run.stage += 1
-                    run.process = _process(run.job, run.stage, run.place, command)
-                    continue
-                running.remove(run)
-                free.append(run.place)
-                why = _why(run)
-                if why is not None:
-                    outcome.status[str(run.job.folder)] = run.process.returncode
-                try:
-                    run.job.write_record(_seconds(run), finished=why is None)
-                except RunError as error:  # no space left: the same command tries it again
-                    why = str(error)
-                _end(run.job, why, outcome, report)
-            time.sleep(LOOK_EVERY)
+            watch(running)
+            select.select([run.worker.answers for run in running], [], [], LOOK_EVERY if running else 0)
+            for run, status in [(run, run.worker.status()) for run in running]:
+                if status is not None:
+                    _go_on(run, status, running, free, outcome, report)
     finally:
+        idle = [worker for worker in free if isinstance(worker, Worker)]
+        for worker in idle:
+            worker.finish()
         stop(running, patience)
+        for worker in idle:
+            _wait(worker.process, patience)
     return outcome
+
+
+def _go_on(
+    run: Running,
+    status: int,
+    running: list[Running],
+    free: list[Place | Worker],
+    outcome: Outcome,
+    report: Callable[[Job, str | None], None],
+) -> None:
+    """After a command of a run: the next one, or the run's end."""
+    if status == 0 and run.stage + 1 < len(run.job.stages):
+        run.stage += 1
+        run.worker.run(run.job.stages[run.stage], run.job.folder / LOG)
+        return
+    running.remove(run)
+    ended = run.worker.process.poll() is not None
+    free.append(run.worker.place if ended else run.worker)
+    why = _why(run.job, status)
+    if why is not None:
+        outcome.status[str(run.job.folder)] = status
+    try:
+        run.job.write_record(_seconds(run), finished=why is None)
+    except RunError as error:  # no space left: the same command tries it again
+        why = str(error)
+    _end(run.job, why, outcome, report)
 
 
 def _end(job: Job, why: str | None, outcome: Outcome, report: Callable[[Job, str | None], None]) -> None:
@@ -169,24 +238,14 @@ def _seconds(run: Running) -> float:
     return run.before + time.monotonic() - run.started
 
 
-def _start(job: Job, place: Place, command: list[str]) -> Running:
+def _start(job: Job, at: Place | Worker, command: list[str]) -> Running:
     before = job.seconds
     job.write_record(before, finished=False)
-    (job.folder / LOG).write_bytes(b"")
-    return Running(job, place, _process(job, 0, place, command), 0, before, time.monotonic())
-
-
-def _process(job: Job, stage: int, place: Place, command: list[str]) -> subprocess.Popen[bytes]:
-    with (job.folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            [*command, *job.stages[stage]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**{k: v for k, v in os.environ.items() if k not in place.hidden}, **place.environment},
-            start_new_session=True,  # a terminal's interrupt is for the sweep, which then stops its runs one by one
-            preexec_fn=_end_with_parent,
-        )
+    log = job.folder / LOG
+    log.write_bytes(b"")
+    worker = at if isinstance(at, Worker) else Worker(at, command, log)
+    worker.run(job.stages[0], log)
+    return Running(job, worker, 0, before, time.monotonic())
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -201,16 +260,15 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns all processes of a job; the sweep's own answers
 
 
-def _why(run: Running) -> str | None:
+def _why(job: Job, status: int) -> str | None:
     """Why a run failed; None: it did not."""
-    status = run.process.returncode
-    if status == 0 and run.job.metrics():
+    if status == 0 and job.metrics():
         return None
     if status < 0:
         said = f"ended by {signal.Signals(-status).name}"
     else:
-        said = f"exit status {status}" if status else f"no {run.job.result}"
-    return f"{said}: {last_words(run.job)}"
+        said = f"exit status {status}" if status else f"no {job.result or 'validation accuracy in its log'}"
+    return f"{said}: {last_words(job)}"
 
 
 def last_words(job: Job, lines: int = 5) -> str:
@@ -229,22 +287,25 @@ def last_words(job: Job, lines: int = 5) -> str:
 def stop(running: Sequence[Running], patience: float) -> None:
     """Ends all runs: they are told to save and stop, and killed where that takes too long or somebody insists."""
     for run in running:
-        run.process.terminate()
+        run.worker.finish()
+        run.worker.process.terminate()
     deadline = time.monotonic() + patience
     try:
-        while any(run.process.poll() is None for run in running) and time.monotonic() < deadline:
-            time.sleep(LOOK_EVERY)
+        for run in running:
+            _wait(run.worker.process, deadline - time.monotonic())
     finally:  # also at a second interrupt
         for run in running:
-            if run.process.poll() is None:
-                _kill(run.process)
+            _wait(run.worker.process, 0.0)
         for run in running:
             with contextlib.suppress(RunError):  # on a full disk; the run goes on from its checkpoint all the same
                 run.job.write_record(_seconds(run), finished=False)
 
 
-def _kill(process: subprocess.Popen[Any]) -> None:
-    """With the processes that it has started itself."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """For its end; after that time it is killed, with the processes that it has started itself."""
+    try:
+        process.wait(max(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

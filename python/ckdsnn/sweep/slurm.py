@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ckdsnn.checkpoint import RunError, write_text_atomically
 from ckdsnn.cli.stopping import TERMINATED
-from ckdsnn.sweep.plan import Job, Plan
+from ckdsnn.sweep.plan import Job, Plan, jobs_of
 from ckdsnn.sweep.run import LOG, Place, Running, run_jobs, stop
 
 QUEUE = "jobs.json"  # in the folder of submitit's files: run folder -> job of Slurm
@@ -94,8 +94,13 @@ def parameters(settings: Sequence[str], *, on_cpu: bool) -> dict[str, Any]:
     return made
 
 
-def submit(plan: Plan, settings: Sequence[str]) -> str:
+def submit(plans: Sequence[Plan], out: Path, settings: Sequence[str]) -> str:
     """Submits what is neither finished nor in the queue: an array of the teachers, and one of the students after it.
+
+    Args:
+        plans: of one grid or several, which may share teachers.
+        out: folder of the sweep.
+        settings: see :func:`parameters`.
 
     Returns:
         What was done, in words.
@@ -110,14 +115,14 @@ def submit(plan: Plan, settings: Sequence[str]) -> str:
             raise RunError(f"--slurm: there is no {program} here: run it where jobs are submitted, or without --slurm")
     import submitit
 
-    wanted = parameters(settings, on_cpu=plan.on_cpu)
-    folder = plan.out / "slurm"
+    wanted = parameters(settings, on_cpu=all(plan.on_cpu for plan in plans))
+    folder, runs = out / "slurm", jobs_of(plans)
     known = _read_queue(folder)
     alive = _in_queue()
     queued = {run: job for run, job in known.items() if job in alive}
-    missing = [job for job in plan.jobs if not job.finished and str(job.folder) not in queued]
+    missing = [job for job in runs if not job.finished and str(job.folder) not in queued]
     again = sum(bool(job.record()) for job in missing)
-    teachers = {str(teacher.folder) for teacher in plan.teachers}
+    teachers = {str(teacher.folder) for plan in plans for teacher in plan.teachers}
     submitted: list[str] = []
     awaited = {job.partition("_")[0] for run, job in queued.items() if run in teachers}
     first = [job for job in missing if str(job.folder) in teachers]
@@ -127,7 +132,7 @@ def submit(plan: Plan, settings: Sequence[str]) -> str:
         # With the same Python and packages as this process.
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=1000)
         try:
-            executor.update_parameters(**{"name": f"sweep-{plan.grid.name}", **wanted})
+            executor.update_parameters(**{"name": "-".join(["sweep", *(plan.grid.name for plan in plans)]), **wanted})
             more: dict[str, Any] = {"requeue": True}
             if awaited and any(job.needs is not None for job in jobs):
                 more["dependency"] = "afterany:" + ":".join(sorted(awaited))  # a run says itself what it lacks
@@ -140,13 +145,13 @@ def submit(plan: Plan, settings: Sequence[str]) -> str:
         write_text_atomically(json.dumps(known, indent=1), folder / QUEUE)
         submitted.append(made[0].job_id.partition("_")[0])
         awaited.add(submitted[-1])
-    done = sum(job.finished for job in plan.jobs)
-    text = f"{done} of {len(plan.jobs)} runs are finished, {len(queued)} are in the queue, {len(missing)} submitted"
+    done = sum(job.finished for job in runs)
+    text = f"{done} of {len(runs)} runs are finished, {len(queued)} are in the queue, {len(missing)} submitted"
     if again:
         text += f" ({again} of them had been started before; their last words are in {LOG} of their folders)"
     if submitted:
         text += f": jobs {', '.join(submitted)}"
-    return text + ("" if done == len(plan.jobs) else "; the same command later makes the table") + "\n"
+    return text + ("" if done == len(runs) else "; the same command later makes the table") + "\n"
 
 
 def _read_queue(folder: Path) -> dict[str, str]:

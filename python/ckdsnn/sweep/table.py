@@ -79,7 +79,7 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def is_percent(metric: str) -> bool:
-    return metric.endswith("accuracy")
+    return metric.endswith(("accuracy", "mean_iou"))
 
 
 def summarise(grid: Grid, students: Sequence[Student]) -> list[Row]:
@@ -98,7 +98,8 @@ def summarise(grid: Grid, students: Sequence[Student]) -> list[Row]:
             continue
         metrics, of = student.job.metrics(), found[student.cell.label]
         if grid.metric not in metrics:
-            raise ValueError(f"metric {grid.metric!r} is not in {student.job.result}, which has {', '.join(metrics)}")
+            where = student.job.result or student.job.folder
+            raise ValueError(f"metric {grid.metric!r} is not in {where}, which has {', '.join(metrics)}")
         of["values"][student.seed] = scale * metrics[grid.metric]
         of["seconds"][student.seed] = student.job.seconds
         if "test/firing_rate" in metrics:
@@ -138,7 +139,10 @@ def _show(values: Mapping[int, float], form: str) -> str:
 
 
 def heading(grid: Grid) -> str:
-    return grid.metric.removeprefix("test/").replace("_", " ") + (" %" if is_percent(grid.metric) else "")
+    """What the metric is called, with its unit."""
+    part, _, name = grid.metric.partition("/")
+    shown = name.replace("_", " ").replace("iou", "IoU") if part == "test" else f"validation {name}"
+    return shown + (" %" if is_percent(grid.metric) else "")
 
 
 def _cells_of(grid: Grid, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -202,7 +206,7 @@ def csv_runs(grid: Grid, students: Sequence[Student]) -> str:
     """Every run: cell, seed, state, seconds, and all metrics of its test."""
     metrics = {id(student): student.job.metrics() if student.job.finished else {} for student in students}
     names = list(dict.fromkeys(name for found in metrics.values() for name in found))
-    lines: list[list[object]] = [["cell", *grid.cells[0].coordinates, "seed", "finished", "seconds", *names]]
+    lines: list[list[object]] = [["label", *grid.cells[0].coordinates, "seed", "finished", "seconds", *names]]
     lines[0] += ["teacher_accuracy", "folder"]
     for student in students:
         found, teacher = metrics[id(student)], student.teacher.metrics() if student.teacher is not None else {}

@@ -75,7 +75,8 @@ class EpochFeed(Feed):
             shape = (*shape[1:], shape[0])
         _check_memory(4 * count * math.prod(shape), device)
         self._rows = torch.zeros((count, *shape), device=device)  # sample by sample, in the order of the epoch
-        self._targets, self._indices = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(2))
+        self._targets = torch.zeros((count, *loader.targets.shape[1:]), dtype=torch.int64, device=device)
+        self._indices = torch.zeros(count, dtype=torch.int64, device=device)
         self._within = torch.arange(self.batch_size, device=device)
 
     def start(self, epoch: int, position: int) -> None:

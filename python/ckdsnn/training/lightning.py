@@ -12,11 +12,23 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from ckdsnn.checkpoint import RunError
-from ckdsnn.data import BatchLoader
+from ckdsnn.data import BatchLoader, DataModule
 from ckdsnn.losses import Method
+from ckdsnn.models import ANN, SNN
 from ckdsnn.optimisation import Schedule
 from ckdsnn.training.feed import BatchFeed, EpochFeed, Feed
 from ckdsnn.training.runner import why_not_captured
+
+
+def check_classified(data: Any, network: ANN | SNN) -> None:
+    """Raises RunError where the data has classes of pixels and the network predicts some of images, or the reverse."""
+    if isinstance(data, DataModule) and data.dense != network.dense:
+        each = ("image", "pixel")
+        raise RunError(
+            f"{type(data).__name__} has one class for each {each[data.dense]}, but {type(network).__name__} predicts "
+            f"one for each {each[network.dense]}: name another network (snn_fcn_small and ann_fcn_small classify "
+            "pixels), or other data"
+        )
 
 
 def own_backward(trainer: L.Trainer) -> None:
@@ -50,7 +62,10 @@ def share_state(modules: Iterable[nn.Module]) -> None:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Gives all processes the first one's running statistics, which its checkpoint holds and evaluation uses."""
+    """Gives all processes the first one's running statistics, which its checkpoint holds and evaluation uses.
+
+    Within an epoch each has its own, from training on its own batches.
+    """
     if dist.is_available() and dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
@@ -91,3 +106,12 @@ def make_feed(trainer: L.Trainer, device: torch.device, *, channels_last: bool) 
         loader.gathers = False
         return EpochFeed(loader, channels_last=channels_last)
     return BatchFeed(device, int(trainer.num_training_batches))
+
+
+def gathered(mine: Any) -> list[Any]:
+    """`mine` of every process, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return everyones

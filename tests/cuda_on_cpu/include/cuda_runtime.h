@@ -26,12 +26,14 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101
 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 using cudaStream_t = struct CUstream_st*;
 
-// Two devices, so that a test sees which one is current during a launch and afterwards.
+// Two devices, so that a test sees which one is current during a launch and afterwards. The second one's kernels are
+// translated from the PTX of 8.0.
 struct FakeDevices {
-  int current = 0, launched_on = -1, processors = 4;
+  int current = 0, launched_on = -1, processors = 4, asked = 0;
+  bool launched_early = false;
 };
 inline FakeDevices fake_devices;
 
@@ -48,8 +50,17 @@ inline cudaError_t cudaSetDevice(int device) {
   fake_devices.current = device;
   return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : fake_devices.processors;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = fake_devices.processors;
+  return cudaSuccess;
+}
+struct cudaFuncAttributes {
+  int binaryVersion, ptxVersion;
+};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  ++fake_devices.asked;
+  *attributes = {90, fake_devices.current == 0 ? 90 : 80};
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -59,6 +70,7 @@ template <class Call>
 cudaError_t cudaLaunchKernel(void (*kernel)(Call), dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                              cudaStream_t) {
   fake_devices.launched_on = fake_devices.current;
+  fake_devices.launched_early = false;
   const Call call = *static_cast<const Call*>(arguments[0]);
   return fibers::run_grid(grid, block, shared_bytes, [&] { kernel(call); }) ? cudaSuccess
                                                                             : cudaErrorInvalidConfiguration;
@@ -82,8 +94,10 @@ struct cudaLaunchConfig_t {
 template <class Call>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Call), const Call& call) {
   void* arguments[] = {const_cast<Call*>(&call)};
-  return cudaLaunchKernel(kernel, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
-                          config->stream);
+  const cudaError_t status =
+      cudaLaunchKernel(kernel, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, config->stream);
+  fake_devices.launched_early = true;
+  return status;
 }
 
 inline void __syncthreads() { fibers::Block::current().barrier(); }

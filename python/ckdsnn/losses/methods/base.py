@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.arguments import check_in_unit_interval, check_target, check_tensor, check_whole
+from ckdsnn import registry
+from ckdsnn.losses.arguments import check_target, check_tensor, check_whole
 from ckdsnn.losses.divergence import check_logits
 from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.base import ANN, SNN
-from ckdsnn.models.outputs import ANNOutput, SNNOutput, resolve_stage
-from ckdsnn.models.registry import nearest
-
-METHODS: dict[str, type[Method]] = {}
+from ckdsnn.models.outputs import ANNOutput, SNNOutput, by_pixel, resolve_stage
+from ckdsnn.option_types import Share, Within
+from ckdsnn.registry import Registry
 
 MethodType = TypeVar("MethodType", bound="type[Method]")
-
-
-def register_method(name: str) -> Any:
-    """Class decorator that makes a method available to :func:`build_method` under ``name``."""
-
-    def add(cls: MethodType) -> MethodType:
-        if name in METHODS:
-            raise ValueError(f"a method named {name!r} is registered already")
-        METHODS[name] = cls
-        cls.name = name
-        return cls
-
-    return add
 
 
 class Method(nn.Module):
     """Base of all methods: cross-entropy with the labels, plus what a subclass adds in :meth:`distill`.
 
-    A subclass says what it needs by the attributes below, implements :meth:`distill`, and registers itself; nothing
-    else has to know of it.  Its parameters (projections, learnable scales) train with the student.
+    A subclass has its options as a dataclass in it, ``Options``, says what it needs by the attributes below,
+    implements :meth:`distill`, and registers itself; nothing else has to know of it.  Its parameters (projections,
+    learnable scales) train with the student.
 
     Args:
-        label_smoothing: of the cross-entropy, in [0, 1].
+        options: of the class's own ``Options``; None: their defaults.
+
+    Raises:
+        TypeError: options of another class.
 
     Attributes:
         name: under which it is registered.
@@ -63,17 +55,29 @@ class Method(nn.Module):
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     capturable: ClassVar[bool] = True
+    sam_stages: tuple[int, ...] = ()
+    student_feature_stages: tuple[int, ...] = ()
+    teacher_map: str = "grad_cam"
+    teacher_map_stages: tuple[int, ...] = ()
+    teacher_feature_stages: tuple[int, ...] = ()
+    teacher_mode: str = "eval"
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    @dataclass(frozen=True)
+    class Options(registry.Options):
+        """Options of all methods.
+
+        Attributes:
+            label_smoothing: of the cross-entropy.
+        """
+
+        label_smoothing: Share = 0.0
+
+    def __init__(self, options: Options | None = None) -> None:
         super().__init__()
-        check_in_unit_interval(label_smoothing, "label_smoothing")
-        self.label_smoothing = label_smoothing
-        self.sam_stages: tuple[int, ...] = ()
-        self.student_feature_stages: tuple[int, ...] = ()
-        self.teacher_map = "grad_cam"
-        self.teacher_map_stages: tuple[int, ...] = ()
-        self.teacher_feature_stages: tuple[int, ...] = ()
-        self.teacher_mode = "eval"
+        options = self.Options() if options is None else options
+        if not isinstance(options, self.Options):
+            raise TypeError(f"options must be {self.Options.__qualname__}, got {options!r:.100}")
+        self.options = options
         self.student_options: dict[str, Any] = {}
 
     def bind(self, student: SNN | ANN, teacher: ANN | None = None) -> Method:
@@ -105,6 +109,14 @@ class Method(nn.Module):
             raise TypeError(f"the teacher must be a conventional network, got {type(teacher).__name__}")
         if student.num_classes != teacher.num_classes:
             raise ValueError(f"the student has {student.num_classes} classes but the teacher {teacher.num_classes}")
+        if student.dense != teacher.dense:
+            of = {False: "images", True: "pixels"}
+            raise ValueError(f"the student classifies {of[student.dense]} but the teacher {of[teacher.dense]}")
+        if student.dense and self.teacher_map_stages:
+            raise ValueError(
+                f"method {type(self).__name__} explains one class an image, but the networks classify pixels; use "
+                "samd_dense for maps that keep position"
+            )
         if student.num_classes < 2:
             raise ValueError("the networks have one class, whose distribution teaches nothing; use method ce")
         for stage in (*self.teacher_map_stages, *self.teacher_feature_stages):
@@ -123,9 +135,12 @@ class Method(nn.Module):
         Args:
             student: output of the student on the batch.
             teacher: output of the teacher on the same batch; None where ``needs_teacher`` is False.
-            target: labels, int64 [B].
+            target: labels, int64 [B], or [B, H, W] of pixels.
             epoch: epochs done so far, with fraction; for warm-ups.  A number, or a tensor [] on the outputs' device,
                 which a captured step needs: a number would be that of the capture for ever.
+
+        Pixels are samples: of networks that classify them, :meth:`distill` gets logits [B*H*W, K], labels [B*H*W], and
+        outputs with their ``image_size``.
 
         Everything is computed outside autocast, and :meth:`distill` gets logits and maps in float32 at least; features
         are what the networks made, maybe of 2 bytes: see :func:`~ckdsnn.losses.precision.mean_over_time` and
@@ -140,9 +155,13 @@ class Method(nn.Module):
             kind = "spiking network" if self.needs_teacher else "network"
             raise TypeError(f"student must be the output of a {kind}, got {type(student).__name__}")
         check_tensor(student.logits, "student.logits")
-        if student.logits.dim() != 2:
-            raise ValueError(f"student.logits must be [B, K], got {list(student.logits.shape)}")
+        if student.logits.dim() not in (2, 4):
+            raise ValueError(f"student.logits must be [B, K] or [B, K, H, W], got {list(student.logits.shape)}")
         check_target(target, *student.logits.shape)
+        if student.logits.dim() == 4:
+            student, target = by_pixel(student), target.flatten()
+            if isinstance(teacher, ANNOutput) and teacher.logits.dim() == 4:
+                teacher = by_pixel(teacher)
         with outside_autocast(student.logits):
             if not self.needs_teacher:
                 return {"ce": self.cross_entropy(student, target)}
@@ -167,7 +186,7 @@ class Method(nn.Module):
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
         """Cross-entropy of the mean logits."""
-        return F.cross_entropy(full_precision(student.logits), target, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(full_precision(student.logits), target, label_smoothing=self.options.label_smoothing)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
@@ -252,12 +271,37 @@ class NoiseSource(nn.Module):
             self._state_elsewhere = state
 
 
+@dataclass(frozen=True)
+class SeededOptions(Method.Options):
+    """Options of methods that draw random numbers.
+
+    Attributes:
+        seed: of the random numbers; that of the run where a configuration does not say it.
+    """
+
+    seed: Annotated[int, Within(low=0)] = 0
+
+
+METHODS: Registry[type[Method]] = Registry("method", Method)
+
+
+def register_method(name: str) -> Callable[[MethodType], MethodType]:
+    """Class decorator that makes a method available to :func:`build_method` under ``name``."""
+
+    def add(cls: MethodType) -> MethodType:
+        METHODS.register(name)(cls)
+        cls.name = name
+        return cls
+
+    return add
+
+
 def build_method(name: str, **options: Any) -> Method:
     """The method registered under ``name``.
 
     Args:
-        name: a key of ``METHODS``, e.g. ``"ckd"``.
-        options: arguments of that method, see its docstring.
+        name: a key of ``METHODS``, e.g. ``"ckd"``, or ``"MODULE:NAME"``, see :meth:`~ckdsnn.registry.Registry.find`.
+        options: of that method, see its ``Options``.
 
     Raises:
         ValueError: unknown name, or a value that the method refuses.
@@ -268,22 +312,7 @@ def build_method(name: str, **options: Any) -> Method:
         >>> build_method("kd", tau=2.0).needs_teacher
         True
     """
-    if not isinstance(name, str):
-        raise TypeError(f"the method must be a name, got {name!r}")
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}" + nearest(name, list(METHODS)))
-    known = known_options(METHODS[name])
-    for option in options:
-        if option not in known:
-            raise TypeError(f"method {name!r} has no option {option!r}" + nearest(option, known))
-    return METHODS[name](**options)
-
-
-def known_options(cls: type[Method]) -> list[str]:
-    """Names of the options of a method: its arguments, and the fields of the dataclass that its ``**options`` fill."""
-    parameters = inspect.signature(cls).parameters.values()
-    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    return names + list(getattr(cls, "option_fields", ()))
+    return METHODS.find(name)(METHODS.options(name, options))
 
 
 def step_cross_entropy(student: SNNOutput, target: Tensor, label_smoothing: float) -> Tensor:

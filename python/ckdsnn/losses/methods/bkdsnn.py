@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.arguments import check_number, check_weights, check_whole
 from ckdsnn.losses.precision import full_precision, mean_over_time
 from ckdsnn.losses.resize import resize_to
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
+from ckdsnn.option_types import NotNegative, Within
 
-from .base import Method, NoiseSource, register_method
+from .base import Method, NoiseSource, SeededOptions, register_method
 from .kdsnn import stage_channels
 
 
@@ -27,32 +30,32 @@ class BKDSNN(Method):
 
     Xu et al.: BKDSNN, enhancing the performance of learning-based spiking neural networks training with blurred
     knowledge distillation (ECCV 2024).
-
-    Args:
-        weight: of the sum of squares; 2e-3 for CIFAR, 7e-5 for ImageNet.
-        drop: probability that a channel is masked, in [0, 1).
-        stage: of both networks, negative ones counted from the end.
-        label_smoothing: in [0, 1].
-        seed: of the masks.
     """
 
-    def __init__(
-        self, weight: float = 2e-3, drop: float = 0.15, stage: int = -1, label_smoothing: float = 0.0, seed: int = 0
-    ) -> None:
-        super().__init__(label_smoothing)
-        check_weights(weight=weight)
-        check_whole(stage, "stage")
-        check_number(drop, "drop")
-        if not 0.0 <= drop < 1.0:
-            raise ValueError(f"drop must be in [0, 1), got {drop}")
-        self.weight, self.drop, self.stage = weight, drop, stage
-        self.student_feature_stages = self.teacher_feature_stages = (stage,)
-        self.noise = NoiseSource(seed)
+    @dataclass(frozen=True)
+    class Options(SeededOptions):
+        """
+        Attributes:
+            weight: of the sum of squares; 2e-3 for CIFAR, 7e-5 for ImageNet.
+            drop: probability that a channel is masked.
+            stage: of both networks, negative ones counted from the end.
+        """
+
+        weight: NotNegative = 2e-3
+        drop: Annotated[float, Within(low=0, below=1)] = 0.15
+        stage: int = -1
+
+    options: Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self.student_feature_stages = self.teacher_feature_stages = (self.options.stage,)
+        self.noise = NoiseSource(self.options.seed)
         self.align: nn.Module | None = None
         self.restore: nn.Module | None = None
 
     def make_modules(self, student: SNN, teacher: ANN) -> None:
-        channels, wanted = stage_channels(student, self.stage), stage_channels(teacher, self.stage)
+        channels, wanted = stage_channels(student, self.options.stage), stage_channels(teacher, self.options.stage)
         self.align = nn.Identity() if channels == wanted else nn.Conv2d(channels, wanted, 1)
         self.restore = nn.Sequential(
             nn.Conv2d(wanted, wanted, 3, padding=1), nn.ReLU(), nn.Conv2d(wanted, wanted, 3, padding=1)
@@ -63,14 +66,15 @@ class BKDSNN(Method):
     ) -> dict[str, Tensor]:
         if self.align is None or self.restore is None:
             raise RuntimeError("bkdsnn has no restoring network yet; call method.bind(student, teacher) first")
-        aligned = self.align(mean_over_time(pick_stage(student.features, self.stage, "the student's features")))
+        stage = self.options.stage
+        aligned = self.align(mean_over_time(pick_stage(student.features, stage, "the student's features")))
         generator = self.noise.generator
         draw = torch.rand(aligned.shape[:2], generator=generator, device=generator.device)
-        keep = (draw >= self.drop).to(aligned.device, aligned.dtype)
+        keep = (draw >= self.options.drop).to(aligned.device, aligned.dtype)
         restored = self.restore(aligned * keep[:, :, None, None])
-        wanted = resize_to(pick_stage(teacher.features, self.stage, "the teacher's features"), restored.shape[2:])
+        wanted = resize_to(pick_stage(teacher.features, stage, "the teacher's features"), restored.shape[2:])
         wanted = full_precision(wanted).detach()
         # A teacher's features without an activation stay 0.
         largest = wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
         wanted = wanted / largest * aligned.max()
-        return {"features": self.weight * F.mse_loss(restored, wanted, reduction="sum") / len(restored)}
+        return {"features": self.options.weight * F.mse_loss(restored, wanted, reduction="sum") / len(restored)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ckdsnn.losses.arguments import check_weights, check_whole
 from ckdsnn.losses.precision import full_precision, mean_over_time, outside_autocast
 from ckdsnn.losses.scaling import unit_length
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage
+from ckdsnn.option_types import NotNegative, Within
 
 from .base import Method, register_method
 
@@ -36,19 +39,22 @@ class CATKD(Method):
     over time; both heads must be global average pooling and one linear layer.
 
     Guo et al.: Class attention transfer based knowledge distillation (CVPR 2023), with the defaults of its code.
-
-    Args:
-        weight: of the maps.
-        resolution: maps are pooled to resolution x resolution.
-        label_smoothing: in [0, 1].
     """
 
-    def __init__(self, weight: float = 400.0, resolution: int = 2, label_smoothing: float = 0.0) -> None:
-        super().__init__(label_smoothing)
-        check_weights(weight=weight)
-        check_whole(resolution, "resolution", low=1)
-        self.weight, self.resolution = weight, resolution
-        self.student_feature_stages = self.teacher_feature_stages = (-1,)
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """
+        Attributes:
+            weight: of the maps.
+            resolution: maps are pooled to resolution x resolution.
+        """
+
+        weight: NotNegative = 400.0
+        resolution: Annotated[int, Within(low=1)] = 2
+
+    options: Options
+
+    student_feature_stages = teacher_feature_stages = (-1,)
 
     def make_modules(self, student: SNN, teacher: ANN) -> None:
         self._weight_of(student.classifier_weight, "student")
@@ -61,9 +67,9 @@ class CATKD(Method):
         teacher_weight = self._weight_of(teacher.classifier_weight, "teacher")
         features = pick_stage(student.features, -1, "the student's features")
         wanted = pick_stage(teacher.features, -1, "the teacher's features")
-        ours = class_maps(mean_over_time(features), student_weight, self.resolution, len(features))
-        theirs = class_maps(wanted, teacher_weight, self.resolution).detach()
-        return {"catkd": self.weight * F.mse_loss(ours, theirs)}
+        ours = class_maps(mean_over_time(features), student_weight, self.options.resolution, len(features))
+        theirs = class_maps(wanted, teacher_weight, self.options.resolution).detach()
+        return {"catkd": self.options.weight * F.mse_loss(ours, theirs)}
 
     @staticmethod
     def _weight_of(weight: Tensor | None, name: str) -> Tensor:

@@ -5,10 +5,6 @@ from .base import Method, register_method
 
 @register_method("ce")
 class CrossEntropy(Method):
-    """Cross-entropy with the labels alone: ``CE(z_st, y)``, the baseline of all baselines.
-
-    Args:
-        label_smoothing: in [0, 1].
-    """
+    """Cross-entropy with the labels alone: ``CE(z_st, y)``, the baseline of all baselines."""
 
     needs_teacher = False

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from ckdsnn.losses.arguments import check_weights
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
+from ckdsnn.option_types import NotNegative
 
-from .base import Method, register_method
-from .presets import NLDOptions, Preset, SAMDOptions, override, preset_named
+from .base import Method, SeededOptions, register_method
+from .presets import PRESETS, NLDOptions, PresetOptions, SAMDOptions
 from .terms import NLDTerm, SAMDTerm
 
 
 class _PresetMethod(Method):
     """What the three have in common: a preset, and what it says of teacher and student."""
 
-    def __init__(self, preset: str, label_smoothing: float) -> None:
-        super().__init__(label_smoothing)
-        self.preset: Preset = preset_named(preset)
-        self.teacher_mode = self.preset.teacher_mode
-        self.student_options = dict(self.preset.student_options)
+    Options = PresetOptions
+    options: PresetOptions
+
+    def __init__(self, options: PresetOptions | None) -> None:
+        super().__init__(options)
+        preset = PRESETS[self.options.preset]
+        self.teacher_mode, self.student_options = preset.teacher_mode, dict(preset.student_options)
 
     def _need_maps(self, term: SAMDTerm) -> None:
         self.sam_stages = term.sam_stages
@@ -36,29 +37,31 @@ class SAMD(_PresetMethod):
     """``CE(z_st, y) + weight * L_SAMD``: the student's spike activation map follows the teacher's saliency map.
 
     CKDSNN (AAAI 2026, arXiv 2511.06902), section "SAMD"; see :func:`~ckdsnn.losses.samd_loss` for the equation.
-
-    Args:
-        preset: ``"default"``, ``"paper"`` or ``"released-code"``.
-        weight: of the term (beta of the paper).
-        label_smoothing: in [0, 1].
-        options: fields of :class:`SAMDOptions` that replace those of the preset.
     """
 
-    option_fields = tuple(field.name for field in dataclasses.fields(SAMDOptions))
+    @dataclass(frozen=True)
+    class Options(SeededOptions, PresetOptions):
+        """
+        Attributes:
+            weight: of the term (beta of the paper).
+            samd: the term; a configuration gives its options beside the others.
+        """
 
-    def __init__(
-        self, preset: str = "default", weight: float = 1.0, label_smoothing: float = 0.0, **options: Any
-    ) -> None:
-        super().__init__(preset, label_smoothing)
-        check_weights(weight=weight)
-        self.weight = weight
-        self.samd = SAMDTerm(override(self.preset.samd, options))
+        flat = "samd"
+        weight: NotNegative = 1.0
+        samd: SAMDOptions = None  # type: ignore[assignment]  # the preset's
+
+    options: Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self.samd = SAMDTerm(self.options.samd, self.options.seed)
         self._need_maps(self.samd)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
-        return {"samd": self.weight * self.samd(student, teacher, target)}
+        return {"samd": self.options.weight * self.samd(student, teacher, target)}
 
 
 @register_method("nld")
@@ -66,72 +69,63 @@ class NLD(_PresetMethod):
     """``CE(z_st, y) + weight * L_NLD``: logit distillation with noise of the logits' own scale.
 
     CKDSNN (AAAI 2026, arXiv 2511.06902), section "NLD"; see :func:`~ckdsnn.losses.nld_loss` for the equation.
-
-    Args:
-        preset: ``"default"``, ``"paper"`` or ``"released-code"``.
-        weight: of the term (gamma of the paper).
-        label_smoothing: in [0, 1].
-        seed: of the noise.
-        options: fields of :class:`NLDOptions` that replace those of the preset.
     """
 
-    option_fields = tuple(field.name for field in dataclasses.fields(NLDOptions))
+    @dataclass(frozen=True)
+    class Options(SeededOptions, PresetOptions):
+        """
+        Attributes:
+            weight: of the term (gamma of the paper).
+            nld: the term; a configuration gives its options beside the others.
+        """
 
-    def __init__(
-        self,
-        preset: str = "default",
-        weight: float = 1.0,
-        label_smoothing: float = 0.0,
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(preset, label_smoothing)
-        check_weights(weight=weight)
-        self.weight = weight
-        self.nld = NLDTerm(override(self.preset.nld, options), seed)
+        flat = "nld"
+        weight: NotNegative = 1.0
+        nld: NLDOptions = None  # type: ignore[assignment]  # the preset's
+
+    options: Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self.nld = NLDTerm(self.options.nld, self.options.seed)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
-        return {"nld": self.weight * self.nld(student, teacher)}
+        return {"nld": self.options.weight * self.nld(student, teacher)}
 
 
 @register_method("ckd")
 class CKD(_PresetMethod):
-    """``CE(z_st, y) + beta * L_SAMD + gamma * L_NLD``, the method of CKDSNN (AAAI 2026, arXiv 2511.06902).
+    """``CE(z_st, y) + beta * L_SAMD + gamma * L_NLD``, the method of CKDSNN (AAAI 2026, arXiv 2511.06902)."""
 
-    Args:
-        preset: ``"default"``, ``"paper"`` or ``"released-code"``.
-        beta: weight of SAMD.
-        gamma: weight of NLD.
-        label_smoothing: in [0, 1].
-        seed: of the noise.
-        samd: fields of :class:`SAMDOptions` that replace those of the preset.
-        nld: fields of :class:`NLDOptions` that replace those of the preset.
-    """
+    @dataclass(frozen=True)
+    class Options(SeededOptions, PresetOptions):
+        """
+        Attributes:
+            beta: weight of SAMD.
+            gamma: weight of NLD.
+            samd: options of SAMD that replace those of the preset.
+            nld: options of NLD that replace those of the preset.
+        """
 
-    def __init__(
-        self,
-        preset: str = "default",
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        label_smoothing: float = 0.0,
-        seed: int = 0,
-        samd: dict[str, Any] | None = None,
-        nld: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(preset, label_smoothing)
-        check_weights(beta=beta, gamma=gamma)
-        self.beta = beta
-        self.gamma = gamma
-        self.samd = SAMDTerm(override(self.preset.samd, {} if samd is None else samd))
-        self.nld = NLDTerm(override(self.preset.nld, {} if nld is None else nld), seed)
+        beta: NotNegative = 1.0
+        gamma: NotNegative = 1.0
+        samd: SAMDOptions = None  # type: ignore[assignment]  # the preset's
+        nld: NLDOptions = None  # type: ignore[assignment]  # the preset's
+
+    options: Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self.samd = SAMDTerm(self.options.samd, self.options.seed)
+        self.nld = NLDTerm(self.options.nld, self.options.seed)
         self._need_maps(self.samd)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
         return {
-            "samd": self.beta * self.samd(student, teacher, target),
-            "nld": self.gamma * self.nld(student, teacher),
+            "samd": self.options.beta * self.samd(student, teacher, target),
+            "nld": self.options.gamma * self.nld(student, teacher),
         }

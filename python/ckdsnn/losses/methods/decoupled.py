@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from ckdsnn.losses.arguments import check_temperature, check_weights
 from ckdsnn.losses.divergence import kd_loss
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
+from ckdsnn.option_types import NotNegative, Positive
 
 from .base import Method, register_method, step_cross_entropy
 from .tser import step_kd_loss
@@ -21,28 +23,31 @@ class Decoupled(Method):
 
     Yu et al.: Efficient logit-based knowledge distillation of deep spiking neural networks for full-range timestep
     deployment (ICML 2025).
-
-    Args:
-        alpha: weight of the teacher.
-        beta: weight of the self-distillation.
-        tau: temperature > 0.
-        label_smoothing: in [0, 1].
     """
 
-    def __init__(self, alpha: float = 0.2, beta: float = 0.5, tau: float = 3.0, label_smoothing: float = 0.0) -> None:
-        super().__init__(label_smoothing)
-        check_temperature(tau, "tau")
-        check_weights(alpha=alpha, beta=beta)
-        self.alpha, self.beta, self.tau = alpha, beta, tau
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """
+        Attributes:
+            alpha: weight of the teacher.
+            beta: weight of the self-distillation.
+            tau: temperature.
+        """
+
+        alpha: NotNegative = 0.2
+        beta: NotNegative = 0.5
+        tau: Positive = 3.0
+
+    options: Options
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
-        return step_cross_entropy(student, target, self.label_smoothing)
+        return step_cross_entropy(student, target, self.options.label_smoothing)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
-        own = student.logits.repeat(len(student.step_logits), 1)
+        options, own = self.options, student.logits.repeat(len(student.step_logits), 1)
         return {
-            "kd": self.alpha * step_kd_loss(student, teacher, self.tau),
-            "self": self.beta * kd_loss(student.step_logits.flatten(0, 1), own, self.tau),
+            "kd": options.alpha * step_kd_loss(student, teacher, options.tau),
+            "self": options.beta * kd_loss(student.step_logits.flatten(0, 1), own, options.tau),
         }

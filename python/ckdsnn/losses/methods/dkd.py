@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from ckdsnn.losses.arguments import check_target, check_temperature, check_weights, check_whole
+from ckdsnn.losses.arguments import check_target, check_temperature, check_weights
 from ckdsnn.losses.divergence import check_logits, kl_divergence
 from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
+from ckdsnn.option_types import NotNegative, Positive, Within
 
 from .base import Method, register_method
 
@@ -61,39 +65,36 @@ class DKD(Method):
     """``CE(z_st, y) + w * tau^2 * (alpha * TCKD + beta * NCKD)``, w rising linearly to 1 over ``warmup`` epochs.
 
     Zhao et al.: Decoupled knowledge distillation (CVPR 2022), equation 7; defaults of its code for CIFAR-100.
-
-    Args:
-        alpha: weight of the target class against all others.
-        beta: weight of the classes that are not the target.
-        tau: temperature > 0.
-        warmup: epochs until the distillation has its full weight; the first has 1/warmup of it.
-        label_smoothing: in [0, 1].
     """
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 8.0,
-        tau: float = 4.0,
-        warmup: int = 20,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        super().__init__(label_smoothing)
-        check_temperature(tau, "tau")
-        check_weights(alpha=alpha, beta=beta)
-        check_whole(warmup, "warmup", low=1, hint=" (1 is none)")
-        self.alpha, self.beta, self.tau, self.warmup = alpha, beta, tau, warmup
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """
+        Attributes:
+            alpha: weight of the target class against all others.
+            beta: weight of the classes that are not the target.
+            tau: temperature.
+            warmup: epochs until the distillation has its full weight; the first has 1/warmup of it, so 1 is no warm-up.
+        """
+
+        alpha: NotNegative = 1.0
+        beta: NotNegative = 8.0
+        tau: Positive = 4.0
+        warmup: Annotated[int, Within(low=1)] = 20
+
+    options: Options
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
-        dkd = dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.tau)
+        options = self.options
+        dkd = dkd_loss(student.logits, teacher.logits, target, options.alpha, options.beta, options.tau)
         return {"dkd": self._rise(epoch, dkd) * dkd}
 
     def _rise(self, epoch: float | Tensor, like: Tensor) -> float | Tensor:
         """The weight in ``epoch``, the same number from a tensor as from a Python number."""
         if not isinstance(epoch, Tensor):
-            return min((int(epoch) + 1) / self.warmup, 1.0)
+            return min((int(epoch) + 1) / self.options.warmup, 1.0)
         done = epoch.floor().to(like.dtype) + 1
         # Divided by a tensor: on a GPU, division by a number is multiplication by its reciprocal.
-        return (done / torch.full_like(done, self.warmup)).clamp(max=1.0)
+        return (done / torch.full_like(done, self.options.warmup)).clamp(max=1.0)

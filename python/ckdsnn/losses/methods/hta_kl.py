@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from ckdsnn.losses.arguments import check_number, check_temperature, check_weights
+from ckdsnn.losses.arguments import check_number, check_temperature
 from ckdsnn.losses.divergence import check_logits
 from ckdsnn.losses.precision import full_precision, outside_autocast
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
+from ckdsnn.option_types import NotNegative, Positive, Within
 
 from .base import Method, register_method
 
@@ -34,16 +38,11 @@ def hta_kl_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float, head
     """
     check_logits(student_logits, teacher_logits)
     check_temperature(tau, "tau")
-    check_head_mass(head_mass)
-    with outside_autocast(student_logits):
-        return _hta_kl(student_logits, teacher_logits, tau, head_mass)
-
-
-def check_head_mass(head_mass: float) -> None:
-    """Raises TypeError unless ``head_mass`` is a number, ValueError unless it is in (0, 1)."""
     check_number(head_mass, "head_mass")
     if not 0.0 < head_mass < 1.0:
         raise ValueError(f"head_mass must be in (0, 1), got {head_mass}")
+    with outside_autocast(student_logits):
+        return _hta_kl(student_logits, teacher_logits, tau, head_mass)
 
 
 def _hta_kl(student_logits: Tensor, teacher_logits: Tensor, tau: float, head_mass: float) -> Tensor:
@@ -72,24 +71,25 @@ class HTAKL(Method):
     Zhang et al.: Head-tail-aware KL divergence in knowledge distillation for spiking neural networks (2025, arXiv
     2504.20445).  The paper's abstract fixes the split by cumulative probability and the adaptive weights; weighting by
     ``|p - q|`` follows the adaptive KL divergence of Wu et al. (2024), and the defaults are ours.
-
-    Args:
-        tau: temperature > 0.
-        weight: of the distillation.
-        head_mass: probability that makes the head, in (0, 1).
-        label_smoothing: in [0, 1].
     """
 
-    def __init__(
-        self, tau: float = 4.0, weight: float = 1.0, head_mass: float = 0.5, label_smoothing: float = 0.0
-    ) -> None:
-        super().__init__(label_smoothing)
-        check_temperature(tau, "tau")
-        check_weights(weight=weight)
-        check_head_mass(head_mass)
-        self.tau, self.weight, self.head_mass = tau, weight, head_mass
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """
+        Attributes:
+            tau: temperature.
+            weight: of the distillation.
+            head_mass: probability that makes the head.
+        """
+
+        tau: Positive = 4.0
+        weight: NotNegative = 1.0
+        head_mass: Annotated[float, Within(above=0, below=1)] = 0.5
+
+    options: Options
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
-        return {"hta_kl": self.weight * hta_kl_loss(student.logits, teacher.logits, self.tau, self.head_mass)}
+        loss = hta_kl_loss(student.logits, teacher.logits, self.options.tau, self.options.head_mass)
+        return {"hta_kl": self.options.weight * loss}

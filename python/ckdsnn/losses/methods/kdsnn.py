@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.arguments import as_stages, check_temperature, check_weights
 from ckdsnn.losses.divergence import kd_loss
 from ckdsnn.losses.precision import full_precision, mean_over_time
 from ckdsnn.losses.resize import resize_to
 from ckdsnn.models.base import ANN, SNN
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage, resolve_stage
+from ckdsnn.option_types import NotNegative, Positive, Stages
 
 from .base import Method, register_method
 
@@ -24,28 +24,28 @@ class KDSNN(Method):
 
     Xu et al.: Constructing deep spiking neural networks from artificial neural networks with knowledge distillation
     (CVPR 2023).  The projections train with the student.  The defaults of the weights are ours.
-
-    Args:
-        tau: temperature of the logit distillation, > 0.
-        weight: of the logit distillation.
-        feature_weight: of the features.
-        stages: stages of both networks, negative ones counted from the end.
-        label_smoothing: in [0, 1].
     """
 
-    def __init__(
-        self,
-        tau: float = 4.0,
-        weight: float = 1.0,
-        feature_weight: float = 1.0,
-        stages: Sequence[int] = (-1,),
-        label_smoothing: float = 0.0,
-    ) -> None:
-        super().__init__(label_smoothing)
-        check_temperature(tau, "tau")
-        check_weights(weight=weight, feature_weight=feature_weight)
-        self.tau, self.weight, self.feature_weight = tau, weight, feature_weight
-        self.student_feature_stages = self.teacher_feature_stages = as_stages(stages, "stages")
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """
+        Attributes:
+            tau: temperature of the logit distillation.
+            weight: of the logit distillation.
+            feature_weight: of the features.
+            stages: of both networks, negative ones counted from the end.
+        """
+
+        tau: Positive = 4.0
+        weight: NotNegative = 1.0
+        feature_weight: NotNegative = 1.0
+        stages: Stages = (-1,)
+
+    options: Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self.student_feature_stages = self.teacher_feature_stages = self.options.stages
         self.projections = nn.ModuleList()
 
     def make_modules(self, student: SNN, teacher: ANN) -> None:
@@ -65,8 +65,8 @@ class KDSNN(Method):
             wanted = resize_to(pick_stage(teacher.features, stage, "the teacher's features"), projected.shape[2:])
             losses.append(F.mse_loss(projected, full_precision(wanted).detach()))
         return {
-            "kd": self.weight * kd_loss(student.logits, teacher.logits, self.tau),
-            "features": self.feature_weight * torch.stack(losses).mean(),
+            "kd": self.options.weight * kd_loss(student.logits, teacher.logits, self.options.tau),
+            "features": self.options.feature_weight * torch.stack(losses).mean(),
         }
 
 

@@ -5,79 +5,95 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
-from ckdsnn.losses.arguments import as_stages, check_choice, check_flag
-from ckdsnn.losses.nld import check_nld_options
+from ckdsnn.losses.cam_error import ERRORS
+from ckdsnn.losses.nld import DISTRIBUTIONS, MATCHES, MIXINGS, NOISES, SPREADS, check_nld_options
 from ckdsnn.losses.saliency import TEACHER_MAPS
-from ckdsnn.losses.samd import check_samd_options
-from ckdsnn.models.registry import nearest
+from ckdsnn.losses.samd import NORMALISATIONS, SCALINGS, check_samd_options
+from ckdsnn.option_types import NotNegative, OneOf, Positive, Share, Stages
+from ckdsnn.registry import Options, nearest
 
-Options = TypeVar("Options", "SAMDOptions", "NLDOptions")
+from .base import Method
 
 
 @dataclass(frozen=True)
-class SAMDOptions:
+class SAMDOptions(Options):
     """Options of the SAMD term; see :func:`~ckdsnn.losses.samd_loss` for those of the loss itself.
 
     Attributes:
-        reduction: of spikes over time and channels, ``"mean"`` (also where it is None) or ``"sum"``.
-        stages: stages of the student, negative ones counted from the end; the term is the mean over them.
-        teacher_stages: the teacher's stage for each of ``stages``; None for the same.
+        reduction: of spikes over time and channels; None: the mean.
+        normalisation: of the maps before they are scaled.
+        scaling: how maps are scaled and compared.
+        temperature: of the softmax; None: 2.
+        temperature_factor: whether the softmax's term is multiplied by the squared temperature; None: yes.
+        stages: of the student, negative ones counted from the end; the term is the mean over them.
+        teacher_stages: the teacher's stage for each of ``stages``; None: the same.
         teacher_map: which of the teacher's maps, see :func:`~ckdsnn.losses.saliency_map`.
-        student_map: ``"sam"``, or ``"grad_cam"`` of the student (CAM-CAM, an ablation).
+        student_map: the spike activation map, or Grad-CAM of the student (CAM-CAM, an ablation).
+        cam_error: which share of the teacher's maps is replaced by wrong ones (an experiment), see
+            :func:`~ckdsnn.losses.cam_error.with_error`.
+        cam_error_kind: how they are wrong, see :func:`~ckdsnn.losses.cam_error.wrong_maps`.
     """
 
-    reduction: str | None = None
-    normalisation: str = "minmax"
-    scaling: str = "softmax"
-    temperature: float | None = None
+    reduction: Literal["mean", "sum"] | None = None
+    normalisation: Annotated[str, OneOf(tuple(NORMALISATIONS))] = "minmax"
+    scaling: Annotated[str, OneOf(SCALINGS)] = "softmax"
+    temperature: Positive | None = None
     temperature_factor: bool | None = None
-    stages: tuple[int, ...] = (-1,)
-    teacher_stages: tuple[int, ...] | None = None
-    teacher_map: str = "grad_cam"
-    student_map: str = "sam"
+    stages: Stages = (-1,)
+    teacher_stages: Stages | None = None
+    teacher_map: Annotated[str, OneOf(TEACHER_MAPS)] = "grad_cam"
+    student_map: Literal["sam", "grad_cam"] = "sam"
+    cam_error: Share = 0.0
+    cam_error_kind: Annotated[str, OneOf(ERRORS)] = "shift"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_samd_options(self.normalisation, self.scaling, self.temperature, self.temperature_factor)
-        for name in ("stages", "teacher_stages"):
-            stages = getattr(self, name)
-            if name == "stages" or stages is not None:
-                object.__setattr__(self, name, as_stages(stages, name))
         if self.teacher_stages is not None and len(self.teacher_stages) != len(self.stages):
             raise ValueError(
                 f"teacher_stages {self.teacher_stages} must name one stage for each of stages {self.stages}"
             )
-        for name, value, known in (
-            ("reduction", "mean" if self.reduction is None else self.reduction, ("mean", "sum")),
-            ("teacher_map", self.teacher_map, TEACHER_MAPS),
-            ("student_map", self.student_map, ("sam", "grad_cam")),
-        ):
-            check_choice(value, name, known)
         if self.student_map == "grad_cam" and self.reduction is not None:
             raise ValueError(f"reduction={self.reduction!r} is only used with student_map='sam'; leave it out")
 
 
 @dataclass(frozen=True)
-class NLDOptions:
+class NLDOptions(Options):
     """Options of the NLD term; see :func:`~ckdsnn.losses.nld_loss`.
 
     Attributes:
+        temperature: of both softmaxes.
+        noise: of the logits' own scale, of the standard deviation ``sigma``, or none.
+        strength: lambda; None: 0.1.
+        distribution: of the noise; None: gaussian.
+        spread: of each sample's logits, by which adaptive noise is scaled; None: std.
+        sigma: standard deviation of fixed noise.
+        mixing: whether noise is added to logits or mixed into probabilities.
+        detach_statistics: no gradient through the spread.
+        match: in what noise of other distributions agrees with the Gaussian one, see
+            :func:`~ckdsnn.losses.nld.standard_noise`; None: the standard deviation.
         learnable_strength: learn lambda, starting at ``strength``, together with the student.  It stays in (0, 1)
             where probabilities are mixed, and above 0 elsewhere.
+        strength_prior: weight >= 0 (default 0.1) of :func:`~ckdsnn.losses.nld.strength_prior` in the term, which keeps
+            a strength that is learnt from 0; only with ``learnable_strength``.
     """
 
-    temperature: float = 2.0
-    noise: str = "adaptive"
-    strength: float | None = None
-    distribution: str | None = None
-    spread: str | None = None
-    sigma: float | None = None
-    mixing: str = "logits"
+    temperature: Positive = 2.0
+    noise: Annotated[str, OneOf(NOISES)] = "adaptive"
+    strength: NotNegative | None = None
+    distribution: Annotated[str, OneOf(DISTRIBUTIONS)] | None = None
+    spread: Annotated[str, OneOf(SPREADS)] | None = None
+    sigma: Positive | None = None
+    mixing: Annotated[str, OneOf(MIXINGS)] = "logits"
     detach_statistics: bool = True
     learnable_strength: bool = False
+    match: Annotated[str, OneOf(MATCHES)] | None = None
+    strength_prior: NotNegative | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_nld_options(
             self.temperature,
             self.noise,
@@ -87,13 +103,17 @@ class NLDOptions:
             self.sigma,
             self.mixing,
             self.detach_statistics,
+            self.match,
         )
-        check_flag(self.learnable_strength, "learnable_strength")
         limits = (0, 1) if self.mixing == "probabilities" else (0,)
         if self.learnable_strength and self.strength in limits:
             raise ValueError(f"learnable_strength=True cannot start at the limit, strength={self.strength}")
         if self.noise == "none" and self.learnable_strength:
             raise ValueError("learnable_strength=True is not used with noise='none'; leave it False")
+        if self.strength_prior is not None and not self.learnable_strength:
+            raise ValueError(
+                f"strength_prior={self.strength_prior} is only used with learnable_strength=True; leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -140,18 +160,23 @@ def preset_named(name: str) -> Preset:
     return PRESETS[name]
 
 
-def override(options: Options, changes: Mapping[str, Any]) -> Options:
-    """``options`` with ``changes``.
+@dataclass(frozen=True)
+class PresetOptions(Method.Options):
+    """Options of the methods that are made of the two terms. Options of a term that are not given are the preset's.
 
-    Raises:
-        TypeError: an option that does not exist, changes that are no mapping of names to values.
-        ValueError: options that do not go together.
+    Attributes:
+        preset: of the terms' options, the teacher's mode and the student's options; what else is given replaces them.
     """
-    if not isinstance(changes, Mapping):
-        kind = type(options).__name__.removesuffix("Options").lower()
-        raise TypeError(f"{kind} must be a mapping of options to values, got {changes!r}")
-    known = [field.name for field in dataclasses.fields(options)]
-    for name in changes:
-        if name not in known:
-            raise TypeError(f"no option {name!r}" + nearest(name, known))
-    return dataclasses.replace(options, **changes)
+
+    preset: Annotated[str, OneOf(tuple(PRESETS))] = "default"
+
+    def __post_init__(self) -> None:
+        for term in {"samd", "nld"} & {field.name for field in dataclasses.fields(self)}:
+            if getattr(self, term) is None:
+                object.__setattr__(self, term, self.base_of(term, {"preset": self.preset}))
+        super().__post_init__()
+
+    @classmethod
+    def base_of(cls, name: str, values: Mapping[str, Any]) -> Options:
+        made: Options = getattr(preset_named(values.get("preset", "default")), name)
+        return made

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ckdsnn.losses.arguments import check_temperature, check_weights
 from ckdsnn.losses.divergence import kd_loss
 from ckdsnn.models.outputs import ANNOutput, SNNOutput
+from ckdsnn.option_types import NotNegative, Positive
 
 from .base import Method, register_method, step_cross_entropy
 
@@ -34,29 +35,33 @@ class SeAl(Method):
 
     Sun et al.: Not all timesteps matter equally: selective alignment knowledge distillation for spiking neural networks
     (2026, arXiv 2605.14252); the terms are those of its public code, the weights those of its commands.
-
-    Args:
-        alpha: weight of ELA.
-        beta: weight of STA.
-        tau: temperature > 0 of both.
-        label_smoothing: in [0, 1].
     """
 
-    def __init__(self, alpha: float = 0.6, beta: float = 0.15, tau: float = 3.0, label_smoothing: float = 0.0) -> None:
-        super().__init__(label_smoothing)
-        check_weights(alpha=alpha, beta=beta)
-        check_temperature(tau, "tau")
-        self.alpha, self.beta, self.tau = alpha, beta, tau
+    @dataclass(frozen=True)
+    class Options(Method.Options):
+        """
+        Attributes:
+            alpha: weight of ELA.
+            beta: weight of STA.
+            tau: temperature of both.
+        """
+
+        alpha: NotNegative = 0.6
+        beta: NotNegative = 0.15
+        tau: Positive = 3.0
+
+    options: Options
 
     def cross_entropy(self, student: SNNOutput, target: Tensor) -> Tensor:
-        return step_cross_entropy(student, target, self.label_smoothing)
+        return step_cross_entropy(student, target, self.options.label_smoothing)
 
     def distill(
         self, student: SNNOutput, teacher: ANNOutput, target: Tensor, epoch: float | Tensor
     ) -> dict[str, Tensor]:
+        options = self.options
         return {
-            "ela": self.alpha * error_aware_loss(student.step_logits, teacher.logits, target, self.tau),
-            "sta": self.beta * temporal_loss(student.step_logits, self.tau),
+            "ela": options.alpha * error_aware_loss(student.step_logits, teacher.logits, target, options.tau),
+            "sta": options.beta * temporal_loss(student.step_logits, options.tau),
         }
 
 

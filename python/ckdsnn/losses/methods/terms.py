@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckdsnn.losses.nld import nld_loss
+from ckdsnn.losses.cam_error import with_error
+from ckdsnn.losses.nld import nld_loss, smoothed, strength_prior
 from ckdsnn.losses.saliency import grad_cam_and_resolution, saliency_map
 from ckdsnn.losses.samd import samd_loss
 from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage, resolve_stage
@@ -16,12 +17,22 @@ from ckdsnn.models.outputs import ANNOutput, SNNOutput, pick_stage, resolve_stag
 from .base import NoiseSource
 from .presets import NLDOptions, SAMDOptions
 
+DEFAULT_STRENGTH, DEFAULT_PRIOR = 0.1, 0.1
+
 
 class SAMDTerm(nn.Module):
-    """:func:`~ckdsnn.losses.samd_loss` of student and teacher outputs, mean over the stages."""
+    """:func:`~ckdsnn.losses.samd_loss` of student and teacher outputs, mean over the stages.
 
-    def __init__(self, options: SAMDOptions) -> None:
+    Args:
+        options: of the term.
+        seed: of errors in the teacher's maps, where they are drawn.
+    """
+
+    def __init__(self, options: SAMDOptions, seed: int = 0) -> None:
         super().__init__()
+        self.noise: NoiseSource | None = None
+        if options.cam_error > 0 and options.cam_error_kind != "shift":
+            self.noise = NoiseSource(seed + 2**31)  # beyond the seeds that people choose: not the stream of NLD
         self.options = options
         self.stages = options.stages
         self.teacher_stages = options.stages if options.teacher_stages is None else options.teacher_stages
@@ -56,36 +67,69 @@ class SAMDTerm(nn.Module):
 
     def _teacher_map(self, teacher: ANNOutput, stage: int, target: Tensor) -> Tensor:
         if stage in teacher.cams:
-            return teacher.cams[stage]
-        return saliency_map(self.options.teacher_map, teacher, stage, target)
+            maps = teacher.cams[stage]
+        else:
+            maps = saliency_map(self.options.teacher_map, teacher, stage, target)
+        generator = None if self.noise is None else self.noise.generator
+        return with_error(maps, self.options.cam_error, self.options.cam_error_kind, generator)
 
 
 class NLDTerm(nn.Module):
     """:func:`~ckdsnn.losses.nld_loss` with its generator and, where it is learnt, its strength.
 
-    A strength that is learnt stays where it has a meaning: it is the sigmoid of a parameter where probabilities are
-    mixed, and the softplus of it where noise is added to logits.
+    What is learnt is ``strength_shift``, s below and 0 at the start: the strength is
+    ``start * softplus(s + log(e - 1))``, or where probabilities are mixed ``sigmoid(s + logit(start))``.  So it stays
+    where it has a meaning, and weight decay draws it to where it started.  The term then has in it the prior of
+    :func:`~ckdsnn.losses.nld.strength_prior`.
     """
 
     def __init__(self, options: NLDOptions, seed: int) -> None:
         super().__init__()
         self.options = options
         self.noise = NoiseSource(seed)
-        self.raw_strength: nn.Parameter | None = None
-        if options.learnable_strength:
-            start = 0.1 if options.strength is None else options.strength
-            raw = math.log(start / (1 - start)) if options.mixing == "probabilities" else math.log(math.expm1(start))
-            self.raw_strength = nn.Parameter(torch.tensor(raw))
+        self.strength_shift = nn.Parameter(torch.zeros(())) if options.learnable_strength else None
 
     @property
     def strength(self) -> float | Tensor | None:
         """lambda: the option's, None for the default of the loss, or what was learnt, [] float32."""
-        if self.raw_strength is None:
-            return self.options.strength
-        return self.raw_strength.sigmoid() if self.options.mixing == "probabilities" else F.softplus(self.raw_strength)
+        return self.options.strength if self.strength_shift is None else self._learnt(self.strength_shift)[0]
+
+    def _learnt(self, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """The strength, and the logarithm of its ratio to the starting one, which has slopes where it is all but 0."""
+        start = DEFAULT_STRENGTH if self.options.strength is None else float(self.options.strength)
+        if self.options.mixing == "probabilities":
+            raw = shift + math.log(start / (1 - start))
+            return raw.sigmoid(), F.logsigmoid(raw) - math.log(start)
+        raw = shift + math.log(math.e - 1)
+        near = F.softplus(raw.clamp_min(-15)).log()  # below, softplus is exp to the last bit of float32
+        return start * F.softplus(raw), torch.where(raw > -15, near, raw)
+
+    def smoothed(self, logits: Tensor, generator: torch.Generator, temperature: float | None = None) -> Tensor:
+        """The logarithm of what the student's probabilities are with this noise in them, [B, K], for logits [B, K].
+
+        Args:
+            generator: of the noise, on the logits' device or on the CPU.
+            temperature: None: that of the term.
+        """
+        options, strength = self.options, self.strength
+        temperature = options.temperature if temperature is None else temperature
+        if options.noise == "none":
+            return torch.log_softmax(logits / temperature, 1)
+        return smoothed(
+            logits,
+            generator,
+            temperature,
+            strength.to(logits.device) if isinstance(strength, Tensor) else strength,
+            options.distribution,
+            options.spread,
+            options.sigma,
+            options.mixing,
+            options.detach_statistics,
+            options.match,
+        )
 
     def forward(self, student: SNNOutput, teacher: ANNOutput) -> Tensor:
-        return nld_loss(
+        loss = nld_loss(
             student.logits,
             teacher.logits,
             generator=self.noise.generator,
@@ -97,4 +141,9 @@ class NLDTerm(nn.Module):
             sigma=self.options.sigma,
             mixing=self.options.mixing,
             detach_statistics=self.options.detach_statistics,
+            match=self.options.match,
         )
+        weight = DEFAULT_PRIOR if self.options.strength_prior is None else self.options.strength_prior
+        if self.strength_shift is not None and weight > 0:
+            loss = loss + weight * strength_prior(self._learnt(self.strength_shift)[1])
+        return loss

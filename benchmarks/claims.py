@@ -1,0 +1,156 @@
+"""What the paper claims and leaves open, as comparisons of cells of packaged grids: docs/verdicts.md is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two cells of a grid.
+
+    Attributes:
+        grid: name of a packaged grid.
+        cell, baseline: their labels.
+        condition: what is particular about it among the comparisons of its claim, as in "holds if: T = 1".
+        metric: of the runs.
+    """
+
+    grid: str
+    cell: str
+    baseline: str
+    condition: str = ""
+    metric: str = "test/accuracy"
+
+    def words(self) -> str:
+        return f"{self.condition + ': ' if self.condition else ''}{self.cell} - {self.baseline}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim: that the cells differ in the direction of `sign`, or by less than `within`.
+
+    Attributes:
+        words: as it stands in the document.
+        comparisons: it holds where it holds in all of them.
+        sign: 1: the cell is ahead of its baseline, -1: behind.
+        within: the difference is smaller than this; None: there is one.
+    """
+
+    words: str
+    comparisons: tuple[Comparison, ...]
+    sign: int = 1
+    within: float | None = None
+
+
+def _each(grid: str, cells: tuple[str, ...], baseline: str) -> tuple[Comparison, ...]:
+    return tuple(Comparison(grid, cell, baseline, cell) for cell in cells)
+
+
+def _over(grid: str, cell: str, baselines: tuple[str, ...]) -> tuple[Comparison, ...]:
+    return tuple(Comparison(grid, cell, baseline, f"against {baseline}") for baseline in baselines)
+
+
+def _along(grid: str, cell: str, baseline: str, key: str, values: tuple[object, ...]) -> tuple[Comparison, ...]:
+    return tuple(
+        Comparison(grid, f"{cell}, {key}={value}", f"{baseline}, {key}={value}", f"{key} {value}") for value in values
+    )
+
+
+BOTH = "SAMD + NLD"
+OTHERS = ("KD", "DKD", "CAT-KD", "e2KD", "KDSNN", "BKDSNN", "TSER", "HTA-KL", "SEAL", "decoupled")
+STEPS, EPOCHS, ERRORS = (1, 2, 4, 8), (1, 3, 10, 40), (0.25, 0.5, 0.75, 1.0)
+IOU = "test/mean_iou"
+
+CLAIMS = (
+    Claim("SAMD + NLD beats training without a teacher", _over("components", BOTH, ("CE",))),
+    Claim("SAMD + NLD beats plain distillation (KD)", _over("components", BOTH, ("KD",))),
+    Claim("SAMD alone beats training without a teacher", _over("components", "SAMD", ("CE",))),
+    Claim("NLD alone beats training without a teacher", _over("components", "NLD", ("CE",))),
+    Claim("the two terms together beat each of them alone", _over("components", BOTH, ("SAMD", "NLD"))),
+    Claim("SAMD adds to plain distillation of the logits", _over("components", "SAMD + KD", ("KD",))),
+    Claim("NLD beats the same distillation without noise", _over("noise", "adaptive", ("none",))),
+    Claim("CKDSNN beats the other methods", _over("baselines", "CKDSNN", OTHERS)),
+    Claim("with the same number of time steps it beats CE at every T", _along("time_steps", BOTH, "CE", "T", STEPS)),
+    Claim("with the same number of time steps it beats KD at every T", _along("time_steps", BOTH, "KD", "T", STEPS)),
+    Claim(
+        "softmax is the best scaling of the maps (then z-score, none, L2)",
+        _over("scaling", "softmax", ("z-score", "none", "l2")),
+    ),
+    Claim(
+        "the last stage is the one to align",
+        tuple(
+            Comparison("stage", "stages=last", f"stages={other}", f"against the {other}")
+            for other in ("second last", "third last")
+        ),
+    ),
+    Claim("CAM-SAM beats CAM-CAM, whose student map needs surrogate gradients", _over("cam", "CAM-SAM", ("CAM-CAM",))),
+    Claim(
+        "lambda within [0.05, 0.15] makes little difference (less than 2 points)",
+        tuple(Comparison("lambda", f"lambda={v}", "lambda=0.1", f"lambda {v}") for v in (0.05, 0.15)),
+        within=2.0,
+    ),
+    Claim(
+        "a strong noise does harm (how strong: open)",
+        tuple(
+            Comparison("lambda", f"lambda={v}", "lambda=0.1", f"lambda {v}") for v in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+        ),
+        sign=-1,
+    ),
+    Claim(
+        "noise of the logits' own scale beats a fixed one",
+        _over("noise", "adaptive", ("fixed, sigma 0.1", "fixed, sigma 1")),
+    ),
+    Claim(
+        "Gaussian noise is the right one (open: other distributions of the same variance)",
+        tuple(
+            Comparison("distribution", f"gaussian, lambda={v}", f"{other}, std, lambda={v}", f"{other}, lambda {v}")
+            for v in (0.1, 0.5, 1.0)
+            for other in ("laplace", "uniform", "gumbel")
+        ),
+    ),
+    Claim(
+        "a learned strength beats the fixed one (open)",
+        (
+            Comparison("learned_strength", "from 0.1, prior 0.1", "fixed 0.1", "from 0.1"),
+            Comparison("learned_strength", "from 0.5, prior 0.1", "fixed 0.5", "from 0.5"),
+        ),
+    ),
+    Claim(
+        "the noise of NLD makes up for a poor teacher (open): NLD beats KD from teachers of few epochs",
+        _along("teacher_quality", "NLD", "KD", "epochs", EPOCHS),
+    ),
+    Claim(
+        "SAMD + NLD beats KD from a teacher of any quality (open)",
+        _along("teacher_quality", BOTH, "KD", "epochs", EPOCHS),
+    ),
+    Claim(
+        "the noise of NLD makes up for wrong maps (open): SAMD + NLD beats SAMD where a share of the maps is wrong",
+        _along("cam_error", BOTH, "SAMD", "cam_error", ERRORS),
+    ),
+    Claim(
+        "maps that are scaled to a common range a sample beat the others (open: the papers do not say)",
+        _over("normalisation", "min-max of a sample", ("min-max of the batch", "z-score", "none")),
+    ),
+    Claim(
+        "a teacher of another architecture helps (open)",
+        (
+            Comparison("cross_architecture", "ViT -> ResNet", "ResNet alone", "ViT to ResNet"),
+            Comparison("cross_architecture", "ResNet -> Spikformer", "Spikformer alone", "ResNet to Spikformer"),
+        ),
+    ),
+    Claim(
+        "SAMD helps dense prediction (open): mean IoU of pixels",
+        (
+            Comparison("dense", "SAMD", "CE", "against CE", IOU),
+            Comparison("dense", "SAMD of classes", "CE", "of classes, against CE", IOU),
+            Comparison("dense", "KD + SAMD", "KD", "against KD", IOU),
+            Comparison("dense", "KD + SAMD of classes", "KD", "of classes, against KD", IOU),
+        ),
+    ),
+    Claim(
+        "the student fires less (lower firing rate than without a teacher)",
+        (Comparison("components", BOTH, "CE", metric="test/firing_rate"),),
+        sign=-1,
+    ),
+)

@@ -1,0 +1,128 @@
+"""The flat form of calls: what torch.library's schemas have, and with them the dispatcher, traced graphs and
+torch.compile.  Nowhere else are a call's parts written out one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..call import Affine, Call, GradientCall, Gradients, Needs, Norm, Outputs, Plan
+from ..neuron import Neuron
+from .layout import Layout, dense_layout_of
+from .library import LIBRARY, OP
+
+_PLAN = "str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim"
+_RETURNED = "bool return_v, bool return_sam, bool save_checkpoints"
+_STATE = "Tensor? residual, Tensor? v_init, Tensor? leak"
+_UPSTREAM = "Tensor? checkpoints, Tensor? grad_spikes, Tensor? grad_v, Tensor? grad_sam"
+for _schema in (
+    f"lif_forward(Tensor x, Tensor? v_init, Tensor? leak, {_PLAN}, {_RETURNED}) -> Tensor[]",
+    f"lif_backward(Tensor x, Tensor? v_init, Tensor? leak, {_UPSTREAM}, {_PLAN}, bool need_v_init, bool need_leak)"
+    " -> Tensor[]",
+    "bn_lif_forward(Tensor y, Tensor? folded, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var,"
+    f" float momentum, float eps, {_STATE}, {_PLAN}, {_RETURNED}) -> Tensor[]",
+    f"bn_lif_reduce(Tensor y, Tensor folded, {_STATE}, {_UPSTREAM}, {_PLAN}) -> Tensor",
+    f"bn_lif_backward(Tensor y, Tensor folded, {_STATE}, {_UPSTREAM}, Tensor? coefficients, bool by_batch, {_PLAN},"
+    " bool need_y, bool need_affine, bool need_residual, bool need_v_init, bool need_leak) -> Tensor[]",
+):
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def pack(call: Call) -> tuple[Any, ...]:
+    """The arguments of `lif_forward`, or with a normalisation of `bn_lif_forward`."""
+    x, weight, bias, residual, v_init, leak, norm, plan, _ = call
+    rest = *_pack_plan(plan), plan.return_v, plan.return_sam, plan.save_checkpoints
+    if norm is None:
+        return x, v_init, leak, *rest
+    running = (norm.running_mean, norm.running_var) if norm.moves else (None, None)
+    return x, norm.folded, weight, bias, *running, norm.momentum, norm.eps, residual, v_init, leak, *rest
+
+
+def unpack_lif(*flat: Any) -> Call:
+    """The call whose flat form are the arguments of `lif_forward`."""
+    x, v_init, leak, *plan = flat
+    return Call(x, None, None, None, v_init, leak, None, *_unpack_plan(x, *plan))
+
+
+def unpack_bn_lif(*flat: Any) -> Call:
+    """The call whose flat form are the arguments of `bn_lif_forward`."""
+    y, folded, weight, bias, running_mean, running_var, momentum, eps, residual, v_init, leak, *plan = flat
+    moves, by_batch = running_mean is not None, folded is None
+    norm = Norm(folded, None, running_mean, running_var, moves, momentum, eps, by_batch, None)
+    return Call(y, weight, bias, residual, v_init, leak, norm, *_unpack_plan(y, *plan, normalised=True))
+
+
+def pack_gradient(call: GradientCall, *, reduce: bool = False) -> tuple[Any, ...]:
+    """The arguments of `lif_backward`, or with a normalisation of `bn_lif_backward` or `bn_lif_reduce`."""
+    upstream = call.checkpoints, call.grad_spikes, call.grad_v, call.grad_sam
+    plan, needs = _pack_plan(call.plan), call.needs
+    if call.affine is None:
+        return call.x, call.v_init, call.leak, *upstream, *plan, needs.v_init, needs.leak
+    given = call.x, *call.affine, call.v_init, call.leak, *upstream
+    return (*given, *plan) if reduce else (*given, call.coefficients, call.by_batch, *plan, *needs)
+
+
+def unpack_lif_gradient(*flat: Any) -> GradientCall:
+    """The call whose flat form are the arguments of `lif_backward`."""
+    x, v_init, leak, *upstream = flat[:7]
+    plan, layout = _unpack_plan(x, *flat[7:12])
+    needs = Needs(True, False, False, *flat[12:])
+    return GradientCall._make((x, v_init, leak, *upstream, None, None, False, plan, needs, layout))
+
+
+def unpack_bn_lif_gradient(*flat: Any) -> GradientCall:
+    """The call whose flat form are the arguments of `bn_lif_backward`."""
+    y, folded, residual, v_init, leak, *upstream, coefficients, by_batch = flat[:11]
+    plan, layout = _unpack_plan(y, *flat[11:16], normalised=True)
+    affine, needs = Affine(folded, residual), Needs(*flat[16:])
+    return GradientCall._make((y, v_init, leak, *upstream, coefficients, affine, by_batch, plan, needs, layout))
+
+
+def unpack_bn_lif_reduce(*flat: Any) -> GradientCall:
+    """The call whose flat form are the arguments of `bn_lif_reduce`."""
+    return unpack_bn_lif_gradient(*flat[:9], None, True, *flat[9:], *(False,) * 5)
+
+
+def flatten(found: Iterable[Tensor | None]) -> list[Tensor]:
+    """The results of an op, which are those that there are."""
+    return [t for t in found if t is not None]
+
+
+def outputs_of(call: Call, results: Sequence[Tensor]) -> Outputs:
+    """What `flatten` made a list of."""
+    plan, norm = call.plan, call.norm
+    made = norm is not None and norm.folded is None
+    wanted = made, True, plan.return_v, plan.return_sam, plan.save_checkpoints
+    return Outputs._make(_spread(results, *wanted))
+
+
+def gradients_of(call: GradientCall, results: Sequence[Tensor]) -> Gradients:
+    """What `flatten` made a list of."""
+    needs = call.needs
+    return Gradients(
+        *_spread(results, call.makes_coefficients, call.writes_gradients, needs.residual, needs.v_init, needs.leak)
+    )
+
+
+def _spread(results: Sequence[Tensor], *there: bool) -> list[Tensor | None]:
+    given = iter(results)
+    return [next(given) if is_there else None for is_there in there]
+
+
+def _pack_plan(plan: Plan) -> tuple[str, str, int, int, int]:
+    return plan.neuron.spec, plan.backend, plan.time_dim, plan.time_steps, plan.channel_dim
+
+
+def _unpack_plan(x: Tensor, neuron: str, backend: str, *others: Any, normalised: bool = False) -> tuple[Plan, Layout]:
+    plan = Plan._make((Neuron.from_spec(neuron), backend, *others[:3], *(others[3:] or (False, False, False)), OP))
+    return plan, layout_of_call(x, plan, normalised=normalised)
+
+
+def layout_of_call(x: Tensor, plan: Plan, *, normalised: bool) -> Layout:
+    """The layout of what an op was given, which copies nothing; RuntimeError where it has none."""
+    names = ("y", "bn_lif") if normalised else ("x", "lif")
+    return dense_layout_of(x, *names, plan.time_dim, plan.time_steps, plan.channel_dim)
