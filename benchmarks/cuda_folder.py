@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from cuda_trainer import EpochTimes, be_quiet
 
 from ckd_kernels import build_info
 from ckdsnn.configuration import MethodConfig, ModelConfig
@@ -53,26 +50,8 @@ class InMemory(ArrayDataModule):
         return Arrays(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), torch.tensor(self.targets))
 
 
-class Epochs(Callback):
-    """When epochs begin, and the last one ends."""
-
-    def __init__(self) -> None:
-        self.begun: list[float] = []
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark(pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark(pl_module)
-
-    def _mark(self, module: L.LightningModule) -> None:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.begun.append(time.perf_counter())
-
-
 def measure(name: str, data: DataModule, options: argparse.Namespace) -> dict[str, Any]:
-    epochs = Epochs()
+    epochs = EpochTimes()
     task = Distillation(
         ModelConfig("sew_resnet34", {"time_steps": 4}),
         MethodConfig("ce"),
@@ -97,9 +76,8 @@ def measure(name: str, data: DataModule, options: argparse.Namespace) -> dict[st
         num_sanity_val_steps=0,
     )
     trainer.fit(task, data)
-    lengths = [end - begin for begin, end in zip(epochs.begun, epochs.begun[1:], strict=False)]
     images = trainer.num_training_batches * options.batch_size
-    row = {"from": name, "images": images, "images_a_second": round(images / statistics.median(lengths[1:]), 1)}
+    row = {"from": name, "images": images, "images_a_second": round(images / statistics.median(epochs.lengths[1:]), 1)}
     print(json.dumps(row), flush=True)
     return row
 
@@ -115,9 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.epochs < 2:
         parser.error("--epochs must be at least 2: the first one is not counted")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore")
+    be_quiet()
     folder = ImageFolder(str(options.folder), options.batch_size, options.size, validation=0)
     rows = [
         measure("folder", folder, options),

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from cuda_trainer import REPLAYS, RandomImages
-from lightning.pytorch.callbacks import Callback
+from cuda_trainer import REPLAYS, EpochTimes, RandomImages, be_quiet
 
 from ckd_kernels import build_info
 from ckdsnn.checkpoint import write_text_atomically
@@ -41,17 +38,14 @@ LOSSES = 20
 BATCH = 128
 
 
-class Watch(Callback):
+class Watch(EpochTimes):
     """The length of epochs, of a step with and without its all-reduce, and the losses of single steps."""
 
     def __init__(self, *, losses: bool) -> None:
-        self.begun: list[float] = []
+        super().__init__()
         self.losses: list[float] | None = [] if losses else None
         self.steps: dict[str, float] = {}
         self.captured = False
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.begun.append(time.perf_counter())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if self.losses is not None:
@@ -61,8 +55,8 @@ class Watch(Callback):
             self.losses.append(float(loss) / trainer.world_size)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        super().on_train_end(trainer, pl_module)
         runner, feed = pl_module._runner, pl_module.feed
-        self.begun.append(time.perf_counter())
         self.captured = pl_module._captured
         if self.losses is not None:
             return
@@ -121,8 +115,7 @@ def train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     trainer.fit(task, data)
     if losses:
         return {"losses": watch.losses}
-    lengths = [end - begin for begin, end in zip(watch.begun, watch.begun[1:], strict=False)][1:]
-    epoch = statistics.median(lengths)
+    epoch = statistics.median(watch.lengths[1:])
     images = len(data.arrays("train").targets) // (spec["batch"] * world) * spec["batch"] * world
     return {
         "processes": world,
@@ -209,9 +202,7 @@ def main() -> None:
         parser.error("--epochs must be at least 2: the first one is not counted")
     if options.processes[0] != 1:
         parser.error("--processes must begin with 1, which the others are compared with")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore")
+    be_quiet()
     if options.worker is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         row = train(options.worker, options.out.parent)

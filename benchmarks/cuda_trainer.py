@@ -57,25 +57,40 @@ class RandomImages(ArrayDataModule):
         return Arrays(images, targets)
 
 
-class Epochs(Callback):
-    """When epochs begin and training ends, and how long a bare replay takes."""
+class EpochTimes(Callback):
+    """When epochs begin and training ends."""
 
     def __init__(self) -> None:
         self.begun: list[float] = []
-        self.replay: float | None = None
-        self.steps = 0
+
+    @property
+    def lengths(self) -> list[float]:
+        """Of the epochs, in seconds."""
+        return [end - begin for begin, end in zip(self.begun, self.begun[1:], strict=False)]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begun.append(time.perf_counter())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.begun.append(time.perf_counter())
+
+
+class Epochs(EpochTimes):
+    """How long a bare replay takes, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replay: float | None = None
+        self.steps = 0
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
         assert isinstance(pl_module, Distillation)
         runner, feed = pl_module._runner, pl_module.feed
         assert feed is not None
         self.steps = feed.batches
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.begun.append(time.perf_counter())
         if isinstance(runner, GraphRunner):
             feed.position.zero_()
             torch.cuda.synchronize()
@@ -115,7 +130,7 @@ def measure(kind: str, graph: bool, options: argparse.Namespace, folder: Path) -
         default_root_dir=folder,
     )
     trainer.fit(trained, RandomImages(200 if cpu else 50_000, 20 if cpu else 128))
-    lengths = [end - begin for begin, end in zip(epochs.begun, epochs.begun[1:], strict=False)]
+    lengths = epochs.lengths
     row: dict[str, Any] = {
         "network": "ANN ResNet-19" if kind == "teacher" else f"SNN ResNet-19, T {kind}",
         "captured": epochs.replay is not None,
@@ -133,6 +148,13 @@ def measure(kind: str, graph: bool, options: argparse.Namespace, folder: Path) -
     return row
 
 
+def be_quiet() -> None:
+    """Results alone are printed."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="file of the results, JSON")
@@ -142,9 +164,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.epochs < 2:
         parser.error("--epochs must be at least 2: the first one is not counted")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore")
+    be_quiet()
     rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
