@@ -108,7 +108,7 @@ def test_wheel_holds_both_packages_and_nothing_else(wheel):
     version = wheel.name.split("-")[1]
     assert {name.split("/")[0] for name in names} == {*PACKAGES, f"ckd_kernels-{version}.dist-info"}
     for package, folder in PACKAGES.items():
-        expected = {f"{package}/{name}" for name in sources(folder, ".py", ".pyi", ".yaml", ".typed")}
+        expected = {f"{package}/{name}" for name in sources(folder, ".py", ".pyi", ".yaml", ".csv", ".typed")}
         compiled = {name for name in names if name.startswith("ckd_kernels/_C.")} - expected
         inside = {name for name in names if name.startswith(f"{package}/")}
         assert inside - compiled == expected
