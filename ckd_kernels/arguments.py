@@ -65,9 +65,8 @@ def bn_lif_call(
     check_flag("return_v", returned[0])
     check_flag("return_sam", returned[1])
     channel_dim = check_channel_dim(sizes, time_dim, channel_dim)
-    weight = check_channel_values("weight", affine[0], y, channel_dim)
-    bias = check_channel_values("bias", affine[1], y, channel_dim)
-    mean, var = check_normalisation(y, channel_dim, *running, training, momentum, eps, group)
+    weight, bias, mean, var = check_channel_values(y, sizes[channel_dim], channel_dim, *affine, *running)
+    check_normalisation(sizes, channel_dim, mean, var, training, momentum, eps, group)
     check_residual(residual, y)
     leak = check_leak(y, neuron, *leaks)
     check_leak_shape(leak, sizes, neuron, channel_dim)
@@ -240,30 +239,31 @@ def check_v_init(v_init: Tensor | None, x: Tensor, sizes: Sequence[int], time_di
     return v_init.to(state_dtype(x.dtype))
 
 
-def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_dim: int) -> Tensor | None:
-    """One value a channel, in the dtype of the arithmetic."""
-    if values is None:
-        return None
-    channels = _sizes_of(y)[channel_dim]
-    if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
-    if values.layout is not torch.strided:
-        raise _sparse(name, values)
-    if _sizes_of(values) != (channels,):
-        raise ValueError(
-            f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
-            f" got shape {tuple(values.shape)}"
-        )
-    if values.device != y.device:
-        raise ValueError(f"{name} is on {values.device} but y is on {y.device}; move one of them")
-    real = state_dtype(y.dtype)
-    if values.dtype == real and values.is_contiguous():
-        return values  # as nearly always: three calls less
-    return values.to(real).contiguous()
+def check_channel_values(y: Tensor, channels: int, channel_dim: int, *given: Tensor | None) -> list[Tensor | None]:
+    """Weight, bias, running_mean and running_var, one value a channel each, in the dtype of the arithmetic."""
+    real, device = state_dtype(y.dtype), y.device
+    found: list[Tensor | None] = []
+    for name, values in zip(("weight", "bias", "running_mean", "running_var"), given, strict=True):
+        if values is not None:
+            if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
+                raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
+            if values.layout is not torch.strided:
+                raise _sparse(name, values)
+            if _sizes_of(values) != (channels,):
+                raise ValueError(
+                    f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
+                    f" got shape {tuple(values.shape)}"
+                )
+            if values.device != device:
+                raise ValueError(f"{name} is on {values.device} but y is on {device}; move one of them")
+            if values.dtype != real or not values.is_contiguous():
+                values = values.to(real).contiguous()
+        found.append(values)
+    return found
 
 
 def check_normalisation(
-    y: Tensor,
+    sizes: Sequence[int],
     channel_dim: int,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -271,8 +271,8 @@ def check_normalisation(
     momentum: float,
     eps: float,
     process_group: Any,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The running statistics in the dtype of the arithmetic."""
+) -> None:
+    """Whether there is what y of these sizes is normalised by."""
     check_flag("training", training)
     if not (type(momentum) is float and 0.0 <= momentum <= 1.0):  # the short way for what is right
         check_momentum(momentum)
@@ -280,16 +280,12 @@ def check_normalisation(
         check_eps(eps)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var belong together; give both or neither")
-    running = (
-        check_channel_values("running_mean", running_mean, y, channel_dim),
-        check_channel_values("running_var", running_var, y, channel_dim),
-    )
     if not training:
-        if running[1] is None:
+        if running_var is None:
             raise ValueError("training=False normalises by running_mean and running_var; give both, or training=True")
         # A GPU would have to be waited for.
-        if running[1].is_cpu and not observed(running[1]) and running[1].numel() > 0:
-            least = running[1].min().item()
+        if running_var.is_cpu and not observed(running_var) and running_var.numel() > 0:
+            least = running_var.min().item()
             if not least >= 0.0:
                 raise ValueError(f"running_var must be >= 0, got {least}")
     if process_group is not None:
@@ -299,11 +295,8 @@ def check_normalisation(
                 "process_group was given, but torch.distributed is not initialised;"
                 " call torch.distributed.init_process_group first, or leave process_group None"
             )
-    elif training:
-        sizes = _sizes_of(y)
-        if math.prod(sizes) == sizes[channel_dim] != 0:
-            raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(sizes)}")
-    return running
+    elif training and math.prod(sizes) == sizes[channel_dim] != 0:
+        raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(sizes)}")
 
 
 def check_residual(residual: Tensor | None, y: Tensor) -> None:

@@ -170,7 +170,7 @@ def layout_from(
 
 def dense_layout_of(x: Tensor, name: str, function: str, time_dim: int, time_steps: int, channel_dim: int) -> Layout:
     """The layout of a tensor that an op was given, which copies nothing; RuntimeError where it has none."""
-    layout = layout_of(x, time_dim=time_dim, time_steps=time_steps, channel_dim=channel_dim)
+    layout = layout_from(sizes_of(x), x.stride(), time_dim, time_steps, channel_dim)
     if layout is None:
         is_, it = ("are", "them") if name.endswith("s") else ("is", "it")
         raise RuntimeError(

@@ -57,7 +57,7 @@ def register(name: str, implementation: Callable, fake: Callable, differentiable
 
     def below_autograd(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            return op(*args) if watched(*args) or _transforms() else implementation(*args)
 
     autograd = torch.library.fallthrough_kernel
     if differentiable is not None:
@@ -70,11 +70,11 @@ def register(name: str, implementation: Callable, fake: Callable, differentiable
     return call
 
 
-def requires_grad(*tensors: Tensor | None) -> bool:
-    """Whether a call on these tensors will have a backward pass."""
+def requires_grad(*arguments: Any) -> bool:
+    """Whether a call on these arguments, the tensors among them, will have a backward pass."""
     if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
+        for t in arguments:
+            if t is not None and isinstance(t, Tensor) and t.requires_grad:
                 return True
     return False
 

@@ -49,10 +49,24 @@ def run(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None
     """What statistics were folded into, where the op did, spikes, v and sam; by whom the call's plan says."""
     way = call.plan.way
     if way is FUNCTION:
-        return LIFFunction.apply(*call)
+        return _with_gradient(call)
     if way is COMPOSED:
         return None, *composed.lif(call[:6], call.plan)
     return _forward(call)[:4]
+
+
+def _with_gradient(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    out = LIFFunction.apply(call.norm, call.plan, call.layout, *_trimmed(call[:6]))
+    spikes, folded, v, sam = out if len(out) == 4 else (*out, None, None, None)[:4]
+    return folded, spikes, v, sam
+
+
+def _trimmed(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Without what is None at the end: autograd takes its time for every argument and every result."""
+    count = len(values)
+    while values[count - 1] is None:
+        count -= 1
+    return values[:count]
 
 
 def _forward(call: Call) -> Outputs:
@@ -91,9 +105,10 @@ def _fold_own(call: Call, norm: Norm, layout: Layout) -> Tensor:
     """What y's own statistics are folded into."""
     values = layout.outer * layout.steps * layout.rows * layout.inner
     running = (norm.running_mean, norm.running_var) if norm.moves else (None, None)
-    moments = statistics(layout, call.x, call.plan.backend)
+    backend = resolve(call.plan.backend, "bn_lif", call.x.device, call.x.dtype)
+    moments = statistics(layout, call.x, backend)
     given = Fold(moments, call.weight, call.bias, *running, None, values, norm.momentum, norm.eps)
-    return fold(given, state_dtype(call.x.dtype), call.plan.backend)
+    return fold(given, state_dtype(call.x.dtype), backend)
 
 
 def _backend(x: Tensor, leak: Tensor | None, affine: Affine | None, plan: Plan) -> Backend:
@@ -141,16 +156,17 @@ def _backward(call: GradientCall) -> Gradients:
 def _compute_gradients(call: GradientCall) -> Gradients:
     x, affine, plan, through, made = call.x, call.affine, call.plan, call.coefficients, None
     given, layout = _aligned(call)
+    backend = _backend(x, call.leak, affine, plan)
     if affine is not None:
         if call.makes_coefficients:
-            sums, values = _sums(call, given, layout), max(x.numel() // max(layout.channels, 1), 1)
+            sums, values = _sums(call, given, layout, backend), max(x.numel() // max(layout.channels, 1), 1)
             through = made = coefficients(sums, affine.folded[1], None, values, plan.backend)
         if not call.writes_gradients:
             return Gradients(made, None, None, None, None)
         through = through if call.by_batch else None
     out = _allocate_gradients(call, layout, made)
     if x.numel() > 0 and layout.steps > 0:
-        _backend(x, call.leak, affine, plan).lif_backward(Backward._make((*given, through, *out[1:], None)))
+        backend.lif_backward(Backward._make((*given, through, *out[1:], None)))
     else:  # no time step changed the potential
         for gradient in flat.flatten(out[1:]):
             gradient.zero_()
@@ -179,11 +195,11 @@ def _aligned(call: GradientCall) -> tuple[tuple[Any, ...], Layout]:
     return (plan.neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam), layout
 
 
-def _sums(call: GradientCall, given: tuple[Any, ...], layout: Layout) -> Tensor:
+def _sums(call: GradientCall, given: tuple[Any, ...], layout: Layout, backend: Backend) -> Tensor:
     """The first backward pass: gradients of the current, and their products with y - mean, summed a channel."""
     sums = channel_pairs(call.x, layout)
     if call.x.numel() > 0:
-        _backend(call.x, call.leak, call.affine, call.plan).lif_backward(Backward._make((*given, *(None,) * 5, sums)))
+        backend.lif_backward(Backward._make((*given, *(None,) * 5, sums)))
     else:
         sums.zero_()
     return sums
@@ -224,35 +240,53 @@ def _allocate_gradients_fake(call: GradientCall) -> Gradients:
 
 
 class LIFFunction(torch.autograd.Function):
-    """A `Call` with its gradient: what statistics were folded into, where the op did that, spikes, v and sam.
+    """A `Call` with its gradient: spikes, what statistics were folded into, where the op did that, v and sam.
 
     Without ``setup_context``, for which PyTorch inspects the signature at every call; that takes longer than all else
     here.
     """
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
-        call = Call(*given)
-        norm, total = call.norm, None
-        folded, spikes, v, sam, checkpoints = _forward(call)
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        norm: Norm | None,
+        plan: Plan,
+        layout: Layout | None,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        v_init: Tensor | None = None,
+        leak: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        tensors, total = (x, weight, bias, residual, v_init, leak), None
+        folded, spikes, v, sam, checkpoints = _forward(Call(*tensors, norm, plan, layout))
         ctx.norm = None
         if norm is not None:
             ctx.norm, total = (norm.by_batch, norm.group, norm.eps), norm.total
             if folded is not None:
                 ctx.mark_non_differentiable(folded)
         kept = folded if norm is None or norm.folded is None else norm.folded
-        ctx.save_for_backward(*given[:6], kept, checkpoints, total)
-        ctx.plan = call.plan
+        ctx.save_for_backward(*tensors, kept, checkpoints, total)
+        ctx.plan = plan
         ctx.set_materialize_grads(False)
-        return folded, spikes, v, sam
+        return _trimmed((spikes, folded, v, sam))
 
     @staticmethod
-    def backward(ctx: Any, _: None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grads[0] is None and grads[1] is None and grads[2] is None:
-            return (None,) * 9
-        saved, plan, norm, needs = ctx.saved_tensors, ctx.plan, ctx.norm, ctx.needs_input_grad[:6]
+    def backward(  # type: ignore[override]
+        ctx: Any,
+        grad_spikes: Tensor | None,
+        _: None = None,
+        grad_v: Tensor | None = None,
+        grad_sam: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        grads, needs = (grad_spikes, grad_v, grad_sam), ctx.needs_input_grad[3:]
+        given = len(needs)
+        if grad_spikes is None and grad_v is None and grad_sam is None:
+            return (None,) * (3 + given)
+        saved, plan, norm, needs = ctx.saved_tensors, ctx.plan, ctx.norm, (*needs, *(False,) * (6 - given))
         if not beyond_kernels(grads):
-            return *_gradients(saved, grads, needs, plan, norm), None, None, None
+            return None, None, None, *_gradients(saved, grads, needs, plan, norm)[:given]
         if norm is not None and norm[1] is not None:
             raise RuntimeError(
                 "second derivatives through bn_lif with a process_group are not supported;"
@@ -263,7 +297,7 @@ class LIFFunction(torch.autograd.Function):
             lambda: _gradients(saved, grads, needs, plan, norm),
             *(saved[:6], grads, needs),
         )
-        return *found, None, None, None
+        return None, None, None, *found[:given]
 
 
 def _composed(folded: Tensor | None, plan: Plan, norm: Any, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -315,12 +349,12 @@ def _gradients(
 def _differentiable(unpack: Callable, below_autograd: Callable, *given: Any) -> list[Tensor]:
     """A forward op with its gradient."""
     save_checkpoints = given[-1]
-    if save_checkpoints or not requires_grad(*(t for t in given if isinstance(t, Tensor))):
+    if save_checkpoints or not requires_grad(*given):
         return below_autograd(*given)
     call = unpack(*given)
     plan = call.plan._replace(save_checkpoints=checkpoint_count(call.plan.time_steps) > 0)
     layout = None if watched(*call[:6]) else call.layout
-    return flat.flatten(LIFFunction.apply(*call._replace(plan=plan, layout=layout)))
+    return flat.flatten(_with_gradient(call._replace(plan=plan, layout=layout)))
 
 
 def _register(name: str, unpack: Callable, compute: Callable, allocate: Callable, *differentiable: Callable) -> None:
@@ -340,7 +374,7 @@ for _name, _unpack_gradient in (("lif", flat.unpack_lif_gradient), ("bn_lif", fl
 
 def _reduce(*given: Any) -> Tensor:
     call = flat.unpack_bn_lif_reduce(*given)
-    return _sums(call, *_aligned(call))
+    return _sums(call, *_aligned(call), _backend(call.x, call.leak, call.affine, call.plan))
 
 
 def _reduce_fake(*given: Any) -> Tensor:

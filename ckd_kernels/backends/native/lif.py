@@ -57,4 +57,5 @@ def lif_backward(call: Backward) -> None:
 
 
 def _affine_struct(affine: Affine) -> Any:
-    return compiled().Affine(row(affine.folded, 2), row(affine.folded, 3), address(affine.residual))
+    folded, residual = affine
+    return compiled().Affine(row(folded, 2), row(folded, 3), address(residual))
