@@ -33,14 +33,15 @@ def lif_call(
     sizes = check_input("x", x, time_dim)
     check_flag("return_v", returned[0])
     check_flag("return_sam", returned[1])
-    leak = check_leak(x, neuron, *leaks)
-    # A leak of one channel is one value; channel_dim may be given with it all the same.
-    told_apart = channel_dim is not None and any(t is not None and t.dim() == 1 for t in leaks)
-    used = told_apart or returned[1] or (leak is not None and leak.dim() > 0)
+    leak, used = check_leak(x, neuron, *leaks), returned[1]
+    if leak is not None:
+        # A leak of one channel is one value; channel_dim may be given with it all the same.
+        told_apart = channel_dim is not None and any(t is not None and t.dim() == 1 for t in leaks)
+        used = used or told_apart or leak.dim() > 0
     channel_dim = check_optional_channel_dim(sizes, time_dim, channel_dim, used=used)
     check_leak_shape(leak, sizes, neuron, channel_dim)
     v_init = check_v_init(v_init, x, sizes, time_dim)
-    return _call(x, None, None, None, v_init, leak, None, neuron, (time_dim, sizes[time_dim], channel_dim), returned)
+    return _call(x, None, None, None, v_init, leak, None, neuron, sizes, time_dim, channel_dim, returned)
 
 
 def bn_lif_call(
@@ -73,8 +74,7 @@ def bn_lif_call(
     v_init = check_v_init(v_init, y, sizes, time_dim)
     moves = training and mean is not None and (0 not in sizes or group is not None)
     norm = Norm(None, None, mean, var, moves, momentum, eps, training, group if training else None)
-    dims = time_dim, sizes[time_dim], channel_dim
-    call = _call(y, weight, bias, residual, v_init, leak, norm, neuron, dims, returned)
+    call = _call(y, weight, bias, residual, v_init, leak, norm, neuron, sizes, time_dim, channel_dim, returned)
     if norm.group is not None and (call.plan.way is COMPOSED or torch.jit.is_tracing()):
         raise RuntimeError(
             "process_group is not supported by torch.func's transforms, forward-mode derivatives and torch.jit.trace;"
@@ -92,15 +92,18 @@ def _call(
     leak: Tensor | None,
     norm: Norm | None,
     neuron: Neuron,
-    dims: tuple[int, int, int],
+    sizes: Sequence[int],
+    time_dim: int,
+    channel_dim: int,
     returned: tuple[bool, bool],
 ) -> Call:
     way, needs_grad, watched = way_of(x, weight, bias, residual, v_init, leak)
-    save_checkpoints = needs_grad and checkpoint_count(dims[1]) > 0
-    plan = Plan(neuron, requested(), *dims, *returned, save_checkpoints, way)
+    steps = sizes[time_dim]
+    save_checkpoints = needs_grad and checkpoint_count(steps) > 0
+    plan = Plan(neuron, requested(), time_dim, steps, channel_dim, *returned, save_checkpoints, way)
     layout = None
     if way is not COMPOSED:
-        x, layout = dense(x, *dims)
+        x, layout = dense(x, sizes, time_dim, channel_dim)
     return Call(x, weight, bias, residual, v_init, leak, norm, plan, None if watched else layout)
 
 
@@ -156,7 +159,8 @@ def check_input(name: str, x: Tensor, time_dim: int) -> Sequence[int]:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it first")
     if x.layout is not torch.strided:
         raise _sparse(name, x)
-    check_index("time_dim", time_dim, "0 or 1")
+    if type(time_dim) is not int:  # the short way for what is right
+        check_index("time_dim", time_dim, "0 or 1")
     sizes = _sizes_of(x)
     if time_dim not in (0, 1) or time_dim >= len(sizes):
         raise ValueError(
@@ -318,13 +322,13 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def dense(x: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> tuple[Tensor, Layout]:
+def dense(x: Tensor, sizes: Sequence[int], time_dim: int, channel_dim: int) -> tuple[Tensor, Layout]:
     """x as the kernels see it in place, a copy where they cannot, or the single frame that it repeats; its layout."""
-    strides = x.stride()
+    time_steps, strides = sizes[time_dim], x.stride()
     if strides[time_dim] == 0 and time_steps > 1 and not _gradient_is_observed(x):
         x = _frame(x, time_dim)
-        strides = x.stride()
-    layout = layout_from(_sizes_of(x), strides, time_dim, time_steps, channel_dim)
+        sizes, strides = _sizes_of(x), x.stride()
+    layout = layout_from(sizes, strides, time_dim, time_steps, channel_dim)
     if layout is None:
         # Time outermost, the rest in the order of their indices: always seen in place.
         x = x.movedim(time_dim, 0).contiguous().movedim(0, time_dim)

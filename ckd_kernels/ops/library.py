@@ -97,8 +97,13 @@ def way_of(*tensors: Tensor | None) -> tuple[str, bool, bool]:
     if _tracing():
         # ONNX has no such op, but all that it is composed of.
         return COMPOSED if torch.onnx.is_in_onnx_export() else OP, False, True
-    needs_grad = requires_grad(*tensors)
-    return FUNCTION if needs_grad else OP, needs_grad, _watched(tensors)
+    needs_grad, watched = False, bool(_dispatch_modes() or _function_modes() or _profiling() or tensors[0].is_meta)
+    for t in tensors:
+        if t is not None:
+            needs_grad = needs_grad or t.requires_grad
+            watched = watched or type(t) not in _PLAIN
+    needs_grad = needs_grad and torch.is_grad_enabled()
+    return FUNCTION if needs_grad else OP, needs_grad, watched
 
 
 def observed(t: Tensor) -> bool:

@@ -45,28 +45,20 @@ OPS = torch.ops.ckd_kernels
 # --- forward
 
 
-def run(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """What statistics were folded into, where the op did, spikes, v and sam; by whom the call's plan says."""
+def run(call: Call) -> tuple[Any, ...]:
+    """Spikes, what statistics were folded into, where the op did, v and sam; by whom the call's plan says.
+
+    Autograd takes its time for every argument and every result, those that are None, too: so these may end early.
+    """
     way = call.plan.way
     if way is FUNCTION:
-        return _with_gradient(call)
+        alone = call.norm is None and call.v_init is None and call.leak is None
+        return LIFFunction.apply(call.norm, call.plan, call.layout, *(call[:1] if alone else call[:6]))
     if way is COMPOSED:
-        return None, *composed.lif(call[:6], call.plan)
-    return _forward(call)[:4]
-
-
-def _with_gradient(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    out = LIFFunction.apply(call.norm, call.plan, call.layout, *_trimmed(call[:6]))
-    spikes, folded, v, sam = out if len(out) == 4 else (*out, None, None, None)[:4]
-    return folded, spikes, v, sam
-
-
-def _trimmed(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Without what is None at the end: autograd takes its time for every argument and every result."""
-    count = len(values)
-    while values[count - 1] is None:
-        count -= 1
-    return values[:count]
+        spikes, v, sam = composed.lif(call[:6], call.plan)
+        return spikes, None, v, sam
+    folded, spikes, v, sam, _ = _forward(call)
+    return spikes, folded, v, sam
 
 
 def _forward(call: Call) -> Outputs:
@@ -270,7 +262,9 @@ class LIFFunction(torch.autograd.Function):
         ctx.save_for_backward(*tensors, kept, checkpoints, total)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        return _trimmed((spikes, folded, v, sam))
+        if v is None and sam is None:
+            return (spikes,) if folded is None else (spikes, folded)
+        return spikes, folded, v, sam
 
     @staticmethod
     def backward(  # type: ignore[override]
@@ -352,9 +346,10 @@ def _differentiable(unpack: Callable, below_autograd: Callable, *given: Any) -> 
     if save_checkpoints or not requires_grad(*given):
         return below_autograd(*given)
     call = unpack(*given)
-    plan = call.plan._replace(save_checkpoints=checkpoint_count(call.plan.time_steps) > 0)
+    plan = call.plan._replace(way=FUNCTION, save_checkpoints=checkpoint_count(call.plan.time_steps) > 0)
     layout = None if watched(*call[:6]) else call.layout
-    return flat.flatten(_with_gradient(call._replace(plan=plan, layout=layout)))
+    spikes, folded, v, sam = (*run(call._replace(plan=plan, layout=layout)), None, None, None)[:4]
+    return flat.flatten((folded, spikes, v, sam))
 
 
 def _register(name: str, unpack: Callable, compute: Callable, allocate: Callable, *differentiable: Callable) -> None:
