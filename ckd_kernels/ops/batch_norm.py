@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backend import Backend, resolve
 from ..call import Fold, state_dtype
 from .layout import Layout, dense_layout_of
-from .library import LIBRARY, register
+from .library import LIBRARY, TAGS, register
 
 for _schema in (
     "bn_statistics(Tensor y, str backend, int time_dim, SymInt time_steps, int channel_dim) -> Tensor",
@@ -22,7 +22,7 @@ for _schema in (
     " SymInt values, float momentum, float eps, ScalarType dtype, str backend) -> Tensor",
     "bn_coefficients(Tensor sums, Tensor invstd, Tensor? count, SymInt values, str backend) -> Tensor",
 ):
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(_schema, tags=TAGS)
 
 
 def channel_pairs(y: Tensor, layout: Layout) -> Tensor:

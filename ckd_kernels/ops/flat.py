@@ -8,13 +8,12 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..call import Affine, Call, GradientCall, Gradients, Needs, Norm, Outputs, Plan
 from ..neuron import Neuron
 from .layout import Layout, dense_layout_of, layout_from, sizes_of
-from .library import LIBRARY, OP
+from .library import LIBRARY, OP, TAGS
 
 _PLAN = "str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim"
 _RETURNED = "bool return_v, bool return_sam, bool save_checkpoints"
@@ -30,7 +29,7 @@ for _schema in (
     f"bn_lif_backward(Tensor y, Tensor folded, {_STATE}, {_UPSTREAM}, Tensor? coefficients, bool by_batch, {_PLAN},"
     " bool need_y, bool need_affine, bool need_residual, bool need_v_init, bool need_leak) -> Tensor[]",
 ):
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(_schema, tags=TAGS)
 
 
 def pack(call: Call) -> tuple[Any, ...]:

@@ -12,6 +12,10 @@ from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("ckd_kernels", "DEF")
 
+# Of every op: Inductor is to give it inputs of the strides that the graph was traced with, whatever it takes for
+# granted of other people's ops.  It may pad tensors that are its own, and those no kernel here reads in place.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
 # Arguments that concern nobody but the op.  Not tensors of other classes, such as fake ones, or symbols.
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype})
 
@@ -65,7 +69,7 @@ def register(name: str, implementation: Callable, fake: Callable, differentiable
     LIBRARY.impl(name, autograd, "Autograd")
 
     def call(*args: Any) -> Any:
-        return op(*args) if watched(*args) else implementation(*args)
+        return op(*args) if watched(*args) or _transforms() else implementation(*args)
 
     return call
 

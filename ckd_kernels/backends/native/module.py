@@ -51,9 +51,11 @@ def address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def row(t: Tensor, i: int) -> int:
-    """The address of a row of a contiguous matrix, which needs no tensor of its own."""
-    return t.data_ptr() + i * t.shape[1] * t.element_size()
+def rows(t: Tensor, first: int) -> tuple[int, int]:
+    """The addresses of two rows of a contiguous matrix, which need no tensors of their own."""
+    size = t.shape[1] * t.element_size()
+    at = t.data_ptr() + first * size
+    return at, at + size
 
 
 def storage(dtype: torch.dtype) -> int:
