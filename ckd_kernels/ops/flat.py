@@ -81,7 +81,7 @@ def unpack_lif_gradient(*flat: Any) -> GradientCall:
     """The call whose flat form are the arguments of `lif_backward`."""
     plan, layout = _decoded("x", flat[0], *flat[7:12])
     needs = Needs(True, False, False, *flat[12:])
-    return GradientCall(*flat[:7], None, None, False, plan, needs, layout)
+    return GradientCall._make((*flat[:7], None, None, False, plan, needs, layout))
 
 
 def unpack_bn_lif_gradient(y: Tensor, folded: Tensor, residual: Tensor | None, *flat: Any) -> GradientCall:
@@ -89,7 +89,7 @@ def unpack_bn_lif_gradient(y: Tensor, folded: Tensor, residual: Tensor | None, *
     coefficients, by_batch = flat[6:8]
     plan, layout = _decoded("y", y, *flat[8:13])
     affine, needs = Affine(folded, residual), Needs(*flat[13:])
-    return GradientCall(y, *flat[:6], coefficients, affine, by_batch, plan, needs, layout)
+    return GradientCall._make((y, *flat[:6], coefficients, affine, by_batch, plan, needs, layout))
 
 
 def unpack_bn_lif_reduce(*flat: Any) -> GradientCall:
@@ -145,11 +145,12 @@ def _decode(
     time_dim: int,
     time_steps: int,
     channel_dim: int,
-    *returned: bool,
+    return_v: bool = False,
+    return_sam: bool = False,
+    save_checkpoints: bool = False,
 ) -> tuple[Plan, Layout | None]:
-    dims = time_dim, time_steps, channel_dim
-    plan = Plan(Neuron.from_spec(neuron), backend, *dims, *(returned or (False, False, False)), OP)
-    return plan, layout_from(sizes, strides, *dims)
+    dims, returned = (time_dim, time_steps, channel_dim), (return_v, return_sam, save_checkpoints)
+    return Plan(Neuron.from_spec(neuron), backend, *dims, *returned, OP), layout_from(sizes, strides, *dims)
 
 
 _cached_decode = functools.lru_cache(maxsize=4096)(_decode)

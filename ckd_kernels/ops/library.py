@@ -69,7 +69,7 @@ def register(name: str, implementation: Callable, fake: Callable, differentiable
     LIBRARY.impl(name, autograd, "Autograd")
 
     def call(*args: Any) -> Any:
-        return op(*args) if watched(*args) or _transforms() else implementation(*args)
+        return op(*args) if watched(*args) else implementation(*args)
 
     return call
 
@@ -88,21 +88,21 @@ def requires_grad(*arguments: Any) -> bool:
 OP, FUNCTION, COMPOSED = "op", "function", "composed"
 
 
-def way_of(*tensors: Tensor | None) -> tuple[str, bool, bool]:
+def way_of(x: Tensor, *others: Tensor | None) -> tuple[str, bool, bool]:
     """Who computes a call on these tensors; whether it will have a backward pass, and whether somebody watches it.
 
     Transforms of `torch.func` and forward-mode derivatives follow calls whose tensors do not tell of a gradient;
     `torch.jit.trace` cannot record an autograd function.
     """
     if torch.compiler.is_compiling():
-        return FUNCTION, requires_grad(*tensors), True
+        return FUNCTION, requires_grad(x, *others), True
     if _transforms() or forward_ad._current_level >= 0:
         return COMPOSED, False, True
     if _tracing():
         # ONNX has no such op, but all that it is composed of.
         return COMPOSED if torch.onnx.is_in_onnx_export() else OP, False, True
-    needs_grad, watched = False, bool(_dispatch_modes() or _function_modes() or _profiling() or tensors[0].is_meta)
-    for t in tensors:
+    needs_grad, watched = False, bool(_dispatch_modes() or _function_modes() or _profiling() or x.is_meta)
+    for t in (x, *others):
         if t is not None:
             needs_grad = needs_grad or t.requires_grad
             watched = watched or type(t) not in _PLAIN

@@ -148,17 +148,16 @@ def _backward(call: GradientCall) -> Gradients:
 def _compute_gradients(call: GradientCall) -> Gradients:
     x, affine, plan, through, made = call.x, call.affine, call.plan, call.coefficients, None
     given, layout = _aligned(call)
-    backend = _backend(x, call.leak, affine, plan)
     if affine is not None:
         if call.makes_coefficients:
-            sums, values = _sums(call, given, layout, backend), max(x.numel() // max(layout.channels, 1), 1)
+            sums, values = _sums(call, given, layout), max(x.numel() // max(layout.channels, 1), 1)
             through = made = coefficients(sums, affine.folded[1], None, values, plan.backend)
         if not call.writes_gradients:
             return Gradients(made, None, None, None, None)
         through = through if call.by_batch else None
     out = _allocate_gradients(call, layout, made)
     if x.numel() > 0 and layout.steps > 0:
-        backend.lif_backward(Backward._make((*given, through, *out[1:], None)))
+        _backend(x, call.leak, affine, plan).lif_backward(Backward._make((*given, through, *out[1:], None)))
     else:  # no time step changed the potential
         for gradient in flat.flatten(out[1:]):
             gradient.zero_()
@@ -187,11 +186,11 @@ def _aligned(call: GradientCall) -> tuple[tuple[Any, ...], Layout]:
     return (plan.neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam), layout
 
 
-def _sums(call: GradientCall, given: tuple[Any, ...], layout: Layout, backend: Backend) -> Tensor:
+def _sums(call: GradientCall, given: tuple[Any, ...], layout: Layout) -> Tensor:
     """The first backward pass: gradients of the current, and their products with y - mean, summed a channel."""
     sums = channel_pairs(call.x, layout)
     if call.x.numel() > 0:
-        backend.lif_backward(Backward._make((*given, *(None,) * 5, sums)))
+        _backend(call.x, call.leak, call.affine, call.plan).lif_backward(Backward._make((*given, *(None,) * 5, sums)))
     else:
         sums.zero_()
     return sums
@@ -369,7 +368,7 @@ for _name, _unpack_gradient in (("lif", flat.unpack_lif_gradient), ("bn_lif", fl
 
 def _reduce(*given: Any) -> Tensor:
     call = flat.unpack_bn_lif_reduce(*given)
-    return _sums(call, *_aligned(call), _backend(call.x, call.leak, call.affine, call.plan))
+    return _sums(call, *_aligned(call))
 
 
 def _reduce_fake(*given: Any) -> Tensor:
