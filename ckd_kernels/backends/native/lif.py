@@ -28,8 +28,8 @@ def lif_forward(call: Forward) -> None:
 
 
 def lif_backward(call: Backward) -> None:
-    neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam, *outputs = call
-    coefficients, grad_x, grad_residual, grad_v_init, grad_leak, sums = outputs
+    neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam = call[:10]
+    coefficients, grad_x, grad_residual, grad_v_init, grad_leak, sums = call[10:]
     mean = offset = slope = 0
     if affine is not None and (coefficients is not None or sums is not None):
         mean = affine.folded.data_ptr()
