@@ -103,12 +103,19 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.remove(".options.help")  # empty ones: what there is depends on the name
         parser.add_argument("--model.network.help", action=OptionsHelp, registry=MODELS, help="its options, and exit")
         parser.add_argument("--model.method.help", action=OptionsHelp, registry=METHODS, help="its options, and exit")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_channels", "model.in_channels", apply_on="instantiate")
+
+    def _set_seed(self) -> None:
+        seed = self.config[self.subcommand].seed_everything
+        if not 0 <= seed < 2**32:  # of numpy's
+            raise RunError(f"seed_everything must lie in [0, {2**32 - 1}], got {seed}")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take the model's arguments from the checkpoint; here the recipe says what to build, and a
@@ -191,7 +198,8 @@ class CLI(LightningCLI):
             if path is None and last.exists():
                 raise RunError(f"another training has written {last} meanwhile: give the same command again")
         if path is None:
-            self._say(f"training in {self.out}")
+            epochs = f" for {self.trainer.max_epochs} epochs (model.teacher.epochs)" if self.for_teacher else ""
+            self._say(f"training in {self.out}{epochs}")
             return
         checkpoint = load_run(path)
         if missing := [key for key in RESUME_KEYS if key not in checkpoint]:
@@ -209,7 +217,8 @@ class CLI(LightningCLI):
         if "val/accuracy" in metrics:
             iou = f", mean IoU {100 * metrics['val/mean_iou']:.2f} %" if "val/mean_iou" in metrics else ""
             self._say(f"validation accuracy at the last epoch {100 * metrics['val/accuracy']:.2f} %{iou}")
-        self._say(f"weights: {self.out / 'last.ckpt'}")
+        last = self.out / "last.ckpt"
+        self._say(f"weights: {last}" if last.exists() else f"no step was taken, and nothing saved in {self.out}")
 
     def after_test(self) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
@@ -241,6 +250,7 @@ RESUME_KEYS = (
 TRAINER_OPTIONS = (
     "max_epochs",
     "max_steps",
+    "fast_dev_run",
     "precision",
     "accumulate_grad_batches",
     "gradient_clip_val",
