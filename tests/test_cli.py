@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import os
 import pickle
 import re
@@ -59,6 +60,7 @@ def failing(capsys):
         (["--trainer.max_epoch", 3], "did you mean 'trainer.max_epochs'?"),
         (["--model.teacher.epoch", 3], "did you mean 'epochs'?"),
         (["--model.method.name", "kdd"], "did you mean 'kd'?"),
+        (["--model.method.name", "new_method"], "or MODULE:NAME of your own"),
         (["--model.network.name", "snn_resnet_smal"], "did you mean 'snn_resnet_small'?"),
         (["--model.network.options", '{"time_step": 2}'], "did you mean 'time_steps'?"),
     ],
@@ -99,6 +101,8 @@ def test_unknown_commands_and_recipes(failing):
         (["--model.optimizer.momentum", 0.9], "belong to sgd"),
         (["--seed_everything", -1], "seed_everything must lie in [0, 4294967295], got -1"),
         (["--seed_everything", 2**32], "got 4294967296"),
+        (["--trainer.default_root_dir", "there"], "the folder of a run is --out"),
+        (["--model.method", "{name: ce, options: {}}", "--trainer.plugins+=TorchCheckpointIO"], "multiple values for"),
         (["--model.method", "{name: ce, options: {}}", "--trainer.devices", 0], "trainer: `Trainer(devices='0')`"),
         # Not before the data is there:
         (["--model.method", "{name: ce, options: {}}", "--data.batch_size", 301], "lower batch_size to 300 or less"),
@@ -309,12 +313,14 @@ def test_a_dry_run_is_no_run(tmp_path, failing, capsys):
     assert "trainer.fast_dev_run: True -> False" in failing(*command)
 
 
-def test_words_on_epochs_and_weights(tmp_path, capsys):
+def test_words_on_epochs_and_weights(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch.callbacks.model_summary"), "handlers", [caplog.handler])
     command = ["--config", "digits", "--out", tmp_path, *SMALL]
     assert run("teacher", *command, "--trainer.max_epochs", 7) == 0
     assert "/teacher for 1 epochs (model.teacher.epochs)\n" in capsys.readouterr().out
-    assert run("fit", *command, "--trainer.max_epochs", 0) == 0
+    assert run("fit", *command, "--trainer.max_epochs", 0, "--trainer.enable_model_summary", "true") == 0
     assert f"nothing saved in {tmp_path}\n" in capsys.readouterr().out
+    assert "Total params" in caplog.text
 
 
 def test_a_half_written_checkpoint_is_refused(distilled, failing, tmp_path):

@@ -124,6 +124,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         training = self.subcommand == "fit"
+        if config.trainer.default_root_dir is not None:
+            raise RunError("trainer.default_root_dir: the folder of a run is --out, and all that it writes lies there")
         self.out = Path(config.out) / "teacher" if self.for_teacher else Path(config.out)
         self.run.out, self.run.trains = self.out, training
         if self.subcommand != "validate":
@@ -182,8 +184,10 @@ class CLI(LightningCLI):
             if self.datamodule.has_validation:
                 callbacks.append(BestCheckpoint(self.out, dense=self.datamodule.dense))
         self.trainer_defaults["callbacks"] = callbacks
-        plugins = [BackgroundCheckpointIO()]
-        kwargs |= {"default_root_dir": str(self.out), "plugins": plugins, "enable_model_summary": False}
+        given = self.config_init[self.subcommand].trainer.plugins or []
+        plugins = [*(given if isinstance(given, list) else [given]), BackgroundCheckpointIO()]
+        kwargs |= {"default_root_dir": str(self.out), "plugins": plugins}
+        kwargs["enable_model_summary"] = bool(config.trainer.enable_model_summary)
         if config.trainer.logger is None:
             kwargs["logger"] = False
             if self.subcommand == "fit":
@@ -284,6 +288,7 @@ def quiet() -> None:
     """Keeps from the terminal what says nothing about the user's run."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # where it is asked for
     # The verbs are mapped to Lightning's.
     warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     # Going on with a run is what its folder is for.
