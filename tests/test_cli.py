@@ -75,6 +75,17 @@ def test_an_option_of_another_data_set(failing):
     assert "did you mean" not in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere.Data", "No module named 'nowhere'"), ("json.Data", "no attribute")]
+)
+def test_a_data_set_that_is_not_there(failing, name, why):
+    shown = failing("fit", "--config", "digits", "--data", name)
+    assert f"{name}: " in shown
+    assert why in shown
+    assert "set PYTHONPATH" in shown
+    assert shown.count("\n") == 1
+
+
 def test_without_a_recipe(failing):
     wanted = "required: --model.network.name, --data; give these, or a recipe: --config RECIPE"
     assert wanted in failing("fit")

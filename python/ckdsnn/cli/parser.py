@@ -59,12 +59,17 @@ class Parser(LightningArgumentParser):
             message = re.sub(r"(?<= )\w+\.(?=model|data)", "--", message) + "; give these, or a recipe: --config RECIPE"
         if unknown := re.search(r"Expected a dot import path string: (\w+)", message):
             message = f"unknown data set {unknown[1]!r}" + nearest(unknown[1], DATA) + "; or module.Class of your own"
+        if missing := re.search(NOT_IMPORTED, message):
+            message = f"{missing[1]}: {missing[2]}; install it, or set PYTHONPATH to the folder that its module is in"
         print(f"ckdsnn: error: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 # The ways in which jsonargparse says that it does not know an option.
 UNKNOWN_OPTION = r"(?:unrecognized arguments: --|does not accept option '|[Oo]ption '|Key ')([\w.]+)"
+
+# The way in which it says that a class is not there, between the types of which none fits.
+NOT_IMPORTED = r"Problem with given class_path '([\w.]+)':\s+(No module named .*|module .* has no attribute .*)"
 
 
 def _option_names(parser: LightningArgumentParser) -> set[str]:
