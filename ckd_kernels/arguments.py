@@ -16,6 +16,7 @@ from .neuron import Neuron
 from .ops.layout import Layout, layout_from, sizes_of
 from .ops.library import COMPOSED, observed, way_of
 
+_CARRIED = " (a stateful layer gives the potential of its last call: reset() it before another sequence)"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -167,7 +168,8 @@ def check_input(name: str, x: Tensor, time_dim: int) -> Sequence[int]:
 
 
 def _sparse(name: str, t: Tensor) -> TypeError:
-    return TypeError(f"{name} must be a dense (strided) tensor, got layout {t.layout}; call {name}.to_dense()")
+    remedy = f"torch.nested.to_padded_tensor({name}, 0.0)" if t.is_nested else f"{name}.to_dense()"
+    return TypeError(f"{name} must be a dense (strided) tensor, got layout {t.layout}; call {remedy}")
 
 
 def check_optional_channel_dim(sizes: Sequence[int], time_dim: int, channel_dim: int | None, *, used: bool) -> int:
@@ -234,9 +236,9 @@ def check_v_init(v_init: Tensor | None, x: Tensor, sizes: Sequence[int], time_di
     if v_init.layout is not torch.strided:
         raise _sparse("v_init", v_init)
     if _sizes_of(v_init) != shape:
-        raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}")
+        raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}{_CARRIED}")
     if v_init.device != x.device:
-        raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them")
+        raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them{_CARRIED}")
     return v_init.to(state_dtype(x.dtype))
 
 

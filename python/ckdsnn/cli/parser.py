@@ -49,9 +49,9 @@ class Parser(LightningArgumentParser):
         known = _option_names(self)
         last_parts = {name.rsplit(".", 1)[-1] for name in known}
         for key in dict.fromkeys(re.findall(UNKNOWN_OPTION, message)):
-            near = difflib.get_close_matches(key, sorted(known | last_parts), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, sorted((known | last_parts) - {key}), n=1, cutoff=0.5)
             message += f"\n  unknown option {key!r}"
-            if near[:1] == [key]:  # of another data set
+            if key in last_parts and "is not accepted" in message:  # of another data set
                 message += "; --data.help NAME lists those that the data set of that name has"
             elif near:
                 message += f"; did you mean {near[0]!r}?"
