@@ -214,7 +214,7 @@ class Distillation(L.LightningModule):
             self._state_to_restore = None
         self.feed = make_feed(self.trainer, self.device, channels_last=self.channels_last)
         self.telemetry = Telemetry(self.device)
-        if self._restored is not None and "telemetry" in self._restored:  # not in those of 0.1.0
+        if self._restored is not None and "telemetry" in self._restored:  # not in the first ones
             self.telemetry.load_state_dict(self._restored["telemetry"])
         self._runner = None
 
