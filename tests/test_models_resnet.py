@@ -253,3 +253,18 @@ def test_fused_and_unfused_are_the_same_network(build):
     assert list(states[0]) == list(states[1])
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert len(set(curves[0])) == steps
+
+
+@pytest.mark.parametrize("name", ["ann_resnet_small", "snn_resnet_small", "snn_fcn_small"])
+def test_a_network_is_exported_and_read_back(name, tmp_path):
+    network, images = build_model(name, num_classes=3, widths=(4, 6, 8)).eval(), torch.rand(2, 1, 12, 12)
+    torch.export.save(torch.export.export(network, (images,)), tmp_path / "network.pt2")
+    output = torch.export.load(tmp_path / "network.pt2").module()(images)
+    assert type(output) is type(network(images))
+    assert torch.equal(output.logits, network(images).logits)
+
+
+def test_a_network_under_vmap():
+    network, images = build_model("snn_resnet_small", num_classes=3, widths=(4, 6, 8)).eval(), torch.rand(3, 1, 12, 12)
+    alone = torch.vmap(lambda image: network(image[None]))(images)
+    assert torch.equal(alone.sams[3][:, 0], network(images).sams[3])
