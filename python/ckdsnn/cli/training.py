@@ -103,6 +103,7 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        assert isinstance(parser, Parser)
         parser.remove(".options.help")  # empty ones: what there is depends on the name
         parser.add_argument("--model.network.help", action=OptionsHelp, registry=MODELS, help="its options, and exit")
         parser.add_argument("--model.method.help", action=OptionsHelp, registry=METHODS, help="its options, and exit")
