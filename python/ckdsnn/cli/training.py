@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,10 @@ class CLI(LightningCLI):
             super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
             _parsers.update({name: value for name, value in vars(self).items() if name not in before})
         vars(self).update(_parsers)
+
+    def _add_instantiators(self) -> None:
+        """The parser stays, and would keep this run's networks and data, on the device too, until the next one's."""
+        LightningCLI._add_instantiators(weakref.proxy(self))
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights, data order and noise")
