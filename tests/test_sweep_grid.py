@@ -212,6 +212,5 @@ def test_teachers_are_shared_where_nothing_of_theirs_differs(tmp_path):
         ("data.views", [1, 2], 4),
         ("model.optimizer.lr", [0.1, 0.2], 4),
         ("trainer.max_epochs", [1, 2], 2),
-        ("model.teacher.checkpoint", ["a.ckpt", "b.ckpt"], 0),
     ]:
         assert len(make_plan(build_grid("x", {**content, "product": {key: values}}), tmp_path).teachers) == teachers

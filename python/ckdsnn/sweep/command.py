@@ -122,7 +122,7 @@ def _guarded(options: argparse.Namespace, out: Path) -> int:
 def _run(options: argparse.Namespace, out: Path) -> int:
     from ckdsnn.run_folder import alone_in, check_writable
     from ckdsnn.sweep.grid import load_grid
-    from ckdsnn.sweep.plan import jobs_of, make_plan
+    from ckdsnn.sweep.plan import jobs_of, make_plan, share_runs
     from ckdsnn.sweep.run import places, run_jobs, visible_gpus
 
     check_writable(out)
@@ -132,12 +132,17 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     for name in options.grids:
         grid = load_grid(name, options.set)
         plans.append(make_plan(grid, out / grid.name if len(options.grids) > 1 else out, teachers))
-        plans[-1].check_folders()
+    if len(plans) > 1:
+        plans = share_runs(plans)
+    for plan in plans:
+        plan.check_folders()
+    jobs = jobs_of(plans)
     if options.dry_run:
         for plan in plans:
             _list(plan)
+        if len(plans) > 1:
+            print(f"all grids: {sum(not job.finished for job in jobs)} of {len(jobs)} runs are left")
         return 0
-    jobs = jobs_of(plans)
     with contextlib.ExitStack() as held:
         for folder in dict.fromkeys([out, *(plan.out for plan in plans)]):
             held.enter_context(alone_in(folder, "sweep"))

@@ -69,6 +69,7 @@ class Grid:
         baseline: the label of a cell, or of a coordinate; None: nothing is compared.
         metric: of `test.json`, or `val/accuracy` of the last epoch, for which nothing is tested.
         teacher_seed: of all teachers; None: each run's own.
+        content: of its file, with what `--set` has made of it: a grid of its own.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Grid:
     baseline: str | None
     metric: str
     teacher_seed: int | None
+    content: dict[str, Any]
 
     def baseline_of(self, cell: Cell) -> Cell | None:
         """The cell that `cell` is compared with: the one that the baseline names, or the one that has the coordinate
@@ -158,6 +160,8 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
             content[key] = value
         else:
             common |= _options("--set", {key: value})
+    if common:
+        content["options"] = common
     recipe = _recipe(content.get("recipe"))
     cells = _cells(content, common, recipe, _options("teacher", content.get("teacher")))
     grid = Grid(
@@ -167,7 +171,10 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
         _text(content, "baseline", None),
         _text(content, "metric", "test/accuracy"),
         _whole("teacher_seed", content.get("teacher_seed")),
+        content,
     )
+    if any(cell.folder.lower() == f"{name}.yaml".lower() for cell in cells):
+        raise GridError(f"a cell named {name}.yaml would have the place of the sweep's own file: rename it")
     if grid.metric not in METRICS:
         raise GridError(f"metric {grid.metric!r} is not one of a run: {', '.join(METRICS)}")
     if grid.baseline is not None:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
-from ckdsnn.checkpoint import RunError, write_text_atomically
+from ckdsnn.checkpoint import RunError, load_run, write_text_atomically
 from ckdsnn.cli.overrides import with_fresh_options
 from ckdsnn.cli.training import CLI, Run, plain, quiet, what_training_depends_on
-from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, differing_keys
+from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
 from ckdsnn.losses import METHODS
 from ckdsnn.models import make_model
 from ckdsnn.sweep.grid import Cell, Grid, GridError
+from ckdsnn.teacher import load_teacher
+from ckdsnn.weights import fingerprint as fingerprint_of
 
 RECIPE = "recipe.yaml"  # of a cell or a teacher
 RECORD = "sweep.json"  # in a run's folder: what it is a run of, and how long it took
@@ -40,6 +42,7 @@ class Job:
         result: written by the last stage; None: nothing is tested, and what counts is in its log.
         needs: the folder of the job that has to be finished before; None: nothing.
         epochs: of the training; None: it ends otherwise.
+        inside: where in its folder the training writes.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Job:
     result: Path | None
     needs: Path | None = None
     epochs: int | None = None
+    inside: str = ""
 
     def __hash__(self) -> int:
         return hash(self.folder)
@@ -56,7 +60,7 @@ class Job:
     @property
     def run_folder(self) -> Path:
         """Where the training writes; of a teacher, below its own."""
-        return self.folder if self.result is None else self.result.parent
+        return self.folder / self.inside
 
     def record(self) -> dict[str, Any]:
         """What is known of it from earlier; {}: nothing."""
@@ -128,7 +132,7 @@ class Plan:
         grid: of which it is.
         out: folder of the sweep.
         students: a run a cell and seed, seed by seed, so that the seeds that are finished can be compared early.
-        teachers: each needed by a student at least.
+        teachers: each needed by a student at least: trained, or one that a checkpoint brings, which is tested.
         on_cpu: whether all recipes ask for the CPU.
     """
 
@@ -154,8 +158,9 @@ class Plan:
                 )
 
     def write_recipes(self) -> None:
-        """Writes the recipes that the commands name."""
+        """Writes the recipes that the commands name, and the grid itself, as `--set` has made it."""
         wanted = {self.out / cell.folder / RECIPE: cell.recipe for cell in self.grid.cells}
+        wanted[self.out / f"{self.grid.name}.yaml"] = self.grid.content
         for student in self.students:
             if student.teacher is not None:
                 wanted[student.teacher.folder / RECIPE] = student.cell.teacher_recipe
@@ -166,8 +171,30 @@ class Plan:
 
 
 def jobs_of(plans: Sequence[Plan]) -> list[Job]:
-    """The runs of several grids, one grid after another; a teacher that they share is there once."""
-    return list({job.folder: job for plan in plans for job in plan.jobs}.values())
+    """The runs of several grids, one grid after another; what they share is there once."""
+    made: dict[Path, Job] = {}
+    for job in (job for plan in plans for job in plan.jobs):
+        if job.folder not in made or made[job.folder].result is None:  # where one grid tests it, it is tested
+            made[job.folder] = job
+    return list(made.values())
+
+
+def share_runs(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans of several grids, in which a run that an earlier grid has too, under whatever label, is that one's."""
+    known: dict[str, Job] = {}
+    made = []
+    for plan in plans:
+        students = []
+        for student in plan.students:
+            fingerprint = student.job.fingerprint
+            model, tested = fingerprint["model"], student.job.result is not None
+            # An option that is written out means the same as one that is left at its default.
+            options = as_plain(METHODS.options(model["method"]["name"], model["method"]["options"]))
+            method = {"name": model["method"]["name"], "options": options}
+            what = [{**fingerprint, "model": {**model, "method": method}}, tested]
+            students.append(replace(student, job=known.setdefault(json.dumps(what, sort_keys=True), student.job)))
+        made.append(replace(plan, students=tuple(students)))
+    return made
 
 
 class _ParserAlone(CLI):
@@ -251,17 +278,18 @@ def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
         for cell in grid.cells
         if _wants_teacher(configs[cell.label])
     }
+    tested = grid.metric.startswith("test/")
     needed: dict[Path, Job] = {}
     students: list[Student] = []
+    given = _given_teachers(shared, configs, tested=tested)
     for seed in grid.seeds:
         for cell in grid.cells:
-            teacher = None
+            teacher = given.get(cell.label)
             if cell.label in of_teachers:
-                teacher = _teacher(
-                    shared, of_teachers[cell.label], seed if grid.teacher_seed is None else grid.teacher_seed
-                )
-                teacher = needed.setdefault(teacher.folder, teacher)
-            tested = grid.metric.startswith("test/")
+                of_seed = seed if grid.teacher_seed is None else grid.teacher_seed
+                teacher = _teacher(shared, of_teachers[cell.label], of_seed, tested=tested)
+            if teacher is not None and teacher.stages:
+                needed.setdefault(teacher.folder, teacher)
             students.append(_student(out, cell, configs[cell.label], seed, teacher, tested=tested))
     on_cpu = all(config.trainer.accelerator == "cpu" for config in configs.values())
     return Plan(grid, out, tuple(students), tuple(needed.values()), on_cpu)
@@ -286,7 +314,7 @@ def _wants_teacher(config: Namespace) -> bool:
     return model["teacher"]["checkpoint"] is None and not TeacherConfig(**model["teacher"]).comes_trained
 
 
-def _teacher(teachers: Path, config: Namespace, seed: int) -> Job:
+def _teacher(teachers: Path, config: Namespace, seed: int, *, tested: bool) -> Job:
     """The training of a teacher in the folder `teachers`: one for all runs whose teacher has that recipe and seed."""
     identity = _identity(config)
     teacher = identity["model"]["teacher"]
@@ -300,15 +328,51 @@ def _teacher(teachers: Path, config: Namespace, seed: int) -> Job:
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
     folder = teachers / f"{teacher['name']}-{digest}-seed{seed}"
     common = ("--config", str(folder / RECIPE), "--seed_everything", str(seed))
-    network = ("--model.network.name", teacher["name"], "--model.network.options", json.dumps(teacher["options"]))
-    tested = (*network, "--model.method.name", "ce", "--model.method.options", "{}")
-    stages = (
-        ("teacher", *common, "--out", str(folder), *QUIET),
-        ("test", *common, *tested, "--out", str(folder / "teacher"), *QUIET),
-    )
+    stages: tuple[tuple[str, ...], ...] = (("teacher", *common, "--out", str(folder), *QUIET),)
+    if tested:
+        stages += (_test_of_teacher(folder, seed, teacher["name"], teacher["options"]),)
     name = f"teacher {teacher['name']} ({teacher['epochs']} epochs), seed {seed}"
-    result = folder / "teacher" / "test.json"
-    return Job(name, folder, stages, {**fingerprint, "seed": seed}, result, epochs=teacher["epochs"])
+    result = folder / "teacher" / "test.json" if tested else None
+    made = {**fingerprint, "seed": seed}
+    return Job(name, folder, stages, made, result, epochs=teacher["epochs"], inside="teacher")
+
+
+def _test_of_teacher(folder: Path, seed: int, name: str, options: dict[str, Any]) -> tuple[str, ...]:
+    network = ("--model.network.name", name, "--model.network.options", json.dumps(options))
+    method = ("--model.method.name", "ce", "--model.method.options", "{}")
+    of = ("--config", str(folder / RECIPE), "--seed_everything", str(seed), "--out", str(folder / "teacher"))
+    return ("test", *of, *network, *method, *QUIET)
+
+
+def _given_teachers(teachers: Path, configs: dict[str, Namespace], *, tested: bool) -> dict[str, Job]:
+    """By label of a cell, the teacher that a checkpoint brings, with a test to run where there are to be any.
+
+    It is known by its weights: the file may lie elsewhere when the sweep goes on.
+
+    Raises:
+        FileNotFoundError, RunError, ValueError: the file cannot teach; see `load_teacher`.
+    """
+    found: dict[str, Job] = {}
+    made: dict[str, Job] = {}
+    for label, config in configs.items():
+        model = plain(config.model)
+        path = (model["teacher"] or {}).get("checkpoint")
+        if path is None or not METHODS.find(model["method"]["name"]).needs_teacher:
+            continue
+        if model["teacher"]["name"] == "external":  # whose code is not ours to run here
+            continue
+        what = json.dumps(model["teacher"], sort_keys=True)
+        if what not in made:
+            network = load_run(path)["ckdsnn"]["network"]
+            teacher = load_teacher(TeacherConfig(**model["teacher"]), network["num_classes"], network["in_channels"])
+            digest = fingerprint_of(teacher.state_dict())
+            folder = teachers / f"{network['name']}-{digest[:8]}-given"
+            test = _test_of_teacher(folder, 0, network["name"], network["options"])
+            stages = ((*test, "--ckpt_path", path),) if tested else ()
+            result = folder / "teacher" / "test.json" if tested else None
+            made[what] = Job(f"test of {path}", folder, stages, {"given": digest}, result, inside="teacher")
+        found[label] = made[what]
+    return found
 
 
 def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job | None, *, tested: bool) -> Student:
@@ -317,9 +381,11 @@ def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job |
     if teacher is not None or not METHODS.find(fingerprint["model"]["method"]["name"]).needs_teacher:
         fingerprint["model"] = {key: value for key, value in fingerprint["model"].items() if key != "teacher"}
     common = ["--config", str(out / cell.folder / RECIPE), "--seed_everything", str(seed), "--out", str(folder)]
-    if teacher is not None:
+    if teacher is not None and config.model.teacher.checkpoint is None:
         common += ["--model.teacher.checkpoint", str(teacher.folder / "teacher" / "last.ckpt")]
     stages = tuple((verb, *common, *QUIET) for verb in (("fit", "test") if tested else ("fit",)))
+    if teacher is not None and not teacher.stages:  # given, and nothing to be done with it
+        teacher = None
     needs = None if teacher is None else teacher.folder
     result = folder / "test.json" if tested else None
     epochs = config.trainer.max_epochs if (config.trainer.max_epochs or 0) > 0 else None
