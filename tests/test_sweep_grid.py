@@ -178,7 +178,7 @@ def test_all_grids_are_there():
     assert set(NAMES) == {
         *("components", "scaling", "normalisation", "noise", "distribution", "stage", "time_steps", "lambda"),
         *("beta_gamma", "cam", "baselines", "teacher_quality", "cross_architecture", "learned_strength", "demo"),
-        *("demo_settings", "cam_error", "dense"),
+        *("demo_settings", "cam_error", "dense", "headline", "recipe_selection"),
     }
 
 

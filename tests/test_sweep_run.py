@@ -1,6 +1,5 @@
 """The runs of a sweep: order, places, failures, interruption, going on. The runs are a program that trains nothing."""
 
-import gc
 import json
 import os
 import signal
@@ -10,20 +9,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 import yaml
 
 from ckdsnn import cli
 from ckdsnn.checkpoint import RunError
-from ckdsnn.data import DigitsCanvas
 from ckdsnn.run_folder import alone_in
 from ckdsnn.sweep.grid import build_grid
 from ckdsnn.sweep.plan import Job, make_plan
 from ckdsnn.sweep.run import LOG, Outcome, Place, last_words, places, run_jobs, visible_gpus
-from ckdsnn.sweep.worker import run_command
-from ckdsnn.train import Distillation
 
 # A worker whose command writes what it was asked to do and where it was; what the folder's file `do` says happens in
 # between.
@@ -387,16 +382,3 @@ def test_a_run_is_the_same_after_another_one_in_its_process(sweep, tmp_path, mon
     assert "validation accuracy %" in said.out
     assert weights["both"].keys() == weights["alone"].keys()
     assert all(torch.equal(weights["both"][key], value) for key, value in weights["alone"].items())
-
-
-def test_nothing_of_a_run_stays_in_its_process(tmp_path, monkeypatch):
-    """Networks, data, a graph's memory: the next run has the device to itself."""
-    monkeypatch.chdir(tmp_path)
-    kinds = (Distillation, L.Trainer, DigitsCanvas, torch.optim.AdamW)
-    before = [one for one in gc.get_objects() if type(one) in kinds]
-    options = ["--model.method.name", "ce", "--model.network.options", "{widths: [4, 6, 8], time_steps: 1}"]
-    options += ["--data.train_samples", "60", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
-    for verb in ("fit", "test"):
-        assert run_command([verb, "--config", "digits", "--out", "out", *options]) == 0
-        left = [one for one in gc.get_objects() if type(one) in kinds and all(one is not old for old in before)]
-        assert not [type(one).__name__ for one in left]

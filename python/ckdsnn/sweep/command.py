@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="replace recipe, seeds, baseline, metric, teacher or teacher_seed of the grids, or give all cells an "
         "option of the recipe (data.root=DATA); may be repeated",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="CELL",
+        help="run these cells of the grids, by label or coordinate, and leave the others as they are; may be repeated",
     )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and what is left of them, and end")
     parser.add_argument(
@@ -132,6 +140,8 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     for name in options.grids:
         grid = load_grid(name, options.set)
         plans.append(make_plan(grid, out / grid.name if len(options.grids) > 1 else out, teachers))
+    _check_only(plans, options.only)
+    plans = [replace(plan, only=frozenset(options.only)) for plan in plans]
     if len(plans) > 1:
         plans = share_runs(plans)
     for plan in plans:
@@ -174,6 +184,15 @@ def _run(options: argparse.Namespace, out: Path) -> int:
         for plan in plans:
             _show_tables(plan)
     return say_failed(outcome, len(jobs))
+
+
+def _check_only(plans: list[Plan], names: list[str]) -> None:
+    from ckdsnn.sweep.grid import GridError
+
+    cells = [cell for plan in plans for cell in plan.grid.cells]
+    known = list(dict.fromkeys(text for cell in cells for text in (cell.label, *cell.coordinates.values())))
+    if unknown := [name for name in names if name not in known]:
+        raise GridError(f"--only {unknown[0]}: there is no such cell; cells: {', '.join(known)}")
 
 
 def say_failed(outcome: Outcome, count: int) -> int:

@@ -134,6 +134,7 @@ class Plan:
         students: a run a cell and seed, seed by seed, so that the seeds that are finished can be compared early.
         teachers: each needed by a student at least: trained, or one that a checkpoint brings, which is tested.
         on_cpu: whether all recipes ask for the CPU.
+        only: labels or coordinates of the cells that are to be run; empty: all are.
     """
 
     grid: Grid
@@ -141,10 +142,16 @@ class Plan:
     students: tuple[Student, ...]
     teachers: tuple[Job, ...]
     on_cpu: bool
+    only: frozenset[str] = frozenset()
 
     @property
     def jobs(self) -> list[Job]:
-        return [*self.teachers, *(student.job for student in self.students)]
+        """What is to be run, with what is finished of it."""
+        students = [
+            s.job for s in self.students if not self.only or self.only & {s.cell.label, *s.cell.coordinates.values()}
+        ]
+        needed = {student.needs for student in students}
+        return [*(teacher for teacher in self.teachers if teacher.folder in needed), *students]
 
     def check_folders(self) -> None:
         """Raises RunError where a folder holds a run of another configuration, which is not to be lost or mixed."""

@@ -1,4 +1,4 @@
-"""Whose teachers a sweep has: trained ones, given ones; what is tested; and runs that several grids have in common."""
+"""What a sweep comes to: trained and given teachers, what is tested, runs that grids have in common, cells alone."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from ckdsnn.checkpoint import RunError, save_atomically
 from ckdsnn.models import build_model
 from ckdsnn.sweep.grid import build_grid
 from ckdsnn.sweep.plan import jobs_of, make_plan, share_runs
+from ckdsnn.sweep.run import Outcome
 
 WIDTHS = {"widths": [2, 3, 4]}
 CELLS = {"CE": {"model.method.name": "ce"}, "KD": {"model.method.name": "kd"}, "CKD": {}}
@@ -133,3 +134,31 @@ def test_a_sweep_with_a_given_teacher(tmp_path, monkeypatch, capsys):
     again = ["out/grid.yaml", "--out", "out", "--set", "model.teacher.checkpoint=b.ckpt", "--dry_run"]
     assert cli.main(["sweep", *again]) == 0
     assert "0 of 2 runs are left" in capsys.readouterr().out
+
+
+def test_some_cells_alone(tmp_path, monkeypatch, capsys):
+    """By label or coordinate, with the teachers that they need; the table has all."""
+    cells = {"CE": {"model.method.name": "ce"}, "KD": {"model.method.name": "kd"}}
+    grid = {
+        **CONTENT,
+        "seeds": 1,
+        "cells": cells,
+        "product": {"model.network.options.time_steps": [1, 2]},
+        "baseline": "CE",
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    monkeypatch.setattr("ckdsnn.sweep.run.run_jobs", lambda jobs, *at, **options: ran.append(jobs) or Outcome())
+    call = ["sweep", "grid.yaml", "--out", "out"]
+    for only in (["CE"], ["CE, T=2", "KD, T=1"]):
+        assert cli.main([*call, *(part for name in only for part in ("--only", name))]) == 0
+    names = [[job.name.removeprefix("teacher ") for job in jobs] for jobs in ran]
+    assert names == [
+        ["CE, T=1, seed 0", "CE, T=2, seed 0"],
+        ["ann_resnet_small (40 epochs), seed 0", "CE, T=2, seed 0", "KD, T=1, seed 0"],
+    ]
+    assert len(Path("out/runs.csv").read_text().splitlines()) == 5
+    capsys.readouterr()
+    assert cli.main([*call, "--only", "KDD"]) == 1
+    assert "--only KDD: there is no such cell; cells: CE, T=1, CE, 1, CE, T=2" in capsys.readouterr().err
