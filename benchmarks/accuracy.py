@@ -26,7 +26,8 @@ from claims import CLAIMS, Claim, Comparison
 from ckdsnn.checkpoint import write_text_atomically
 from ckdsnn.demo.report import gain, seeds_to_show
 from ckdsnn.sweep.grid import GRIDS, load_grid
-from ckdsnn.sweep.table import Difference, is_percent, paired_difference
+from ckdsnn.sweep.metrics import METRICS, teacher_column
+from ckdsnn.sweep.table import Difference, paired_difference
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "digits"
@@ -53,8 +54,7 @@ def read_runs(grid: str, metric: str = "test/accuracy", results: Path = RESULTS)
     path = results / grid / "runs.csv"
     for row in read_csv(path) if path.exists() else []:
         if row["finished"] == "True" and row.get(metric):
-            scale = 100 if is_percent(metric) else 1
-            found.setdefault(row["label"], {})[int(row["seed"])] = scale * float(row[metric])
+            found.setdefault(row["label"], {})[int(row["seed"])] = METRICS[metric].scale * float(row[metric])
     return found
 
 
@@ -70,7 +70,7 @@ def command(grid: str, runs: Values) -> str:
 
 def table(grid: str, results: Path = RESULTS) -> str:
     """The command and the table of a grid in Markdown."""
-    runs = read_runs(grid, load_grid(grid).metric, results)
+    runs = read_runs(grid, load_grid(grid).metric.key, results)
     if not runs:
         return f"`ckdsnn sweep {grid}`: {NOT_RUN}\n"
     rows = read_csv(results / grid / "table.csv")
@@ -90,7 +90,9 @@ def _rows(grid: str, rows: list[dict[str, str]]) -> list[list[str]]:
     baselines = dict.fromkeys(row["baseline"] for row in rows if row["baseline"])
     to = f"difference to {next(iter(baselines))}" if len(baselines) == 1 else "difference to the baseline"
     published = PUBLISHED.get(grid, {})
-    heads = ["cell", "accuracy %", "n", f"{to}, 95 % CI", "seeds ahead", "teacher %", "firing rate"]
+    metric = load_grid(grid).metric
+    heads = ["cell", metric.heading, "n", f"{to}, 95 % CI", metric.count]
+    heads += [f"teacher {metric.of_teacher.heading}", "firing rate"]
     heads += ["paper's (CIFAR-100)"] if published else []
     lines = []
     for row in rows:
@@ -102,7 +104,7 @@ def _rows(grid: str, rows: list[dict[str, str]]) -> list[list[str]]:
             row["n"],
             f"{float(row['difference']):+.2f}{interval}" if row["difference"] else "",
             f"{row['ahead']} of {row['pairs']}" if row["ahead"] else "",
-            f"{float(row['teacher_accuracy']):.1f}" if row["teacher_accuracy"] else "",
+            f"{float(teacher):.1f}" if (teacher := row[teacher_column(metric.of_teacher.key)]) else "",
             f"{float(row['firing_rate']):.3f}" if row["firing_rate"] else "",
         ]
         lines.append(line + ([published.get(row["label"].rpartition("=")[2], "")] if published else []))
@@ -144,7 +146,7 @@ def difference(comparison: Comparison, results: Path = RESULTS) -> Difference | 
     runs = read_runs(comparison.grid, comparison.metric, results)
     if comparison.cell not in runs or comparison.baseline not in runs:
         return None
-    lower = comparison.metric.endswith("firing_rate")
+    lower = bool(METRICS[comparison.metric].lower)
     return paired_difference(runs[comparison.cell], runs[comparison.baseline], lower=lower)
 
 

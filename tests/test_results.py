@@ -41,7 +41,7 @@ def test_claims_name_cells_that_there_are():
 @pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
 def test_kept_tables_are_those_of_their_runs(folder):
     """Means and differences by hand, from the values of the runs alone."""
-    metric = load_grid(folder.name).metric
+    metric = load_grid(folder.name).metric.key
     runs = accuracy.read_runs(folder.name, metric)
     for row in accuracy.read_csv(folder / "table.csv"):
         if not (values := runs.get(row["label"])):

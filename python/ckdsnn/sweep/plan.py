@@ -23,6 +23,7 @@ from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, diffe
 from ckdsnn.losses import METHODS
 from ckdsnn.models import make_model
 from ckdsnn.sweep.grid import Cell, Grid, GridError
+from ckdsnn.training.evaluation import metric_names
 
 RECIPE = "recipe.yaml"  # of a cell or a teacher
 RECORD = "sweep.json"  # in a run's folder: what it is a run of, and how long it took
@@ -100,14 +101,17 @@ class Job:
 
 
 def last_validation(logs: Path) -> dict[str, float]:
-    """The validation accuracy of the last epoch; every time that a training goes on, it begins another log."""
-    found: tuple[int, float] | None = None
+    """What was validated in the last epoch; every time that a training goes on, it begins another log."""
+    last, found = -1, dict[str, float]()
     for path in logs.glob("version_*/metrics.csv"):
         with contextlib.suppress(OSError, ValueError, KeyError), path.open(newline="") as file:
             for row in csv.DictReader(file):
-                if row.get("val/accuracy") and (found is None or int(row["epoch"]) >= found[0]):
-                    found = int(row["epoch"]), float(row["val/accuracy"])
-    return {} if found is None else {"val/accuracy": found[1]}
+                if row.get("val/accuracy") and int(row["epoch"]) >= last:
+                    values = {
+                        name: float(text) for name, text in row.items() if name and name.startswith("val/") and text
+                    }
+                    last, found = int(row["epoch"]), values
+    return found
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,11 @@ class Student:
     seed: int
     job: Job
     teacher: Job | None
+
+    @property
+    def folder(self) -> str:
+        """Of the run, in that of the sweep."""
+        return f"{self.cell.folder}/seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -192,8 +201,9 @@ class _ParserAlone(CLI):
         pass
 
 
-def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespace:
-    """What the recipe of a cell comes to, read as the command line reads it, and built where that takes no memory.
+def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> tuple[Namespace, tuple[str, ...]]:
+    """What the recipe of a cell comes to, read as the command line reads it and built where that takes no memory, and
+    the metrics that its evaluations have.
 
     Raises:
         GridError: an option that does not exist, or that the method or the network refuses.
@@ -203,24 +213,24 @@ def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespac
     try:
         with contextlib.redirect_stderr(messages):
             config = _ParserAlone().parser.parse_args(with_fresh_options(arguments)).fit
-        _build(config)
+        return config, tuple(_build(config))
     except SystemExit:
         said = " ".join(messages.getvalue().removeprefix("ckdsnn: error: ").split())
         raise GridError(f"cell {label!r}: {said}") from None
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise GridError(f"cell {label!r}: {' '.join(str(error).split())}") from error
-    return config
 
 
-def _build(config: Namespace) -> None:
-    """Builds method and networks as far as data and files are not needed."""
+def _build(config: Namespace) -> list[str]:
+    """Builds method and networks as far as data and files are not needed; returns the names of what is measured."""
     model = plain(config.model)
     method = MethodConfig(**model["method"]).build()
     network, teacher = ModelConfig(**model["network"]), model["teacher"]
     with torch.device("meta"):
         student = network.build(10, None, method)
+        measured = metric_names(method, dense=student.dense)
         if not method.needs_teacher:
-            return
+            return measured
         if teacher is None:
             raise ValueError(f"method {model['method']['name']} needs a teacher: set model.teacher.name")
         named = TeacherConfig(**teacher)
@@ -228,6 +238,22 @@ def _build(config: Namespace) -> None:
             raise ValueError("model.teacher names neither a network nor a checkpoint: set model.teacher.name")
         if named.name not in (None, "external"):  # whose code is not ours to run here
             method.bind(student, make_model(named.name, 10, None, named.options))  # type: ignore[arg-type]
+    return measured
+
+
+def _check_metric(grid: Grid, measured: dict[str, tuple[str, ...]]) -> None:
+    """Raises GridError where no cell has the metric, or none of those that have it one to be compared with."""
+    key, name = grid.metric.key, grid.metric.key.partition("/")[2]
+    if name == "firing_rate":  # which all tests measure
+        return
+    having = [cell for cell in grid.cells if name in measured[cell.label]]
+    if not having:
+        known = ", ".join(dict.fromkeys(name for names in measured.values() for name in names))
+        raise GridError(f"metric {key!r} is measured in no cell; they have {known}: set metric to one of them")
+    others = [other for cell in grid.cells if (other := grid.baseline_of(cell)) is not None]
+    if others and not any(name in measured[other.label] for other in others):
+        labels = ", ".join(cell.label for cell in having)
+        raise GridError(f"baseline {grid.baseline!r} has no {key!r}: set baseline to one that has it: {labels}")
 
 
 def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
@@ -239,15 +265,17 @@ def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
         teachers: folder of the teachers, which other sweeps may share; None: `out / "teachers"`.
 
     Raises:
-        GridError: a cell whose configuration is impossible.
+        GridError: a cell whose configuration is impossible, a metric that is not measured.
     """
     quiet()
     shared = out / "teachers" if teachers is None else teachers
-    configs = {cell.label: configuration(cell.label, cell.recipe) for cell in grid.cells}
+    read = {cell.label: configuration(cell.label, cell.recipe) for cell in grid.cells}
+    _check_metric(grid, {label: measured for label, (_, measured) in read.items()})
+    configs = {label: config for label, (config, _) in read.items()}
     of_teachers = {
         cell.label: configs[cell.label]
         if cell.teacher_recipe == cell.recipe
-        else configuration(f"{cell.label}: teacher", cell.teacher_recipe)
+        else configuration(f"{cell.label}: teacher", cell.teacher_recipe)[0]
         for cell in grid.cells
         if _wants_teacher(configs[cell.label])
     }
@@ -261,8 +289,7 @@ def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
                     shared, of_teachers[cell.label], seed if grid.teacher_seed is None else grid.teacher_seed
                 )
                 teacher = needed.setdefault(teacher.folder, teacher)
-            tested = grid.metric.startswith("test/")
-            students.append(_student(out, cell, configs[cell.label], seed, teacher, tested=tested))
+            students.append(_student(out, cell, configs[cell.label], seed, teacher, tested=grid.metric.tested))
     on_cpu = all(config.trainer.accelerator == "cpu" for config in configs.values())
     return Plan(grid, out, tuple(students), tuple(needed.values()), on_cpu)
 
