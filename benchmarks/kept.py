@@ -19,7 +19,7 @@ import cpuinfo
 
 from ckdsnn.checkpoint import write_text_atomically
 from ckdsnn.sweep.grid import GRIDS, load_grid
-from ckdsnn.sweep.metrics import METRICS, teacher_column
+from ckdsnn.sweep.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "digits"
@@ -54,16 +54,15 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
         processor: that the runs were made on; None: this one's, if they were made here.
 
     Raises:
-        SystemExit: a folder is no packaged grid's, or its tables are an older version's.
+        SystemExit: a folder is no packaged grid's, or its table is of another metric than the grid's.
     """
     for part in [path.parent for folder in folders for path in sorted(folder.rglob("table.csv"))]:
         if not (GRIDS / f"{part.name}.yaml").exists():
             raise SystemExit(f"{part}: there is no packaged grid {part.name}: name the folder as its grid")
         runs = read_csv(part / "runs.csv")
-        rows = read_csv(part / "table.csv")
-        teacher = teacher_column(load_grid(part.name).metric.of_teacher.key)
-        if rows and teacher not in rows[0]:
-            raise SystemExit(f"{part}/table.csv has no {teacher}: make it again with the command of the sweep")
+        metric = load_grid(part.name).metric.key
+        if any(row.get("metric") != metric for row in read_csv(part / "table.csv")):
+            raise SystemExit(f"{part}/table.csv is not of {metric}: make it again with the command of the sweep")
         unfinished = [row for row in runs if row["finished"] != "True"]
         if unfinished:
             print(f"{part}: {len(unfinished)} runs are not finished", file=sys.stderr)

@@ -220,8 +220,8 @@ def test_what_is_taken_names_no_path_and_no_machine(tmp_path):
     environment = json.loads((tmp_path / "kept" / "cam" / "environment.json").read_text())
     assert environment["platform"] == "Linux aarch64, 64 cores of a machine"
     table = here / "cam" / "table.csv"
-    table.write_text(table.read_text().replace("teacher_accuracy", "teacher"))
-    with pytest.raises(SystemExit, match=r"table\.csv has no teacher_accuracy: make it again with the command"):
+    table.write_text(table.read_text().replace("test/accuracy", "test/kl"))
+    with pytest.raises(SystemExit, match=r"table\.csv is not of test/accuracy: make it again with the command"):
         kept.take([here / "cam"], tmp_path / "kept")
 
 

@@ -72,6 +72,7 @@ def test_tables(methods):
     assert marked[4].startswith("| A\\|B | 71.00 ± 1.41 | 2 |")
     table = list(csv.DictReader(io.StringIO(csv_table(methods[0], rows))))
     assert [row["label"] for row in table] == list(VALUES)
+    assert {row["metric"] for row in table} == {"test/accuracy"}
     assert float(table[1]["difference"]) == pytest.approx(4 / 3)
     assert float(table[1]["low"]) == pytest.approx(-4.91828, abs=1e-5)
     assert table[0]["difference"] == ""

@@ -179,7 +179,20 @@ def markdown_table(grid: Grid, rows: Sequence[Row]) -> str:
 def csv_table(grid: Grid, rows: Sequence[Row]) -> str:
     """The table with full precision: a row a cell, the coordinates in columns of their own."""
     dimensions = list(grid.cells[0].coordinates)
-    heads = ["label", *dimensions, "n", "mean", "std", "baseline", "difference", "low", "high", "ahead", "pairs"]
+    heads = [
+        "label",
+        *dimensions,
+        "metric",
+        "n",
+        "mean",
+        "std",
+        "baseline",
+        "difference",
+        "low",
+        "high",
+        "ahead",
+        "pairs",
+    ]
     lines: list[list[object]] = [[*heads, teacher_column(grid.metric.of_teacher.key), "firing_rate", "seconds"]]
     for row in rows:
         mean, deviation = spread(list(row.values.values())) if row.values else (None, None)
@@ -189,7 +202,8 @@ def csv_table(grid: Grid, rows: Sequence[Row]) -> str:
             interval = [None] * 2 if d.half_width is None else [d.mean - d.half_width, d.mean + d.half_width]
             compared = [d.mean, *interval, d.ahead, d.n]
         others = [spread(list(v.values()))[0] if v else None for v in (row.teacher, row.firing_rate, row.seconds)]
-        line = [row.cell.label, *row.cell.coordinates.values(), len(row.values), mean, deviation, row.baseline]
+        line = [row.cell.label, *row.cell.coordinates.values(), grid.metric.key]
+        line += [len(row.values), mean, deviation, row.baseline]
         lines.append([*line, *compared, *others])
     return _csv(lines)
 
