@@ -81,7 +81,7 @@ def bars(grid: Grid, rows: Sequence[Row]) -> Figure:
             values = list(row.values.values())
             if len(values) > 1:
                 axis.plot(values, [position] * len(values), "o", color="black", markersize=3, alpha=0.5)
-        form = ".1f" if grid.metric.percent else ".3g"
+        form = ".1f" if grid.metric.percent else grid.metric.form
         axis.set_yticks(
             positions,
             [
@@ -172,7 +172,7 @@ def heat_map(grid: Grid, rows: Sequence[Row], down: str, across: str) -> Figure:
     xs = sorted({_number(across)(row) for row in rows})
     means = [statistics.fmean(row.values.values()) for row in rows]
     low, high = min(means), max(means)
-    form = ".1f" if grid.metric.percent else ".3g"
+    form = ".1f" if grid.metric.percent else grid.metric.form
     with matplotlib.rc_context(STYLE):
         width = 1.6 + len(groups) * (1.0 + 0.75 * len(xs))
         figure = Figure(figsize=(max(6.5, width), 1.8 + 0.55 * len(ys)), layout="constrained")
