@@ -93,7 +93,7 @@ def test_the_recipe_is_not_changed():
         ({"seeds": [2**32]}, "below 2"),
         ({"baseline": "c"}, "baseline 'c' is no cell; cells: a, b"),
         ({"baseline": 3}, "baseline must be a name, got int 3"),
-        ({"metric": "test/f1"}, "metric 'test/f1' is not one of a run: test/accuracy, test/mean_iou, test/firing_rate"),
+        ({"metric": "test/f1"}, "metric 'test/f1' is not one of a run: test/accuracy, test/mean_iou, test/kl, "),
         ({"cells": {"Teachers": {}}}, "would have the folder of the sweep's own teachers"),
         ({"teacher_seed": "x"}, "teacher_seed must be a whole number"),
         ({"recipe": None}, "recipe must be the name"),
@@ -169,6 +169,28 @@ def test_impossible_cells_are_found_before_any_run(options, message, tmp_path):
         make_plan(build_grid("mine", {"recipe": "digits", "cells": {"x": options}}), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("metric", "baseline", "message"),
+    [
+        ("test/mean_iou", "KD", "metric 'test/mean_iou' is measured in no cell; they have accuracy, kl, kl_noisy: set"),
+        ("val/noise_strength", "KD", "metric 'val/noise_strength' is measured in no cell"),
+        ("test/kl", "CE", "baseline 'CE' has no 'test/kl': set baseline to one that has it: KD, NLD"),
+        ("val/kl_noisy", "KD", "baseline 'KD' has no 'val/kl_noisy': set baseline to one that has it: NLD"),
+        ("test/kl", "KD", None),
+        ("test/kl_noisy", None, None),
+        ("test/firing_rate", "CE", None),
+    ],
+)
+def test_a_metric_that_is_not_measured_is_found_before_any_run(metric, baseline, message, tmp_path):
+    cells = {name: {"model.method.name": name.lower()} for name in ("CE", "KD", "NLD")}
+    content = {"recipe": "digits", "cells": cells, "metric": metric, "baseline": baseline}
+    if message is None:
+        assert len(make_plan(build_grid("mine", content), tmp_path / "out").students) == 3
+        return
+    with pytest.raises(GridError, match=message):
+        make_plan(build_grid("mine", content), tmp_path / "out")
 
 
 NAMES = sorted(path.stem for path in GRIDS.glob("*.yaml"))

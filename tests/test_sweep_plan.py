@@ -13,8 +13,9 @@ from ckdsnn import cli
 from ckdsnn.checkpoint import RunError, save_atomically
 from ckdsnn.models import build_model
 from ckdsnn.sweep.grid import build_grid
-from ckdsnn.sweep.plan import jobs_of, make_plan, share_runs
+from ckdsnn.sweep.plan import make_plan
 from ckdsnn.sweep.run import Outcome
+from ckdsnn.sweep.shared import jobs_of, share_runs
 
 WIDTHS = {"widths": [2, 3, 4]}
 CELLS = {"CE": {"model.method.name": "ce"}, "KD": {"model.method.name": "kd"}, "CKD": {}}
@@ -109,6 +110,7 @@ def test_a_run_of_two_grids_is_run_once(tmp_path):
     assert folders[0] == ["1/CE/seed0", "1/SAMD/seed0", "1/CE/seed1", "1/SAMD/seed1"]
     assert folders[1] == ["1/SAMD/seed0", "2/scaling=l2/seed0", "1/SAMD/seed1", "2/scaling=l2/seed1"]
     assert len(jobs_of(plans)) == 2 + 6
+    assert [s.folder for s in plans[1].students[:2]] == ["../1/SAMD/seed0", "scaling=l2/seed0"]
     # A run that is not tested is none that is.
     tested = make_plan(build_grid("3", {**one, "metric": "val/accuracy"}), tmp_path / "3", tmp_path / "t")
     assert all(s.job.folder.is_relative_to(tmp_path / "3") for s in share_runs([plans[0], tested])[1].students)

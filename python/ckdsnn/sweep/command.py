@@ -130,8 +130,9 @@ def _guarded(options: argparse.Namespace, out: Path) -> int:
 def _run(options: argparse.Namespace, out: Path) -> int:
     from ckdsnn.run_folder import alone_in, check_writable
     from ckdsnn.sweep.grid import load_grid
-    from ckdsnn.sweep.plan import jobs_of, make_plan, share_runs
+    from ckdsnn.sweep.plan import make_plan
     from ckdsnn.sweep.run import places, run_jobs, visible_gpus
+    from ckdsnn.sweep.shared import jobs_of, share_runs
 
     check_writable(out)
     teachers: Path = options.teachers or out / "teachers"

@@ -7,8 +7,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from jsonargparse import Namespace
 from ckdsnn.checkpoint import RunError, load_run, write_text_atomically
 from ckdsnn.cli.overrides import with_fresh_options
 from ckdsnn.cli.training import CLI, Run, plain, quiet, what_training_depends_on
-from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, as_plain, differing_keys
+from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, differing_keys
 from ckdsnn.losses import METHODS
 from ckdsnn.models import make_model
 from ckdsnn.sweep.grid import Cell, Grid, GridError
 from ckdsnn.teacher import load_teacher
+from ckdsnn.training.evaluation import metric_names
 from ckdsnn.weights import fingerprint as fingerprint_of
 
 RECIPE = "recipe.yaml"  # of a cell or a teacher
@@ -104,14 +104,17 @@ class Job:
 
 
 def last_validation(logs: Path) -> dict[str, float]:
-    """The validation accuracy of the last epoch; every time that a training goes on, it begins another log."""
-    found: tuple[int, float] | None = None
+    """What was validated in the last epoch; every time that a training goes on, it begins another log."""
+    last, found = -1, dict[str, float]()
     for path in logs.glob("version_*/metrics.csv"):
         with contextlib.suppress(OSError, ValueError, KeyError), path.open(newline="") as file:
             for row in csv.DictReader(file):
-                if row.get("val/accuracy") and (found is None or int(row["epoch"]) >= found[0]):
-                    found = int(row["epoch"]), float(row["val/accuracy"])
-    return {} if found is None else {"val/accuracy": found[1]}
+                if row.get("val/accuracy") and int(row["epoch"]) >= last:
+                    values = {
+                        name: float(text) for name, text in row.items() if name and name.startswith("val/") and text
+                    }
+                    last, found = int(row["epoch"]), values
+    return found
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,13 @@ class Student:
     seed: int
     job: Job
     teacher: Job | None
+    grid: str | None = None  # that has the run, where it is another one
+
+    @property
+    def folder(self) -> str:
+        """Of the run, in that of the sweep."""
+        own = f"{self.cell.folder}/seed{self.seed}"
+        return own if self.grid is None else "/".join(["..", self.grid, *self.job.folder.parts[-2:]])
 
 
 @dataclass(frozen=True)
@@ -177,33 +187,6 @@ class Plan:
                 write_text_atomically(text, path)
 
 
-def jobs_of(plans: Sequence[Plan]) -> list[Job]:
-    """The runs of several grids, one grid after another; what they share is there once."""
-    made: dict[Path, Job] = {}
-    for job in (job for plan in plans for job in plan.jobs):
-        if job.folder not in made or made[job.folder].result is None:  # where one grid tests it, it is tested
-            made[job.folder] = job
-    return list(made.values())
-
-
-def share_runs(plans: Sequence[Plan]) -> list[Plan]:
-    """The plans of several grids, in which a run that an earlier grid has too, under whatever label, is that one's."""
-    known: dict[str, Job] = {}
-    made = []
-    for plan in plans:
-        students = []
-        for student in plan.students:
-            fingerprint = student.job.fingerprint
-            model, tested = fingerprint["model"], student.job.result is not None
-            # An option that is written out means the same as one that is left at its default.
-            options = as_plain(METHODS.options(model["method"]["name"], model["method"]["options"]))
-            method = {"name": model["method"]["name"], "options": options}
-            what = [{**fingerprint, "model": {**model, "method": method}}, tested]
-            students.append(replace(student, job=known.setdefault(json.dumps(what, sort_keys=True), student.job)))
-        made.append(replace(plan, students=tuple(students)))
-    return made
-
-
 class _ParserAlone(CLI):
     """The command line's parser: nothing is read, seeded, built or run yet."""
 
@@ -226,8 +209,9 @@ class _ParserAlone(CLI):
         pass
 
 
-def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespace:
-    """What the recipe of a cell comes to, read as the command line reads it, and built where that takes no memory.
+def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> tuple[Namespace, tuple[str, ...]]:
+    """What the recipe of a cell comes to, read as the command line reads it and built where that takes no memory, and
+    the metrics that its evaluations have.
 
     Raises:
         GridError: an option that does not exist, or that the method or the network refuses.
@@ -237,24 +221,24 @@ def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespac
     try:
         with contextlib.redirect_stderr(messages):
             config = _ParserAlone().parser.parse_args(with_fresh_options(arguments)).fit
-        _build(config)
+        return config, tuple(_build(config))
     except SystemExit:
         said = " ".join(messages.getvalue().removeprefix("ckdsnn: error: ").split())
         raise GridError(f"cell {label!r}: {said}") from None
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise GridError(f"cell {label!r}: {' '.join(str(error).split())}") from error
-    return config
 
 
-def _build(config: Namespace) -> None:
-    """Builds method and networks as far as data and files are not needed."""
+def _build(config: Namespace) -> list[str]:
+    """Builds method and networks as far as data and files are not needed; returns the names of what is measured."""
     model = plain(config.model)
     method = MethodConfig(**model["method"]).build()
     network, teacher = ModelConfig(**model["network"]), model["teacher"]
     with torch.device("meta"):
         student = network.build(10, None, method)
+        measured = metric_names(method, dense=student.dense)
         if not method.needs_teacher:
-            return
+            return measured
         if teacher is None:
             raise ValueError(f"method {model['method']['name']} needs a teacher: set model.teacher.name")
         named = TeacherConfig(**teacher)
@@ -262,6 +246,22 @@ def _build(config: Namespace) -> None:
             raise ValueError("model.teacher names neither a network nor a checkpoint: set model.teacher.name")
         if named.name not in (None, "external"):  # whose code is not ours to run here
             method.bind(student, make_model(named.name, 10, None, named.options))  # type: ignore[arg-type]
+    return measured
+
+
+def _check_metric(grid: Grid, measured: dict[str, tuple[str, ...]]) -> None:
+    """Raises GridError where no cell has the metric, or none of those that have it one to be compared with."""
+    key, name = grid.metric.key, grid.metric.key.partition("/")[2]
+    if name == "firing_rate":  # which all tests measure
+        return
+    having = [cell for cell in grid.cells if name in measured[cell.label]]
+    if not having:
+        known = ", ".join(dict.fromkeys(name for names in measured.values() for name in names))
+        raise GridError(f"metric {key!r} is measured in no cell; they have {known}: set metric to one of them")
+    others = [other for cell in grid.cells if (other := grid.baseline_of(cell)) is not None]
+    if others and not any(name in measured[other.label] for other in others):
+        labels = ", ".join(cell.label for cell in having)
+        raise GridError(f"baseline {grid.baseline!r} has no {key!r}: set baseline to one that has it: {labels}")
 
 
 def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
@@ -273,19 +273,21 @@ def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
         teachers: folder of the teachers, which other sweeps may share; None: `out / "teachers"`.
 
     Raises:
-        GridError: a cell whose configuration is impossible.
+        GridError: a cell whose configuration is impossible, a metric that is not measured.
     """
     quiet()
     shared = out / "teachers" if teachers is None else teachers
-    configs = {cell.label: configuration(cell.label, cell.recipe) for cell in grid.cells}
+    read = {cell.label: configuration(cell.label, cell.recipe) for cell in grid.cells}
+    _check_metric(grid, {label: measured for label, (_, measured) in read.items()})
+    configs = {label: config for label, (config, _) in read.items()}
     of_teachers = {
         cell.label: configs[cell.label]
         if cell.teacher_recipe == cell.recipe
-        else configuration(f"{cell.label}: teacher", cell.teacher_recipe)
+        else configuration(f"{cell.label}: teacher", cell.teacher_recipe)[0]
         for cell in grid.cells
         if _wants_teacher(configs[cell.label])
     }
-    tested = grid.metric.startswith("test/")
+    tested = grid.metric.tested
     needed: dict[Path, Job] = {}
     students: list[Student] = []
     given = _given_teachers(shared, configs, tested=tested)
@@ -306,7 +308,7 @@ QUIET = ("--trainer.enable_progress_bar", "false")
 
 
 def _identity(config: Namespace) -> dict[str, Any]:
-    """What a run's weights depend on, its seed and its teacher's weights aside."""
+    """What weights depend on, seed and the teacher's weights aside."""
     model = {key: value for key, value in plain(config.model).items() if key != "seed"}
     depends = what_training_depends_on(config)
     depends["data"]["init_args"].pop("seed", None)
@@ -352,26 +354,25 @@ def _test_of_teacher(folder: Path, seed: int, name: str, options: dict[str, Any]
 
 
 def _given_teachers(teachers: Path, configs: dict[str, Namespace], *, tested: bool) -> dict[str, Job]:
-    """By label of a cell, the teacher that a checkpoint brings, with a test to run where there are to be any.
+    """By label of a cell, the teacher that a checkpoint brings, and the test of it that is to be run, if any.
 
     It is known by its weights: the file may lie elsewhere when the sweep goes on.
 
     Raises:
         FileNotFoundError, RunError, ValueError: the file cannot teach; see `load_teacher`.
     """
-    found: dict[str, Job] = {}
-    made: dict[str, Job] = {}
+    found, made = dict[str, Job](), dict[str, Job]()
     for label, config in configs.items():
         model = plain(config.model)
-        path = (model["teacher"] or {}).get("checkpoint")
-        if path is None or not METHODS.find(model["method"]["name"]).needs_teacher:
+        named, method = model["teacher"] or {}, METHODS.find(model["method"]["name"])
+        path = named.get("checkpoint")
+        # The code of an external network is not ours to run here.
+        if path is None or named["name"] == "external" or not method.needs_teacher:
             continue
-        if model["teacher"]["name"] == "external":  # whose code is not ours to run here
-            continue
-        what = json.dumps(model["teacher"], sort_keys=True)
+        what = json.dumps(named, sort_keys=True)
         if what not in made:
             network = load_run(path)["ckdsnn"]["network"]
-            teacher = load_teacher(TeacherConfig(**model["teacher"]), network["num_classes"], network["in_channels"])
+            teacher = load_teacher(TeacherConfig(**named), network["num_classes"], network["in_channels"])
             digest = fingerprint_of(teacher.state_dict())
             folder = teachers / f"{network['name']}-{digest[:8]}-given"
             test = _test_of_teacher(folder, 0, network["name"], network["options"])
@@ -391,8 +392,7 @@ def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job |
     if teacher is not None and config.model.teacher.checkpoint is None:
         common += ["--model.teacher.checkpoint", str(teacher.folder / "teacher" / "last.ckpt")]
     stages = tuple((verb, *common, *QUIET) for verb in (("fit", "test") if tested else ("fit",)))
-    if teacher is not None and not teacher.stages:  # given, and nothing to be done with it
-        teacher = None
+    teacher = teacher if teacher is not None and teacher.stages else None  # of a given one, nothing may be to be done
     needs = None if teacher is None else teacher.folder
     result = folder / "test.json" if tested else None
     epochs = config.trainer.max_epochs if (config.trainer.max_epochs or 0) > 0 else None
