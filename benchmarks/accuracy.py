@@ -1,11 +1,11 @@
-"""Tables of docs/results.md and docs/verdicts.md, made from the sweeps in benchmarks/results/accuracy/digits.
+"""Tables of docs/results.md and docs/verdicts.md, made from the sweeps in benchmarks/results/accuracy.
 
     ckdsnn sweep components --set seeds=30 --out runs/components      # or any other grid
     python benchmarks/accuracy.py take runs/components                # keeps its tables, and what they were made with
     python benchmarks/accuracy.py tables                              # rewrites the tables of the documents
     python benchmarks/accuracy.py tables --check                      # status 1 where they are not those of the CSVs
 
-A table stands between `<!-- digits: GRID -->` and `<!-- end -->`, the verdicts between `<!-- verdicts -->` and
+A table stands between `<!-- RECIPE: GRID -->` and `<!-- end -->`, the verdicts between `<!-- verdicts -->` and
 `<!-- end -->`; a grid without results is "not run".
 """
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from kept import NOT_RUN, RESULTS, ROOT, Values, read_csv, read_runs, take
+from kept import CANVAS, NOT_RUN, RESULTS, ROOT, Values, place, read_csv, read_runs, settings, take
 from verdicts import verdicts
 
 from ckdsnn.checkpoint import write_text_atomically
@@ -33,27 +34,33 @@ PUBLISHED = {
     "scaling": {"softmax": "79.11", "z-score": "76.48", "none": "75.56", "l2": "74.78"},
     "stage": {"last": "79.11", "second last": "up to 78.25", "third last": "77.01"},
 }
+# And for SAMD + NLD with ResNet-19, by recipe of its grid `headline`.
+HEADLINE = {
+    "cifar10_resnet19_t1_fast": "96.11",
+    "cifar10_resnet19_t4_fast": "97.81",
+    "cifar100_resnet19_t1_fast": "79.11",
+    "cifar100_resnet19_t4_fast": "83.88",
+}
 MATRIX = 20  # a grid over two numbers with more cells than this is shown as a matrix of means
 # Grids that are about the noise have what it does to the KL beside what they are compared by.
 NOISE = ("test/kl", "test/kl_noisy", "test/noise_strength")
 BESIDE = dict.fromkeys(("noise", "distribution", "learned_strength", "lambda"), NOISE)
 
 
-def command(grid: str, runs: Values) -> str:
-    """What runs the grid again, with the seeds that it was run with."""
+def command(grid: str, runs: Values, results: Path) -> str:
+    """What runs the grid again, with the settings and seeds that it was run with."""
+    said = settings(grid, results)
     seeds = sorted({seed for values in runs.values() for seed in values})
-    if tuple(seeds) == load_grid(grid).seeds:
-        return f"ckdsnn sweep {grid}"
-    return f"ckdsnn sweep {grid} --set seeds={len(seeds) if seeds == list(range(len(seeds))) else seeds}".replace(
-        " ,", ","
-    )
+    if seeds and tuple(seeds) != load_grid(grid).seeds:
+        said = [*said, f"seeds={len(seeds) if seeds == list(range(len(seeds))) else seeds}"]
+    return " ".join([f"ckdsnn sweep {grid}", *(f"--set {shlex.quote(setting)}" for setting in said)])
 
 
 def table(grid: str, results: Path = RESULTS) -> str:
     """The command and the table of a grid in Markdown."""
     runs = read_runs(grid, load_grid(grid).metric.key, results)
     if not runs:
-        return f"`ckdsnn sweep {grid}`: {NOT_RUN}\n"
+        return f"`{command(grid, runs, results)}`: {NOT_RUN}\n"
     rows = read_csv(results / grid / "table.csv")
     coordinates = list(load_grid(grid).cells[0].coordinates)
     if grid == "demo_settings":
@@ -64,20 +71,22 @@ def table(grid: str, results: Path = RESULTS) -> str:
         lines = _rows(grid, rows, results)
     ruled = [lines[0], [":---"] + ["---:"] * (len(lines[0]) - 1), *lines[1:]]
     body = "\n".join("| " + " | ".join(line) + " |" for line in ruled)
-    return f"```sh\n{command(grid, runs)}\n```\n\n{body}\n"
+    return f"```sh\n{command(grid, runs, results)}\n```\n\n{body}\n"
 
 
 def _rows(grid: str, rows: list[dict[str, str]], results: Path) -> list[list[str]]:
     baselines = dict.fromkeys(row["baseline"] for row in rows if row["baseline"])
     to = f"difference to {next(iter(baselines))}" if len(baselines) == 1 else "difference to the baseline"
     published = PUBLISHED.get(grid, {})
+    if grid == "headline" and results.name in HEADLINE:
+        published = {"SAMD + NLD, as printed": HEADLINE[results.name]}
     metric = load_grid(grid).metric
     form = metric.form
     heads = ["cell", metric.heading, "n", f"{to}, 95 % CI", metric.count]
-    heads += [f"teacher {metric.of_teacher.heading}", "firing rate"]
+    heads += [f"teacher {metric.of_teacher.heading}", "firing rate", "minutes"]
     beside = [(METRICS[key], read_runs(grid, key, results)) for key in BESIDE.get(grid, ())]
     heads += [other.heading for other, _ in beside]
-    heads += ["paper's (CIFAR-100)"] if published else []
+    heads += ["paper's" if results.name.startswith("cifar") else "paper's (CIFAR-100)"] if published else []
     lines = []
     for row in rows:
         deviation = f" ± {float(row['std']):{form}}" if row["std"] else ""
@@ -90,6 +99,8 @@ def _rows(grid: str, rows: list[dict[str, str]], results: Path) -> list[list[str
             f"{row['ahead']} of {row['pairs']}" if row["ahead"] else "",
             f"{float(teacher):.1f}" if (teacher := row[teacher_column(metric.of_teacher.key)]) else "",
             f"{float(row['firing_rate']):.3f}" if row["firing_rate"] else "",
+            # On the canvas, runs share the machine with each other and with whatever else it does.
+            f"{float(row['seconds']) / 60:.1f}" if row["seconds"] and results.name not in CANVAS else "",
             *(_spread(list(runs.get(row["label"], {}).values()), other.form) for other, runs in beside),
         ]
         lines.append(line + ([published.get(row["label"].rpartition("=")[2], "")] if published else []))
@@ -136,7 +147,7 @@ def _matrix(rows: list[dict[str, str]], coordinates: list[str]) -> list[list[str
 def rewritten(text: str, results: Path = RESULTS) -> str:
     """A document with the tables that the CSVs give."""
     makers: dict[str, Callable[[str], str]] = {
-        r"digits: (\w+)": lambda grid: table(grid, results),
+        r"(\w+: \w+)": lambda what: table(what.partition(": ")[2], place(what.partition(": ")[0], results)),
         r"(verdicts)": lambda _: verdicts(results),
     }
     for what, make in makers.items():

@@ -1,4 +1,4 @@
-"""What is kept of sweeps in benchmarks/results/accuracy/digits: tables, runs, and what they were made with."""
+"""What is kept of sweeps in benchmarks/results/accuracy/RECIPE/GRID: tables, runs, and what they were made with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import cpuinfo
+import yaml  # type: ignore[import-untyped]
 
 from ckdsnn.checkpoint import write_text_atomically
-from ckdsnn.sweep.grid import GRIDS, load_grid
+from ckdsnn.sweep.grid import GRIDS, SETTINGS, load_grid
 from ckdsnn.sweep.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "digits"
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "digits"  # of other recipes beside it
+CANVAS = ("digits", "digits_dense")  # recipes whose grids are kept there
+
+PLACES = {"data.root": "DATA", "model.teacher.checkpoint": "TEACHER"}
 
 NOT_RUN = "not run"
 
@@ -44,9 +48,43 @@ def read_runs(grid: str, metric: str = "test/accuracy", results: Path = RESULTS)
     return found
 
 
+def place(recipe: str, results: Path = RESULTS) -> Path:
+    """Where grids with that recipe are kept."""
+    return results if recipe in CANVAS else results.parent / recipe
+
+
+def settings(grid: str, results: Path) -> list[str]:
+    """What `--set` says where the grid is run as the kept one was, but for the seeds; of one that is not kept, what it
+    takes for the recipe of that folder."""
+    made = results / grid / "environment.json"
+    if made.exists() and "settings" in (known := json.loads(made.read_text())):
+        return [str(setting) for setting in known["settings"]]
+    if results.name in CANVAS:
+        return []
+    recipe = [f"recipe={results.name}"] if load_grid(grid).content["recipe"] != results.name else []
+    return [*recipe, "data.root=DATA"]
+
+
+def _changed(grid: str, content: dict[str, Any]) -> list[str]:
+    """What `--set` has made of a packaged grid, but for the seeds and places of this machine."""
+    packaged = load_grid(grid).content
+    made = {k: content.get(k) for k in SETTINGS if k != "seeds" and content.get(k) != packaged.get(k)}
+    before = packaged.get("options") or {}
+    made |= {k: v for k, v in (content.get("options") or {}).items() if k not in before or before[k] != v}
+    made = {key.replace("data.init_args.", "data."): value for key, value in made.items()}
+    made |= {key: told for key, told in PLACES.items() if key in made}
+    return [f"{key}={value if isinstance(value, str) else _inline(value)}" for key, value in made.items()]
+
+
+def _inline(value: Any) -> str:
+    """As YAML in a line, without the mark of a document's end."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
 def take(folders: list[Path], results: Path = RESULTS, processor: str | None = None) -> None:
-    """Keeps the tables of sweeps, by the name of their folder, which is that of their grid, without the names of paths
-    and machines.
+    """Keeps the tables of sweeps, by recipe and grid, without the names of paths and machines. Which they are, the grid
+    beside the table says; where none is, the folder is named as its grid.
 
     Args:
         folders: of sweeps, or that hold some.
@@ -57,16 +95,19 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
         SystemExit: a folder is no packaged grid's, or its table is of another metric than the grid's.
     """
     for part in [path.parent for folder in folders for path in sorted(folder.rglob("table.csv"))]:
-        if not (GRIDS / f"{part.name}.yaml").exists():
-            raise SystemExit(f"{part}: there is no packaged grid {part.name}: name the folder as its grid")
+        files = sorted(part.glob("*.yaml"))
+        grid = files[0].stem if files else part.name
+        if not (GRIDS / f"{grid}.yaml").exists():
+            raise SystemExit(f"{part}: there is no packaged grid {grid}: name the folder as its grid")
+        content = yaml.safe_load(files[0].read_text()) if files else load_grid(grid).content
         runs = read_csv(part / "runs.csv")
-        metric = load_grid(part.name).metric.key
+        metric = load_grid(grid).metric.key
         if any(row.get("metric") != metric for row in read_csv(part / "table.csv")):
             raise SystemExit(f"{part}/table.csv is not of {metric}: make it again with the command of the sweep")
         unfinished = [row for row in runs if row["finished"] != "True"]
         if unfinished:
             print(f"{part}: {len(unfinished)} runs are not finished", file=sys.stderr)
-        kept = results / part.name
+        kept = place(Path(content["recipe"]).stem, results) / grid
         kept.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(part / "table.csv", kept / "table.csv")
         for row in runs:
@@ -76,10 +117,10 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
         writer.writeheader()
         writer.writerows(runs)
         write_text_atomically(text.getvalue(), kept / "runs.csv")
-        if made_with := _made_with(part, processor):
-            seconds = [float(row["seconds"]) for row in runs if row["finished"] == "True"]
-            made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
-            write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
+        seconds = [float(row["seconds"]) for row in runs if row["finished"] == "True"]
+        made_with = {**_made_with(part, processor), "settings": _changed(grid, content)}
+        made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
+        write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
         print(kept)
 
 

@@ -19,7 +19,7 @@ from ckdsnn.sweep.grid import GRIDS, load_grid
 from ckdsnn.sweep.plan import make_plan
 from ckdsnn.sweep.table import csv_runs, csv_table, summarise
 
-KEPT = sorted(path.parent for path in kept.RESULTS.glob("*/runs.csv"))
+KEPT = sorted(path.parent for path in kept.RESULTS.parent.glob("*/*/runs.csv"))
 
 
 @pytest.mark.parametrize("path", accuracy.DOCUMENTS, ids=lambda path: path.stem)
@@ -31,7 +31,10 @@ def test_documents_have_the_tables_that_the_results_give(path):
 def test_every_grid_has_its_place_in_the_document():
     text = accuracy.DOCUMENTS[0].read_text(encoding="utf-8")
     for path in GRIDS.glob("*.yaml"):
-        assert f"<!-- digits: {path.stem} -->" in text
+        recipe = kept.place(load_grid(path.stem).content["recipe"]).name
+        assert f"<!-- {recipe}: {path.stem} -->" in text
+    for folder in KEPT:
+        assert f"<!-- {folder.parent.name}: {folder.name} -->" in text
 
 
 def test_claims_name_cells_that_there_are():
@@ -42,11 +45,11 @@ def test_claims_name_cells_that_there_are():
             assert {comparison.cell, comparison.baseline} <= labels[comparison.grid], comparison
 
 
-@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_kept_tables_are_those_of_their_runs(folder):
     """Means and differences by hand, from the values of the runs alone."""
     metric = load_grid(folder.name).metric.key
-    runs = kept.read_runs(folder.name, metric)
+    runs = kept.read_runs(folder.name, metric, folder.parent)
     for row in kept.read_csv(folder / "table.csv"):
         if not (values := runs.get(row["label"])):
             assert row["n"] == "0"
@@ -153,9 +156,11 @@ def test_verdicts_are_a_line_a_claim_and_a_line_a_comparison(tmp_path, monkeypat
     ]
 
 
-def finished(grid, out, accuracy_of, where="x", measured=lambda student: {}):
+def finished(grid, out, accuracy_of, where="x", measured=lambda student: {}, settings=()):
     """A folder as a sweep leaves it."""
-    plan = make_plan(load_grid(grid, ["seeds=2"]), out / grid)
+    plan = make_plan(load_grid(grid, ["seeds=2", *settings]), out / grid)
+    if settings:  # older ones have left none
+        plan.write_recipes()
     for student in plan.students:
         student.job.write_record(2.0, finished=True)
         metrics = {"test/accuracy": accuracy_of(student), "test/firing_rate": 0.25, **measured(student)}
@@ -172,11 +177,11 @@ def finished(grid, out, accuracy_of, where="x", measured=lambda student: {}):
 
 def test_results_are_taken_and_shown(tmp_path):
     finished("scaling", tmp_path / "runs", lambda s: 0.5 + 0.1 * (s.cell.label == "softmax") + 0.01 * s.seed)
-    results = tmp_path / "kept"
+    results = tmp_path / "digits"
     kept.take([tmp_path / "runs"], results)
     assert {path.name for path in (results / "scaling").iterdir()} == {"runs.csv", "table.csv", "environment.json"}
     environment = json.loads((results / "scaling" / "environment.json").read_text())
-    assert environment == {"versions": {"torch": "2"}, "platform": "x", "seconds a run": 2.0}
+    assert environment == {"versions": {"torch": "2"}, "platform": "x", "settings": [], "seconds a run": 2.0}
     lines = accuracy.table("scaling", results).splitlines()
     assert lines[1] == "ckdsnn sweep scaling --set seeds=2"
     assert lines[4].startswith("| cell | accuracy % | n | difference to softmax, 95 % CI |")
@@ -190,6 +195,35 @@ def test_results_are_taken_and_shown(tmp_path):
     (tmp_path / "runs" / "scaling").rename(tmp_path / "runs" / "mine")
     with pytest.raises(SystemExit, match="there is no packaged grid"):
         kept.take([tmp_path / "runs"], results)
+
+
+def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
+    """The grid beside the table tells recipe, name and settings; the folder may be called as one likes."""
+    settings = [
+        "recipe=cifar10_resnet19_t4_fast",
+        "data.root=/home/me/cifar",
+        "teacher_seed=null",
+        "trainer.max_epochs=60",
+    ]
+    finished("headline", tmp_path / "runs", lambda s: 0.5, settings=settings)
+    (tmp_path / "runs" / "headline").rename(tmp_path / "runs" / "c10")
+    kept.take([tmp_path / "runs"], tmp_path / "digits")
+    folder = tmp_path / "cifar10_resnet19_t4_fast"
+    assert not (tmp_path / "digits").exists()
+    text = accuracy.rewritten("<!-- cifar10_resnet19_t4_fast: headline -->\n<!-- end -->", tmp_path / "digits")
+    lines = text.splitlines()
+    told = (
+        "--set recipe=cifar10_resnet19_t4_fast --set teacher_seed=null --set data.root=DATA --set trainer.max_epochs=60"
+    )
+    assert lines[3] == f"ckdsnn sweep headline {told} --set seeds=2"
+    assert (
+        "| SAMD + NLD, as printed | 50.00 ± 0.00 | 2 | +0.00 [+0.00, +0.00] | 0 of 2 | 0.250 | 0.0 | 97.81 |" in lines
+    )
+    assert lines[6].endswith("| firing rate | minutes | paper's |")
+    assert "/home/me" not in "".join(path.read_text() for path in folder.rglob("*.*"))
+    # What is not kept says what it takes.
+    text = accuracy.rewritten("<!-- cifar100_resnet19_t1_fast: scaling -->\n<!-- end -->", tmp_path / "digits")
+    assert "`ckdsnn sweep scaling --set recipe=cifar100_resnet19_t1_fast --set data.root=DATA`: not run" in text
 
 
 def test_what_is_taken_names_no_path_and_no_machine(tmp_path):
@@ -235,15 +269,15 @@ def test_the_grids_about_noise_have_the_divergence_beside_the_accuracy(tmp_path)
 
     finished("learned_strength", tmp_path / "runs", lambda s: 0.5, measured=measured)
     finished("distribution", tmp_path / "runs", lambda s: 0.5, measured=measured)
-    kept.take([tmp_path / "runs"], tmp_path / "kept")
-    lines = accuracy.table("learned_strength", tmp_path / "kept").splitlines()
+    kept.take([tmp_path / "runs"], tmp_path / "digits")
+    lines = accuracy.table("learned_strength", tmp_path / "digits").splitlines()
     assert lines[4].endswith(
         "| firing rate | KL to the teacher, nats | KL to the teacher with noise, nats | learnt strength of the noise |"
     )
     assert lines[6].endswith("| 0.250 | 0.550 ± 0.071 |  |  |")
     assert lines[7].endswith("| 0.250 | 0.550 ± 0.071 | 0.750 ± 0.000 |  |")
     assert lines[-1].endswith("| 0.250 | 0.550 ± 0.071 | 0.750 ± 0.000 | 0.125 ± 0.000 |")
-    lines = accuracy.table("distribution", tmp_path / "kept").splitlines()
+    lines = accuracy.table("distribution", tmp_path / "digits").splitlines()
     assert len(lines) == 6 + len(load_grid("distribution").cells)  # a row a cell, and no matrix of accuracies alone
     assert lines[-1].endswith("| 0.250 | 0.550 ± 0.071 | 0.750 ± 0.000 |")
 
