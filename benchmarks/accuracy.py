@@ -36,6 +36,8 @@ PUBLISHED = {
 }
 # And for SAMD + NLD with ResNet-19, by recipe of its grid `headline`.
 HEADLINE = {
+    "cifar10_resnet19_t1": "96.11",
+    "cifar100_resnet19_t1": "79.11",
     "cifar10_resnet19_t1_fast": "96.11",
     "cifar10_resnet19_t4_fast": "97.81",
     "cifar100_resnet19_t1_fast": "79.11",
