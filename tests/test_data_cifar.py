@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckdsnn.data import CIFAR, pickled
+from ckdsnn.data import CIFAR, cifar, pickled
 from ckdsnn.data.cifar import LAYOUTS, read_batch
 from ckdsnn.data.split import split_off
 
@@ -121,6 +121,25 @@ def test_validation_is_held_out_of_training(root, capsys):
     other.setup("fit")
     assert torch.equal(other.arrays("validation").images, validation.images)
     assert "note: not the official files in" in capsys.readouterr().out
+
+
+def test_a_process_decodes_a_data_set_once(root, monkeypatch, capsys):
+    """As the runs of a sweep need it, one after another; a file that has changed is read again."""
+    as_official(root)
+    read = []
+    monkeypatch.setattr(cifar, "read_batch", lambda path, *rest: read.append(path.name) or read_batch(path, *rest))
+    for _ in range(2):  # with the note in the log of each
+        images = CIFAR(str(root), validation=0, batch_size=10).load("train").images
+        assert "note: not the official files in" in capsys.readouterr().out
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    assert read == names
+    path = root / "cifar-10-batches-py" / "data_batch_1"
+    content = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**content, "data": 255 - content["data"]}, protocol=2))
+    os.utime(path, ns=(1, 1))
+    changed = CIFAR(str(root), validation=0).load("train").images
+    assert read == names * 2
+    assert torch.equal(changed, torch.cat([255 - images[:40], images[40:]]))
 
 
 def test_a_part_of_the_training_samples(root):
