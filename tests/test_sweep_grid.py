@@ -221,6 +221,43 @@ def test_a_grid_with_another_recipe(tmp_path):
     assert plan.teachers[0].fingerprint["teacher"] == {"name": "ann_resnet19", "options": {}, "epochs": 300}
 
 
+PAPER = (
+    "headline",
+    "components",
+    "scaling",
+    "normalisation",
+    "stage",
+    "noise",
+    "lambda",
+    "baselines",
+    "recipe_selection",
+)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_tables_on_cifar(name, tmp_path):
+    """As docs/sweeps.md runs them: one teacher, and the epochs that are asked for where a cell is not about them."""
+    settings = [
+        "recipe=cifar10_resnet19_t1_fast",
+        "data.root=DATA",
+        "teacher_seed=0",
+        "trainer.max_epochs=30",
+        "seeds=2",
+    ]
+    plan = make_plan(load_grid(name, settings), tmp_path)
+    assert not plan.on_cpu
+    (teacher,) = plan.teachers
+    of = teacher.fingerprint
+    assert (of["teacher"], of["seed"]) == ({"name": "ann_resnet19", "options": {}, "epochs": 60}, 0)
+    assert (of["optimizer"]["weight_decay"], of["data"]["init_args"]["augmentation"]["erase"]) == (5e-4, 0.25)
+    assert of["data"]["init_args"]["name"] == "cifar10"
+    assert len(plan.students) == 2 * len(plan.grid.cells)
+    for student in plan.students:
+        assert student.job.epochs == student.cell.options.get("trainer.max_epochs") or student.job.epochs == 30
+        ends = [stage[0] for stage in student.job.stages]
+        assert ends == (["fit"] if name == "recipe_selection" else ["fit", "test"])
+
+
 def test_teachers_are_shared_where_nothing_of_theirs_differs(tmp_path):
     cells = {"CE": {"model.method.name": "ce"}, "KD": {"model.method.name": "kd"}, "CKD": {}}
     content = {"recipe": "digits", "seeds": 2, "cells": cells}
