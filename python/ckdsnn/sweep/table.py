@@ -202,7 +202,7 @@ def csv_table(grid: Grid, rows: Sequence[Row]) -> str:
             interval = [None] * 2 if d.half_width is None else [d.mean - d.half_width, d.mean + d.half_width]
             compared = [d.mean, *interval, d.ahead, d.n]
         others = [spread(list(v.values()))[0] if v else None for v in (row.teacher, row.firing_rate, row.seconds)]
-        line = [row.cell.label, *row.cell.coordinates.values(), grid.metric.key]
+        line: list[object] = [row.cell.label, *row.cell.coordinates.values(), grid.metric.key]
         line += [len(row.values), mean, deviation, row.baseline]
         lines.append([*line, *compared, *others])
     return _csv(lines)
