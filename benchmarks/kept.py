@@ -92,10 +92,14 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
         processor: that the runs were made on; None: this one's, if they were made here.
 
     Raises:
-        SystemExit: a folder is no packaged grid's, or its table is of another metric than the grid's.
+        SystemExit: a folder is no packaged grid's, or several grids'; its table is of another metric than the grid's.
     """
     for part in [path.parent for folder in folders for path in sorted(folder.rglob("table.csv"))]:
         files = sorted(part.glob("*.yaml"))
+        if len(files) > 1:
+            raise SystemExit(
+                f"{part} is of several grids, {', '.join(f.name for f in files)}: remove those of the others"
+            )
         grid = files[0].stem if files else part.name
         if not (GRIDS / f"{grid}.yaml").exists():
             raise SystemExit(f"{part}: there is no packaged grid {grid}: name the folder as its grid")

@@ -221,6 +221,9 @@ def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
     )
     assert lines[6].endswith("| firing rate | minutes | paper's |")
     assert "/home/me" not in "".join(path.read_text() for path in folder.rglob("*.*"))
+    (tmp_path / "runs" / "c10" / "noise.yaml").touch()
+    with pytest.raises(SystemExit, match=r"c10 is of several grids, headline\.yaml, noise\.yaml"):
+        kept.take([tmp_path / "runs"], tmp_path / "digits")
     # What is not kept says what it takes.
     text = accuracy.rewritten("<!-- cifar100_resnet19_t1_fast: scaling -->\n<!-- end -->", tmp_path / "digits")
     assert "`ckdsnn sweep scaling --set recipe=cifar100_resnet19_t1_fast --set data.root=DATA`: not run" in text
