@@ -156,6 +156,9 @@ def test_impossible_files(tmp_path):
     [
         ({"model.optimizer.lrr": 1}, "cell 'x': .*did you mean 'model.optimizer.lr'"),
         ({"model.optimizer.lr": "fast"}, "cell 'x': .*lr"),
+        ({"model.optimizer.lr": -0.1}, "cell 'x': optimizer.lr must be positive, got -0.1"),
+        ({"model.optimizer.nesterov": True}, "cell 'x': optimizer.momentum and optimizer.nesterov belong to sgd"),
+        ({"data.augmentation.auto_augment": None}, "cell 'x': auto_augment must be one of none, cifar10"),
         ({"model.method.options.gama": 1}, "cell 'x': .*did you mean 'gamma'"),
         ({"model.method.options.samd": {"scaling": "hard"}}, "cell 'x': .*scaling"),
         ({"model.method.options.samd": {"stages": [-4]}}, "stage -4 does not exist"),
