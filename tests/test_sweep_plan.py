@@ -161,6 +161,15 @@ def test_some_cells_alone(tmp_path, monkeypatch, capsys):
         ["ann_resnet_small (40 epochs), seed 0", "CE, T=2, seed 0", "KD, T=1, seed 0"],
     ]
     assert len(Path("out/runs.csv").read_text().splitlines()) == 5
+    # A second grid says which of its runs are those of the first one.
+    Path("other.yaml").write_text(
+        json.dumps({**grid, "cells": {"CE": cells["CE"], "NLD": {"model.method.name": "nld"}}})
+    )
     capsys.readouterr()
+    assert cli.main(["sweep", "grid.yaml", "other.yaml", "--dry_run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    of = [line.split()[0] for line in said if line.split()[0] in ("to", "shared")]
+    assert of == ["to"] * 5 + ["shared"] * 3 + ["to"] * 2  # teacher, CE, CE, KD, KD; teacher, CE, CE, NLD, NLD
+    assert said[-1] == "all grids: 7 of 7 runs are left"
     assert cli.main([*call, "--only", "KDD"]) == 1
     assert "--only KDD: there is no such cell; cells: CE, T=1, CE, 1, CE, T=2" in capsys.readouterr().err

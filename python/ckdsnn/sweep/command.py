@@ -149,8 +149,9 @@ def _run(options: argparse.Namespace, out: Path) -> int:
         plan.check_folders()
     jobs = jobs_of(plans)
     if options.dry_run:
+        listed: set[Path] = set()
         for plan in plans:
-            _list(plan)
+            _list(plan, listed)
         if len(plans) > 1:
             print(f"all grids: {sum(not job.finished for job in jobs)} of {len(jobs)} runs are left")
         return 0
@@ -205,9 +206,13 @@ def say_failed(outcome: Outcome, count: int) -> int:
     return 1 if outcome.failed else 0
 
 
-def _list(plan: Plan) -> None:
+def _list(plan: Plan, listed: set[Path]) -> None:
+    """Prints the runs of a grid; `listed` are the folders of those that earlier grids have."""
     for job in plan.jobs:
         state = "finished" if job.finished else "goes on" if job.started else "to run"
+        if job.folder in listed:
+            state = "shared"
+        listed.add(job.folder)
         print(f"{state:<9} {job.name}  ({job.folder})")
     for cell in plan.grid.cells:
         print(f"{cell.label}: " + (", ".join(f"{key}={value}" for key, value in cell.options.items()) or "the recipe"))
