@@ -1,113 +1,158 @@
-"""Tables of docs/results.md and docs/verdicts.md, made from the sweeps in benchmarks/results/accuracy/digits.
+"""Tables of docs/results.md and docs/verdicts.md, made from the sweeps in benchmarks/results/accuracy.
 
     ckdsnn sweep components --set seeds=30 --out runs/components      # or any other grid
-    python benchmarks/accuracy.py take runs/components                # keeps its table.csv and runs.csv
+    python benchmarks/accuracy.py take runs/components                # keeps its tables, and what they were made with
     python benchmarks/accuracy.py tables                              # rewrites the tables of the documents
     python benchmarks/accuracy.py tables --check                      # status 1 where they are not those of the CSVs
 
-A table stands between `<!-- digits: GRID -->` and `<!-- end -->`, the verdicts between `<!-- verdicts -->` and
-`<!-- end -->`; a grid without results is "not run".
+A table stands between `<!-- RECIPE: GRID -->` and `<!-- end -->`, the verdicts between `<!-- verdicts -->` and
+`<!-- end -->`, the paper's tables on CIFAR after `<!-- cifar -->`; a grid without results is "not run".
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import re
-import shutil
+import shlex
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from claims import CLAIMS, Claim, Comparison
+from kept import CANVAS, NOT_RUN, RESULTS, ROOT, Values, place, read_csv, read_runs, settings, take
+from verdicts import verdicts
 
 from ckdsnn.checkpoint import write_text_atomically
 from ckdsnn.demo.report import gain, seeds_to_show
-from ckdsnn.sweep.grid import GRIDS, load_grid
-from ckdsnn.sweep.table import Difference, is_percent, paired_difference
+from ckdsnn.sweep.grid import load_grid
+from ckdsnn.sweep.metrics import METRICS, teacher_column
+from ckdsnn.sweep.table import spread
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "digits"
 DOCUMENTS = (ROOT / "docs" / "results.md", ROOT / "docs" / "verdicts.md")
-NOT_RUN = "not run"
 # What the paper prints for the same cells: CIFAR-100, ResNet-19, T = 1, the best epoch on the test set, one seed.
 PUBLISHED = {
     "scaling": {"softmax": "79.11", "z-score": "76.48", "none": "75.56", "l2": "74.78"},
     "stage": {"last": "79.11", "second last": "up to 78.25", "third last": "77.01"},
 }
+# And for SAMD + NLD with ResNet-19, by recipe of its grid `headline`.
+HEADLINE = {
+    "cifar10_resnet19_t1": "96.11",
+    "cifar100_resnet19_t1": "79.11",
+    "cifar10_resnet19_t1_fast": "96.11",
+    "cifar10_resnet19_t4_fast": "97.81",
+    "cifar100_resnet19_t1_fast": "79.11",
+    "cifar100_resnet19_t4_fast": "83.88",
+}
+# The paper's tables on CIFAR: what each shows, its recipe (ResNet-19), its grid.
+CIFAR = (
+    ("CIFAR-10: settings of the recipe, on held-out training images", "cifar10_resnet19_t1_fast", "recipe_selection"),
+    ("CIFAR-100: settings of the recipe, on held-out training images", "cifar100_resnet19_t1_fast", "recipe_selection"),
+    ("CIFAR-10, T = 1", "cifar10_resnet19_t1_fast", "headline"),
+    ("CIFAR-10, T = 1, a teacher a seed", "cifar10_resnet19_t1_fast", "components"),
+    ("CIFAR-10, T = 2", "cifar10_resnet19_t2_fast", "headline"),
+    ("CIFAR-10, T = 4", "cifar10_resnet19_t4_fast", "headline"),
+    ("CIFAR-100, T = 1", "cifar100_resnet19_t1_fast", "headline"),
+    ("CIFAR-100, T = 2", "cifar100_resnet19_t2_fast", "headline"),
+    ("CIFAR-100, T = 4", "cifar100_resnet19_t4_fast", "headline"),
+    ("CIFAR-10, T = 1, the paper's own schedule", "cifar10_resnet19_t1", "headline"),
+    ("CIFAR-100, T = 1, the paper's own schedule", "cifar100_resnet19_t1", "headline"),
+    ("CIFAR-100, T = 1: what each term adds", "cifar100_resnet19_t1_fast", "components"),
+    ("CIFAR-100, T = 1: scaling of the maps", "cifar100_resnet19_t1_fast", "scaling"),
+    ("CIFAR-100, T = 1: common range of the maps (SAMD alone)", "cifar100_resnet19_t1_fast", "normalisation"),
+    ("CIFAR-100, T = 1: stages", "cifar100_resnet19_t1_fast", "stage"),
+    ("CIFAR-100, T = 1: noise of NLD (NLD alone)", "cifar100_resnet19_t1_fast", "noise"),
+    ("CIFAR-100, T = 1: distribution of the noise", "cifar100_resnet19_t1_fast", "distribution"),
+    ("CIFAR-100, T = 1: strength of the noise", "cifar100_resnet19_t1_fast", "lambda"),
+    ("CIFAR-100, T = 1: weights of SAMD (beta) and NLD (gamma)", "cifar100_resnet19_t1_fast", "beta_gamma"),
+    ("CIFAR-100, T = 1: other methods", "cifar100_resnet19_t1_fast", "baselines"),
+    ("CIFAR-100, T = 4: methods that need time steps", "cifar100_resnet19_t4_fast", "baselines"),
+)
 MATRIX = 20  # a grid over two numbers with more cells than this is shown as a matrix of means
-
-Values = Mapping[str, Mapping[int, float]]  # by cell and seed
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+# Grids that are about the noise have what it does to the KL beside what they are compared by.
+NOISE = ("test/kl", "test/kl_noisy", "test/noise_strength")
+BESIDE = dict.fromkeys(("noise", "distribution", "learned_strength", "lambda"), NOISE)
 
 
-def read_runs(grid: str, metric: str = "test/accuracy", results: Path = RESULTS) -> Values:
-    """The metric of every finished run, shares in percent; {} where the grid was not run."""
-    found: dict[str, dict[int, float]] = {}
-    path = results / grid / "runs.csv"
-    for row in read_csv(path) if path.exists() else []:
-        if row["finished"] == "True" and row.get(metric):
-            scale = 100 if is_percent(metric) else 1
-            found.setdefault(row["label"], {})[int(row["seed"])] = scale * float(row[metric])
-    return found
-
-
-def command(grid: str, runs: Values) -> str:
-    """What runs the grid again, with the seeds that it was run with."""
+def command(grid: str, runs: Values, results: Path) -> str:
+    """What runs the grid again, with the settings and seeds that it was run with."""
+    said = settings(grid, results)
     seeds = sorted({seed for values in runs.values() for seed in values})
-    if tuple(seeds) == load_grid(grid).seeds:
-        return f"ckdsnn sweep {grid}"
-    return f"ckdsnn sweep {grid} --set seeds={len(seeds) if seeds == list(range(len(seeds))) else seeds}".replace(
-        " ,", ","
-    )
+    if seeds and tuple(seeds) != load_grid(grid).seeds:
+        said = [*said, f"seeds={len(seeds) if seeds == list(range(len(seeds))) else seeds}"]
+    return " ".join([f"ckdsnn sweep {grid}", *(f"--set {shlex.quote(setting)}" for setting in said)])
 
 
 def table(grid: str, results: Path = RESULTS) -> str:
     """The command and the table of a grid in Markdown."""
-    runs = read_runs(grid, load_grid(grid).metric, results)
+    runs = read_runs(grid, load_grid(grid).metric.key, results)
     if not runs:
-        return f"`ckdsnn sweep {grid}`: {NOT_RUN}\n"
+        return f"`{command(grid, runs, results)}`: {NOT_RUN}\n"
     rows = read_csv(results / grid / "table.csv")
     coordinates = list(load_grid(grid).cells[0].coordinates)
     if grid == "demo_settings":
         lines = _settings(runs)
-    elif len(coordinates) == 2 and len(rows) > MATRIX:
+    elif len(coordinates) == 2 and len(rows) > MATRIX and grid not in BESIDE:
         lines = _matrix(rows, coordinates)
     else:
-        lines = _rows(grid, rows)
+        lines = _rows(grid, rows, results)
     ruled = [lines[0], [":---"] + ["---:"] * (len(lines[0]) - 1), *lines[1:]]
     body = "\n".join("| " + " | ".join(line) + " |" for line in ruled)
-    return f"```sh\n{command(grid, runs)}\n```\n\n{body}\n"
+    return f"```sh\n{command(grid, runs, results)}\n```\n\n{body}\n"
 
 
-def _rows(grid: str, rows: list[dict[str, str]]) -> list[list[str]]:
+def cifar(results: Path = RESULTS) -> str:
+    """A section a table of `CIFAR` that was run, and a list of those that were not."""
+    made, missing = [], []
+    for title, recipe, grid in CIFAR:
+        where = place(recipe, results)
+        if runs := read_runs(grid, load_grid(grid).metric.key, where):
+            made.append(f"### {title}\n\n{table(grid, where)}")
+        else:
+            missing.append(f"| {title} | `{command(grid, runs, where)}` |\n")
+    if missing:
+        made.append("".join([f"| {NOT_RUN} | command |\n|---|---|\n", *missing]))
+    return "\n".join(made)
+
+
+def _rows(grid: str, rows: list[dict[str, str]], results: Path) -> list[list[str]]:
     baselines = dict.fromkeys(row["baseline"] for row in rows if row["baseline"])
     to = f"difference to {next(iter(baselines))}" if len(baselines) == 1 else "difference to the baseline"
     published = PUBLISHED.get(grid, {})
-    heads = ["cell", "accuracy %", "n", f"{to}, 95 % CI", "seeds ahead", "teacher %", "firing rate"]
-    heads += ["paper's (CIFAR-100)"] if published else []
+    if grid == "headline" and results.name in HEADLINE:
+        published = {"SAMD + NLD, as printed": HEADLINE[results.name]}
+    metric = load_grid(grid).metric
+    form = metric.form
+    heads = ["cell", metric.heading, "n", f"{to}, 95 % CI", metric.count]
+    heads += [f"teacher {metric.of_teacher.heading}", "firing rate", "minutes"]
+    beside = [(METRICS[key], read_runs(grid, key, results)) for key in BESIDE.get(grid, ())]
+    heads += [other.heading for other, _ in beside]
+    heads += ["paper's" if results.name.startswith("cifar") else "paper's (CIFAR-100)"] if published else []
     lines = []
     for row in rows:
-        deviation = f" ± {float(row['std']):.2f}" if row["std"] else ""
-        interval = f" [{float(row['low']):+.2f}, {float(row['high']):+.2f}]" if row["low"] else ""
+        deviation = f" ± {float(row['std']):{form}}" if row["std"] else ""
+        interval = f" [{float(row['low']):+{form}}, {float(row['high']):+{form}}]" if row["low"] else ""
         line = [
             row["label"],
-            f"{float(row['mean']):.2f}{deviation}" if row["mean"] else NOT_RUN,
+            f"{float(row['mean']):{form}}{deviation}" if row["mean"] else NOT_RUN,
             row["n"],
-            f"{float(row['difference']):+.2f}{interval}" if row["difference"] else "",
+            f"{float(row['difference']):+{form}}{interval}" if row["difference"] else "",
             f"{row['ahead']} of {row['pairs']}" if row["ahead"] else "",
-            f"{float(row['teacher_accuracy']):.1f}" if row["teacher_accuracy"] else "",
+            f"{float(teacher):.1f}" if (teacher := row[teacher_column(metric.of_teacher.key)]) else "",
             f"{float(row['firing_rate']):.3f}" if row["firing_rate"] else "",
+            # On the canvas, runs share the machine with each other and with whatever else it does.
+            f"{float(row['seconds']) / 60:.1f}" if row["seconds"] and results.name not in CANVAS else "",
+            *(_spread(list(runs.get(row["label"], {}).values()), other.form) for other, runs in beside),
         ]
         lines.append(line + ([published.get(row["label"].rpartition("=")[2], "")] if published else []))
     kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
     return [[line[i] for i in kept] for line in [heads, *lines]]
+
+
+def _spread(values: list[float], form: str) -> str:
+    if not values:
+        return ""
+    mean, deviation = spread(values)
+    return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
 
 
 def _settings(runs: Values) -> list[list[str]]:
@@ -139,69 +184,12 @@ def _matrix(rows: list[dict[str, str]], coordinates: list[str]) -> list[list[str
     return lines
 
 
-def difference(comparison: Comparison, results: Path = RESULTS) -> Difference | None:
-    """Of two cells, paired by seed; None: not run, or no seed is common."""
-    runs = read_runs(comparison.grid, comparison.metric, results)
-    if comparison.cell not in runs or comparison.baseline not in runs:
-        return None
-    lower = comparison.metric.endswith("firing_rate")
-    return paired_difference(runs[comparison.cell], runs[comparison.baseline], lower=lower)
-
-
-def holds(found: Difference, claim: Claim) -> str:
-    """What one comparison says about a claim: holds, does not, not shown."""
-    half = float("inf") if found.half_width is None else found.half_width
-    low, high = claim.sign * found.mean - half, claim.sign * found.mean + half
-    if claim.within is not None:
-        return (
-            "holds"
-            if -claim.within < low and high < claim.within
-            else "does not"
-            if low > 0 or high < 0
-            else "not shown"
-        )
-    return "holds" if low > 0 else "does not" if high < 0 else "not shown"
-
-
-def verdict(claim: Claim, results: Path = RESULTS) -> tuple[str, str]:
-    """The verdict on a claim, and its evidence."""
-    known = [(c, d) for c in claim.comparisons if (d := difference(c, results)) is not None]
-    if not known:
-        return NOT_RUN, ", ".join(dict.fromkeys(f"`{c.grid}`" for c in claim.comparisons))
-    said = {c: holds(d, claim) for c, d in known}
-    evidence = "; ".join(f"{c.words()} {_shown(d, c)} (`{c.grid}`)" for c, d in known)
-    if lacking := len(claim.comparisons) - len(known):
-        evidence += f"; {lacking} not run"
-    kinds = set(said.values())
-    if len(kinds) == 1:
-        return kinds.pop(), evidence
-    if "holds" not in kinds:
-        return "not shown", evidence
-    return "holds if: " + ", ".join(c.condition for c, what in said.items() if what == "holds"), evidence
-
-
-def _shown(found: Difference, comparison: Comparison) -> str:
-    form = "+.3f" if comparison.metric.endswith("firing_rate") else "+.1f"
-    interval = ""
-    if found.half_width is not None:
-        interval = f" [{found.mean - found.half_width:{form}}, {found.mean + found.half_width:{form}}]"
-    return f"{found.mean:{form}}{interval}, {found.ahead} of {found.n}"
-
-
-def verdicts(results: Path = RESULTS) -> str:
-    """All claims as a table in Markdown."""
-    lines = ["| claim | verdict | evidence: paired difference [95 % CI], seeds ahead |", "|:---|:---|:---|"]
-    for claim in CLAIMS:
-        said, evidence = verdict(claim, results)
-        lines.append(f"| {claim.words} | **{said}** | {evidence} |")
-    return "\n".join(lines) + "\n"
-
-
 def rewritten(text: str, results: Path = RESULTS) -> str:
     """A document with the tables that the CSVs give."""
     makers: dict[str, Callable[[str], str]] = {
-        r"digits: (\w+)": lambda grid: table(grid, results),
+        r"(\w+: \w+)": lambda what: table(what.partition(": ")[2], place(what.partition(": ")[0], results)),
         r"(verdicts)": lambda _: verdicts(results),
+        r"(cifar)": lambda _: cifar(results),
     }
     for what, make in makers.items():
         pattern = re.compile(rf"(<!-- {what} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -209,38 +197,17 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
     return text
 
 
-def take(folders: list[Path], results: Path = RESULTS) -> None:
-    """Keeps the tables of sweeps, by the name of their folder, which is that of their grid."""
-    for folder in folders:
-        for part in [path.parent for path in sorted(folder.rglob("table.csv"))]:
-            if not (GRIDS / f"{part.name}.yaml").exists():
-                raise SystemExit(f"{part}: there is no packaged grid {part.name}: name the folder as its grid")
-            unfinished = [row for row in read_csv(part / "runs.csv") if row["finished"] != "True"]
-            if unfinished:
-                print(f"{part}: {len(unfinished)} runs are not finished", file=sys.stderr)
-            (results / part.name).mkdir(parents=True, exist_ok=True)
-            for name in ("table.csv", "runs.csv"):
-                shutil.copyfile(part / name, results / part.name / name)
-            if test := next(part.rglob("test.json"), None):
-                kept = {
-                    key: value for key, value in json.loads(test.read_text()).items() if key in ("versions", "platform")
-                }
-                seconds = statistics.fmean(float(row["seconds"]) for row in read_csv(part / "runs.csv"))
-                kept["seconds a run"] = round(seconds, 1)
-                write_text_atomically(json.dumps(kept, indent=1) + "\n", results / part.name / "environment.json")
-            print(f"{results / part.name}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
     taking = parts.add_parser("take", help="keep the tables of sweeps, of all below a folder")
     taking.add_argument("folders", nargs="+", type=Path)
+    taking.add_argument("--processor", help="that the runs were made on (default: this one's, if they were made here)")
     making = parts.add_parser("tables", help="rewrite the tables of the documents")
     making.add_argument("--check", action="store_true", help="write nothing; status 1 where a document differs")
     options = parser.parse_args()
     if options.what == "take":
-        take(options.folders)
+        take(options.folders, processor=options.processor)
         return 0
     status = 0
     for path in DOCUMENTS:

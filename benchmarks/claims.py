@@ -23,17 +23,19 @@ class Comparison:
     metric: str = "test/accuracy"
 
     def words(self) -> str:
-        return f"{self.condition + ': ' if self.condition else ''}{self.cell} - {self.baseline}"
+        said = f"{self.cell} against {self.baseline}"
+        told = not self.condition or self.condition in (self.cell, f"against {self.baseline}")
+        return said if told else f"{self.condition}: {said}"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: that the cells differ in the direction of `sign`, or by less than `within`.
+    """A claim: that the cells' values differ in the direction of `sign`, or by less than `within`.
 
     Attributes:
         words: as it stands in the document.
         comparisons: it holds where it holds in all of them.
-        sign: 1: the cell is ahead of its baseline, -1: behind.
+        sign: 1: the cell's value is above that of its baseline, -1: below.
         within: the difference is smaller than this; None: there is one.
     """
 
@@ -43,8 +45,8 @@ class Claim:
     within: float | None = None
 
 
-def _each(grid: str, cells: tuple[str, ...], baseline: str) -> tuple[Comparison, ...]:
-    return tuple(Comparison(grid, cell, baseline, cell) for cell in cells)
+def _each(grid: str, cells: tuple[str, ...], baseline: str, metric: str = "test/accuracy") -> tuple[Comparison, ...]:
+    return tuple(Comparison(grid, cell, baseline, cell, metric) for cell in cells)
 
 
 def _over(grid: str, cell: str, baselines: tuple[str, ...]) -> tuple[Comparison, ...]:
@@ -60,7 +62,7 @@ def _along(grid: str, cell: str, baseline: str, key: str, values: tuple[object, 
 BOTH = "SAMD + NLD"
 OTHERS = ("KD", "DKD", "CAT-KD", "e2KD", "KDSNN", "BKDSNN", "TSER", "HTA-KL", "SEAL", "decoupled")
 STEPS, EPOCHS, ERRORS = (1, 2, 4, 8), (1, 3, 10, 40), (0.25, 0.5, 0.75, 1.0)
-IOU = "test/mean_iou"
+IOU, KL = "test/mean_iou", "test/kl"
 
 
 def _of_teachers(baseline: str) -> tuple[Comparison, ...]:
@@ -68,6 +70,21 @@ def _of_teachers(baseline: str) -> tuple[Comparison, ...]:
     return (
         Comparison("components", BOTH, baseline, "teacher of 300 digits"),
         Comparison("demo", BOTH, baseline, "teacher of 897 digits"),
+    )
+
+
+def _gaussian_over_others(metric: str = "test/accuracy") -> tuple[Comparison, ...]:
+    """With the same standard deviation."""
+    return tuple(
+        Comparison("distribution", f"gaussian, lambda={v}", f"{other}, std, lambda={v}", f"{other}, lambda {v}", metric)
+        for v in (0.1, 0.5, 1.0)
+        for other in ("laplace", "uniform", "gumbel")
+    )
+
+
+def _learned_over_fixed(metric: str = "test/accuracy") -> tuple[Comparison, ...]:
+    return tuple(
+        Comparison("learned_strength", f"from {v}, prior 0.1", f"fixed {v}", f"from {v}", metric) for v in (0.1, 0.5)
     )
 
 
@@ -112,18 +129,28 @@ CLAIMS = (
     ),
     Claim(
         "Gaussian noise is the right one (open: other distributions of the same variance)",
-        tuple(
-            Comparison("distribution", f"gaussian, lambda={v}", f"{other}, std, lambda={v}", f"{other}, lambda {v}")
-            for v in (0.1, 0.5, 1.0)
-            for other in ("laplace", "uniform", "gumbel")
-        ),
+        _gaussian_over_others(),
+    ),
+    Claim("a learned strength beats the fixed one (open)", _learned_over_fixed()),
+    Claim(
+        "NLD's noise lowers the KL to the teacher (open), of what the student predicts without noise",
+        _each("noise", ("adaptive", "fixed, sigma 0.1", "fixed, sigma 1"), "none", KL),
+        sign=-1,
     ),
     Claim(
-        "a learned strength beats the fixed one (open)",
-        (
-            Comparison("learned_strength", "from 0.1, prior 0.1", "fixed 0.1", "from 0.1"),
-            Comparison("learned_strength", "from 0.5, prior 0.1", "fixed 0.5", "from 0.5"),
-        ),
+        "noise of some strength lowers the KL to the teacher (open)",
+        tuple(Comparison("lambda", f"lambda={v}", "lambda=0.0", f"lambda {v}", KL) for v in (0.1, 0.25, 0.5, 1.0, 2.0)),
+        sign=-1,
+    ),
+    Claim(
+        "Gaussian noise reaches a lower KL to the teacher than other distributions of the same variance (open)",
+        _gaussian_over_others(KL),
+        sign=-1,
+    ),
+    Claim(
+        "a learned strength reaches a lower KL to the teacher than the fixed one (open)",
+        _learned_over_fixed(KL),
+        sign=-1,
     ),
     Claim(
         "the noise of NLD makes up for a poor teacher (open): NLD beats KD from teachers of few epochs",

@@ -16,6 +16,7 @@ from .neuron import Neuron
 from .ops.layout import Layout, layout_from, sizes_of
 from .ops.library import COMPOSED, observed, way_of
 
+_CARRIED = " (a stateful layer gives the potential of its last call: reset() it before another sequence)"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -33,14 +34,15 @@ def lif_call(
     sizes = check_input("x", x, time_dim)
     check_flag("return_v", returned[0])
     check_flag("return_sam", returned[1])
-    leak = check_leak(x, neuron, *leaks)
-    # A leak of one channel is one value; channel_dim may be given with it all the same.
-    told_apart = channel_dim is not None and any(t is not None and t.dim() == 1 for t in leaks)
-    used = told_apart or returned[1] or (leak is not None and leak.dim() > 0)
+    leak, used = check_leak(x, neuron, *leaks), returned[1]
+    if leak is not None:
+        # A leak of one channel is one value; channel_dim may be given with it all the same.
+        told_apart = channel_dim is not None and any(t is not None and t.dim() == 1 for t in leaks)
+        used = used or told_apart or leak.dim() > 0
     channel_dim = check_optional_channel_dim(sizes, time_dim, channel_dim, used=used)
     check_leak_shape(leak, sizes, neuron, channel_dim)
     v_init = check_v_init(v_init, x, sizes, time_dim)
-    return _call(x, None, None, None, v_init, leak, None, neuron, (time_dim, sizes[time_dim], channel_dim), returned)
+    return _call(x, None, None, None, v_init, leak, None, neuron, sizes, time_dim, channel_dim, returned)
 
 
 def bn_lif_call(
@@ -65,17 +67,15 @@ def bn_lif_call(
     check_flag("return_v", returned[0])
     check_flag("return_sam", returned[1])
     channel_dim = check_channel_dim(sizes, time_dim, channel_dim)
-    weight = check_channel_values("weight", affine[0], y, channel_dim)
-    bias = check_channel_values("bias", affine[1], y, channel_dim)
-    mean, var = check_normalisation(y, channel_dim, *running, training, momentum, eps, group)
+    weight, bias, mean, var = check_channel_values(y, sizes[channel_dim], channel_dim, *affine, *running)
+    check_normalisation(sizes, channel_dim, mean, var, training, momentum, eps, group)
     check_residual(residual, y)
     leak = check_leak(y, neuron, *leaks)
     check_leak_shape(leak, sizes, neuron, channel_dim)
     v_init = check_v_init(v_init, y, sizes, time_dim)
     moves = training and mean is not None and (0 not in sizes or group is not None)
     norm = Norm(None, None, mean, var, moves, momentum, eps, training, group if training else None)
-    dims = time_dim, sizes[time_dim], channel_dim
-    call = _call(y, weight, bias, residual, v_init, leak, norm, neuron, dims, returned)
+    call = _call(y, weight, bias, residual, v_init, leak, norm, neuron, sizes, time_dim, channel_dim, returned)
     if norm.group is not None and (call.plan.way is COMPOSED or torch.jit.is_tracing()):
         raise RuntimeError(
             "process_group is not supported by torch.func's transforms, forward-mode derivatives and torch.jit.trace;"
@@ -93,15 +93,18 @@ def _call(
     leak: Tensor | None,
     norm: Norm | None,
     neuron: Neuron,
-    dims: tuple[int, int, int],
+    sizes: Sequence[int],
+    time_dim: int,
+    channel_dim: int,
     returned: tuple[bool, bool],
 ) -> Call:
     way, needs_grad, watched = way_of(x, weight, bias, residual, v_init, leak)
-    save_checkpoints = needs_grad and checkpoint_count(dims[1]) > 0
-    plan = Plan(neuron, requested(), *dims, *returned, save_checkpoints, way)
+    steps = sizes[time_dim]
+    save_checkpoints = needs_grad and checkpoint_count(steps) > 0
+    plan = Plan(neuron, requested(), time_dim, steps, channel_dim, *returned, save_checkpoints, way)
     layout = None
     if way is not COMPOSED:
-        x, layout = dense(x, *dims)
+        x, layout = dense(x, sizes, time_dim, channel_dim)
     return Call(x, weight, bias, residual, v_init, leak, norm, plan, None if watched else layout)
 
 
@@ -157,7 +160,8 @@ def check_input(name: str, x: Tensor, time_dim: int) -> Sequence[int]:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it first")
     if x.layout is not torch.strided:
         raise _sparse(name, x)
-    check_index("time_dim", time_dim, "0 or 1")
+    if type(time_dim) is not int:  # the short way for what is right
+        check_index("time_dim", time_dim, "0 or 1")
     sizes = _sizes_of(x)
     if time_dim not in (0, 1) or time_dim >= len(sizes):
         raise ValueError(
@@ -167,7 +171,8 @@ def check_input(name: str, x: Tensor, time_dim: int) -> Sequence[int]:
 
 
 def _sparse(name: str, t: Tensor) -> TypeError:
-    return TypeError(f"{name} must be a dense (strided) tensor, got layout {t.layout}; call {name}.to_dense()")
+    remedy = f"torch.nested.to_padded_tensor({name}, 0.0)" if t.is_nested else f"{name}.to_dense()"
+    return TypeError(f"{name} must be a dense (strided) tensor, got layout {t.layout}; call {remedy}")
 
 
 def check_optional_channel_dim(sizes: Sequence[int], time_dim: int, channel_dim: int | None, *, used: bool) -> int:
@@ -234,36 +239,37 @@ def check_v_init(v_init: Tensor | None, x: Tensor, sizes: Sequence[int], time_di
     if v_init.layout is not torch.strided:
         raise _sparse("v_init", v_init)
     if _sizes_of(v_init) != shape:
-        raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}")
+        raise ValueError(f"v_init must have x's shape without time, {shape}; got {tuple(v_init.shape)}{_CARRIED}")
     if v_init.device != x.device:
-        raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them")
+        raise ValueError(f"v_init is on {v_init.device} but x is on {x.device}; move one of them{_CARRIED}")
     return v_init.to(state_dtype(x.dtype))
 
 
-def check_channel_values(name: str, values: Tensor | None, y: Tensor, channel_dim: int) -> Tensor | None:
-    """One value a channel, in the dtype of the arithmetic."""
-    if values is None:
-        return None
-    channels = _sizes_of(y)[channel_dim]
-    if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
-    if values.layout is not torch.strided:
-        raise _sparse(name, values)
-    if _sizes_of(values) != (channels,):
-        raise ValueError(
-            f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
-            f" got shape {tuple(values.shape)}"
-        )
-    if values.device != y.device:
-        raise ValueError(f"{name} is on {values.device} but y is on {y.device}; move one of them")
-    real = state_dtype(y.dtype)
-    if values.dtype == real and values.is_contiguous():
-        return values  # as nearly always: three calls less
-    return values.to(real).contiguous()
+def check_channel_values(y: Tensor, channels: int, channel_dim: int, *given: Tensor | None) -> list[Tensor | None]:
+    """Weight, bias, running_mean and running_var, one value a channel each, in the dtype of the arithmetic."""
+    real, device = state_dtype(y.dtype), y.device
+    found: list[Tensor | None] = []
+    for name, values in zip(("weight", "bias", "running_mean", "running_var"), given, strict=True):
+        if values is not None:
+            if not isinstance(values, Tensor) or not values.dtype.is_floating_point:
+                raise TypeError(f"{name} must be a floating-point tensor of {channels} values, got {_kind(values)}")
+            if values.layout is not torch.strided:
+                raise _sparse(name, values)
+            if _sizes_of(values) != (channels,):
+                raise ValueError(
+                    f"{name} must have one value for each of the {channels} channels (dimension {channel_dim} of y);"
+                    f" got shape {tuple(values.shape)}"
+                )
+            if values.device != device:
+                raise ValueError(f"{name} is on {values.device} but y is on {device}; move one of them")
+            if values.dtype != real or not values.is_contiguous():
+                values = values.to(real).contiguous()
+        found.append(values)
+    return found
 
 
 def check_normalisation(
-    y: Tensor,
+    sizes: Sequence[int],
     channel_dim: int,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -271,8 +277,8 @@ def check_normalisation(
     momentum: float,
     eps: float,
     process_group: Any,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The running statistics in the dtype of the arithmetic."""
+) -> None:
+    """Whether there is what y of these sizes is normalised by."""
     check_flag("training", training)
     if not (type(momentum) is float and 0.0 <= momentum <= 1.0):  # the short way for what is right
         check_momentum(momentum)
@@ -280,16 +286,12 @@ def check_normalisation(
         check_eps(eps)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var belong together; give both or neither")
-    running = (
-        check_channel_values("running_mean", running_mean, y, channel_dim),
-        check_channel_values("running_var", running_var, y, channel_dim),
-    )
     if not training:
-        if running[1] is None:
+        if running_var is None:
             raise ValueError("training=False normalises by running_mean and running_var; give both, or training=True")
         # A GPU would have to be waited for.
-        if running[1].is_cpu and not observed(running[1]) and running[1].numel() > 0:
-            least = running[1].min().item()
+        if running_var.is_cpu and not observed(running_var) and running_var.numel() > 0:
+            least = running_var.min().item()
             if not least >= 0.0:
                 raise ValueError(f"running_var must be >= 0, got {least}")
     if process_group is not None:
@@ -299,11 +301,8 @@ def check_normalisation(
                 "process_group was given, but torch.distributed is not initialised;"
                 " call torch.distributed.init_process_group first, or leave process_group None"
             )
-    elif training:
-        sizes = _sizes_of(y)
-        if math.prod(sizes) == sizes[channel_dim] != 0:
-            raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(sizes)}")
-    return running
+    elif training and math.prod(sizes) == sizes[channel_dim] != 0:
+        raise ValueError(f"Expected more than 1 value per channel when training, got y of shape {tuple(sizes)}")
 
 
 def check_residual(residual: Tensor | None, y: Tensor) -> None:
@@ -325,13 +324,13 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def dense(x: Tensor, time_dim: int, time_steps: int, channel_dim: int) -> tuple[Tensor, Layout]:
+def dense(x: Tensor, sizes: Sequence[int], time_dim: int, channel_dim: int) -> tuple[Tensor, Layout]:
     """x as the kernels see it in place, a copy where they cannot, or the single frame that it repeats; its layout."""
-    strides = x.stride()
+    time_steps, strides = sizes[time_dim], x.stride()
     if strides[time_dim] == 0 and time_steps > 1 and not _gradient_is_observed(x):
         x = _frame(x, time_dim)
-        strides = x.stride()
-    layout = layout_from(_sizes_of(x), strides, time_dim, time_steps, channel_dim)
+        sizes, strides = _sizes_of(x), x.stride()
+    layout = layout_from(sizes, strides, time_dim, time_steps, channel_dim)
     if layout is None:
         # Time outermost, the rest in the order of their indices: always seen in place.
         x = x.movedim(time_dim, 0).contiguous().movedim(0, time_dim)

@@ -123,9 +123,9 @@ def lif(
         (0.800000011920929, 0.3333)
     """
     call = lif_call(x, neuron, time_dim, v_init, (decay, tau), (return_v, return_sam), channel_dim)
-    _, spikes, v, sam = run(call)
-    note_spikes(spikes)
-    return LIFOutput(spikes, v, sam) if return_v or return_sam else spikes
+    out = run(call)
+    note_spikes(out[0])
+    return LIFOutput(out[0], *out[2:]) if return_v or return_sam else out[0]
 
 
 @overload
@@ -239,14 +239,14 @@ def bn_lif(
     given = None
     if norm.group is not None or not norm.by_batch:
         given, call = with_statistics(call, norm)
-    made, spikes, v, sam = run(call)
+    out = run(call)
     if norm.moves and running_mean is not None and running_var is not None:
-        folded: Any = made if given is None else given
+        folded = out[1] if given is None else given
         with torch.no_grad():
             running_mean.copy_(folded[4])
             running_var.copy_(folded[5])
-    note_spikes(spikes)
-    return LIFOutput(spikes, v, sam) if return_v or return_sam else spikes
+    note_spikes(out[0])
+    return LIFOutput(out[0], *out[2:]) if return_v or return_sam else out[0]
 
 
 def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:
@@ -280,5 +280,5 @@ def sam(spikes: Tensor, *, time_dim: int = 0, channel_dim: int = 2) -> Tensor:
     if way is COMPOSED:
         return composed.sam(spikes, time_dim, channel_dim)
     function = SAMFunction.apply if way is FUNCTION else sam_of
-    spikes, layout = dense(spikes, time_dim, sizes[time_dim], channel_dim)
+    spikes, layout = dense(spikes, sizes, time_dim, channel_dim)
     return function(spikes, requested(), time_dim, layout.steps, channel_dim)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
+from numbers import Real  # NumPy's numbers, too
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class Neuron:
             return
         if value is None:
             value = default
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {value!r}; learnable values are an argument of lif()")
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value!r}")
@@ -169,7 +170,7 @@ class Neuron:
         Raises:
             TypeError, ValueError: ``beta`` is no number in [0, 1].
         """
-        if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+        if isinstance(beta, bool) or not isinstance(beta, Real):
             raise TypeError(f"beta must be a number in [0, 1], got {beta!r}")
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta must be a number in [0, 1], got {beta!r}")

@@ -91,7 +91,7 @@ def run_bn_case(target: Target, case: BNCase) -> BNResult:
     given: dict[str, Any] = {n: t for n, t in leaves.items() if n not in ("y", "weight", "bias")}
     running = [t.to(target.device) for t in case.make_running()]
     with use_backend(target.backend):
-        dense_y, _ = dense(y.detach(), dim, lif.shape[dim], lif.channel_dim)
+        dense_y, _ = dense(y.detach(), y.shape, dim, lif.channel_dim)
         moments = torch.ops.ckd_kernels.bn_statistics(dense_y, target.backend, dim, lif.shape[dim], lif.channel_dim)
         if not case.training:
             moments = torch.stack(running).double()

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import os
 import pickle
 import re
@@ -59,12 +60,35 @@ def failing(capsys):
         (["--trainer.max_epoch", 3], "did you mean 'trainer.max_epochs'?"),
         (["--model.teacher.epoch", 3], "did you mean 'epochs'?"),
         (["--model.method.name", "kdd"], "did you mean 'kd'?"),
+        (["--model.method.name", "new_method"], "or MODULE:NAME of your own"),
         (["--model.network.name", "snn_resnet_smal"], "did you mean 'snn_resnet_small'?"),
         (["--model.network.options", '{"time_step": 2}'], "did you mean 'time_steps'?"),
     ],
 )
 def test_unknown_options_suggest_the_nearest(failing, arguments, suggestion):
     assert suggestion in failing("fit", "--config", "digits", *arguments)
+
+
+def test_an_option_of_another_data_set(failing):
+    shown = failing("fit", "--config", "digits", "--data.root", "DATA")
+    assert "unknown option 'root'; --data.help NAME lists" in shown
+    assert "did you mean" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere.Data", "No module named 'nowhere'"), ("json.Data", "no attribute")]
+)
+def test_a_data_set_that_is_not_there(failing, name, why):
+    shown = failing("fit", "--config", "digits", "--data", name)
+    assert f"{name}: " in shown
+    assert why in shown
+    assert "set PYTHONPATH" in shown
+    assert shown.count("\n") == 1
+
+
+def test_without_a_recipe(failing):
+    wanted = "required: --model.network.name, --data; give these, or a recipe: --config RECIPE"
+    assert wanted in failing("fit")
 
 
 def test_unknown_keys_in_a_file(failing, tmp_path):
@@ -86,6 +110,11 @@ def test_unknown_commands_and_recipes(failing):
         (["--model.network.options", '{"time_steps": 0}'], "time_steps"),
         (["--model.network.options", "{}"], "teacher/last.ckpt: check the path, or train it first"),
         (["--model.optimizer.momentum", 0.9], "belong to sgd"),
+        (["--seed_everything", -1], "seed_everything must lie in [0, 4294967295], got -1"),
+        (["--seed_everything", 2**32], "got 4294967296"),
+        (["--trainer.default_root_dir", "there"], "the folder of a run is --out"),
+        (["--model.method", "{name: ce, options: {}}", "--trainer.plugins+=TorchCheckpointIO"], "multiple values for"),
+        (["--model.method", "{name: ce, options: {}}", "--trainer.devices", 0], "trainer: `Trainer(devices='0')`"),
         # Not before the data is there:
         (["--model.method", "{name: ce, options: {}}", "--data.batch_size", 301], "lower batch_size to 300 or less"),
     ],
@@ -110,6 +139,13 @@ def test_help_names_every_command(capsys):
         assert all(verb in shown for verb in cli.VERBS)
     assert run("--version") == 0
     assert f"torch {torch.__version__}" in capsys.readouterr().out
+
+
+def test_no_option_leads_to_an_empty_page(capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "--help")
+    helps = set(re.findall(r"--(model\S*\.help)", capsys.readouterr().out))
+    assert helps == {"model.network.help", "model.method.help", "model.teacher.help"}
 
 
 @pytest.mark.parametrize("verb", ["test", "validate", "predict"])
@@ -266,6 +302,49 @@ def test_predictions_agree_with_the_test(distilled):
     accuracy = json.loads((out / "test.json").read_text())["metrics"]["test/accuracy"]
     assert right / 600 == pytest.approx(accuracy, abs=1e-6)
     assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("method", ["ce", "kd", "bkdsnn"])
+def test_evaluation_by_another_method(distilled, tmp_path, method):
+    """A network is what is tested: it may be compared with a teacher by a method that has not trained it."""
+    out, command = distilled
+    found = []
+    for name, options in (("ckd", []), (method, ["--model.method.name", method])):
+        more = ["--ckpt_path", out / "last.ckpt", "--model.teacher.checkpoint", out / "teacher" / "last.ckpt"]
+        assert run("test", *command, *options, *more, "--out", tmp_path / name) == 0
+        found.append(json.loads((tmp_path / name / "test.json").read_text())["metrics"])
+    assert found[1].keys() >= ({"test/accuracy"} if method == "ce" else {"test/accuracy", "test/kl"})
+    assert {name: found[0][name] for name in found[1]} == found[1]
+
+
+def test_weights_alone_can_be_tested(distilled, tmp_path):
+    """A file that somebody cut down to what an evaluation needs."""
+    out, command = distilled
+    whole = load_checkpoint(out / "last.ckpt")
+    save_atomically({name: whole[name] for name in ("ckdsnn", "state_dict")}, tmp_path / "weights.ckpt")
+    teacher = ["--model.teacher.checkpoint", out / "teacher" / "last.ckpt"]
+    found = []
+    for path in (out / "last.ckpt", tmp_path / "weights.ckpt"):
+        assert run("test", *command, "--ckpt_path", path, *teacher, "--out", tmp_path / path.stem) == 0
+        found.append(json.loads((tmp_path / path.stem / "test.json").read_text())["metrics"])
+    assert found[0] == found[1]
+
+
+def test_a_dry_run_is_no_run(tmp_path, failing, capsys):
+    """What `fast_dev_run` leaves must not pass for the training that it tries."""
+    command = ["fit", "--config", "digits", "--out", tmp_path, *SMALL, "--model.method.name", "ce"]
+    assert run(*command, "--trainer.fast_dev_run", "true") == 0
+    assert "trainer.fast_dev_run: True -> False" in failing(*command)
+
+
+def test_words_on_epochs_and_weights(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch.callbacks.model_summary"), "handlers", [caplog.handler])
+    command = ["--config", "digits", "--out", tmp_path, *SMALL]
+    assert run("teacher", *command, "--trainer.max_epochs", 7) == 0
+    assert "/teacher for 1 epochs (model.teacher.epochs)\n" in capsys.readouterr().out
+    assert run("fit", *command, "--trainer.max_epochs", 0, "--trainer.enable_model_summary", "true") == 0
+    assert f"nothing saved in {tmp_path}\n" in capsys.readouterr().out
+    assert "Total params" in caplog.text
 
 
 def test_a_half_written_checkpoint_is_refused(distilled, failing, tmp_path):

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,3 +224,19 @@ def test_help_without_pytorch(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "--data.root DIR" in done.stdout
+
+
+def test_a_run_in_python(distilled, tmp_path, monkeypatch, capsys):
+    """The example of docs/training.md, and what it has exported."""
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "open_run" in code]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(distilled)
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    exec(compile(code, "docs/training.md", "exec"), made)
+    assert capsys.readouterr().out.startswith("tensor([")
+    weights = load_checkpoint(distilled / "last.ckpt")["state_dict"]
+    assert torch.equal(made["network"].head.weight, weights["network.head.weight"])
+    exported = torch.export.load("student.pt2").module()
+    assert torch.equal(exported(made["images"]).logits, made["network"](made["images"]).logits)

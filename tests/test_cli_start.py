@@ -1,6 +1,7 @@
 """What a command imports before it answers: processes that say what they have in memory."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -48,6 +49,21 @@ def test_answers_without_pytorch(tmp_path):
     )
     assert statuses == [0, 0, 2, 1, 1, 0, 0]
     assert not {"torch", "numpy", "lightning", "jsonargparse", "yaml"} & modules
+
+
+@pytest.mark.parametrize("asked", ["--help", "--version"])
+def test_a_reader_that_has_enough(tmp_path, asked):
+    """`ckdsnn --help | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from ckdsnn.cli import main; sys.exit(main(sys.argv[1:]))"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, asked], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # A module of each that only its own code imports: the package itself may be there and have run nothing.

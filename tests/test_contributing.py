@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md for a surrogate, a method and a model, followed word by word in a temporary place."""
+"""The recipes of CONTRIBUTING.md for a surrogate, method, model and data set, followed word by word somewhere else."""
 
 from __future__ import annotations
 
@@ -251,3 +251,16 @@ def test_the_model_is_built_from_a_module_of_ones_own(tmp_path, monkeypatch):
     finally:
         MODELS.pop("tiny_snn", None)
         sys.modules.pop("tiny_of_mine", None)
+
+
+# --- a data set
+
+
+def test_the_data_set_has_its_bar_where_the_class_says():
+    made = {"__name__": "stripes"}
+    exec(compile(BLOCKS["stripes.py"], "stripes.py", "exec"), made)
+    data = made["Stripes"]()
+    data.setup("fit")
+    images, targets, indices = next(iter(data.val_dataloader()))
+    assert (images.shape, indices.tolist()) == ((200, 1, 20, 20), list(range(200)))
+    assert torch.equal(images.mean((1, 3)).argmax(1), 5 + targets)

@@ -143,6 +143,14 @@ def test_bad_options_are_named(options, message):
         DigitsCanvas(**options)
 
 
+@pytest.mark.parametrize("name", ["train_samples", "views", "size", "clutter", "fragment"])
+def test_part_of_a_digit_is_none(name):
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got 12.5"):
+        DigitsCanvas(**{name: 12.5})
+    with pytest.raises(TypeError, match=r"noise must be a number, got '0\.1'"):
+        DigitsCanvas(noise="0.1")
+
+
 def test_too_few_digits_for_a_class():
     data = DigitsCanvas(train_samples=2, batch_size=2)
     with pytest.raises(ValueError, match="has no sample of class"):

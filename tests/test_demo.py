@@ -14,7 +14,7 @@ import pytest
 from ckdsnn.demo import main, run
 from ckdsnn.demo.figures import accuracy_figure, curve, curves_figure
 from ckdsnn.demo.report import first_line, gain, read_reference, seeds_to_show, statement
-from ckdsnn.demo.run import demo_grid
+from ckdsnn.demo.run import delete_trainings, demo_grid
 from ckdsnn.sweep.plan import make_plan
 from ckdsnn.sweep.table import Difference, summarise
 
@@ -184,6 +184,19 @@ def test_a_signal_is_its_status(monkeypatch, tmp_path, capsys, number, word):
         signal.signal(signal.SIGINT, interrupt)
     assert f"{word}: what was trained is kept" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == terminate
+
+
+def test_fresh_deletes_what_the_demo_made_alone(tmp_path):
+    jobs = make_plan(demo_grid(1), tmp_path).jobs
+    jobs[0].folder.mkdir(parents=True)
+    jobs[0].write_record(1.0, finished=False)
+    of_somebody = [tmp_path / "teachers" / "mine.ckpt", tmp_path / "CE" / "notes.txt", jobs[-1].folder / "notes.txt"]
+    for path in of_somebody:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    delete_trainings(jobs)
+    assert not jobs[0].folder.exists()
+    assert all(path.exists() for path in of_somebody)
 
 
 def test_out_that_is_a_file_or_taken(tmp_path, capsys):

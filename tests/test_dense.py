@@ -343,8 +343,9 @@ def test_a_run_reports_its_mean_iou(distilled, capsys):
     assert main(["energy", str(out), "--samples", "20", "--batch_size", "10"]) == 0
     table = capsys.readouterr().out
     assert "head.scores.2" in table
-    assert main(["maps", str(out)]) == 1
-    assert "classifies pixels" in capsys.readouterr().err
+    for verb in ("maps", "gradient"):
+        assert main([verb, str(out)]) == 1
+        assert "classifies pixels" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(distilled, tmp_path, monkeypatch):

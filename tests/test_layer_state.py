@@ -150,3 +150,14 @@ def test_the_neurons_of_specs_are_kept_within_bounds():
     from ckd_kernels import neuron
 
     assert neuron._of_spec.cache_info().currsize <= 2000
+
+
+@pytest.mark.parametrize("other", [X[:, :1], X.to("meta")], ids=["batch", "device"])
+def test_a_sequence_that_does_not_fit_the_state(other):
+    """A last batch that is smaller: the error names what the user can do, who has given no v_init."""
+    layer = layers.IF(stateful=True)
+    layer(X)
+    with pytest.raises(ValueError, match=r"a stateful layer gives the potential of its last call: reset\(\) it"):
+        layer(other)
+    layer.reset()
+    assert layer(other).shape == other.shape

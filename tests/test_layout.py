@@ -39,7 +39,7 @@ def test_read_in_place(memory, shape, time_dim, channel_dim, expected):
     layout = seen(x, time_dim, channel_dim)
     assert (layout.outer, layout.steps, layout.rows, layout.channels, layout.inner) == expected
     assert not layout.repeated
-    copy, known = dense(x, time_dim, x.shape[time_dim], channel_dim)
+    copy, known = dense(x, x.shape, time_dim, channel_dim)
     assert copy is x
     assert known == layout
 
@@ -49,7 +49,7 @@ def test_copied(memory):
     """A window of a larger tensor, and time inside channels: no strides of [outer, T, rows, C, inner] say that."""
     x = arrange(torch.rand(4, 2, 3, 5), memory)
     assert seen(x, 0, 2) is None
-    copy, layout = dense(x, 0, 4, 2)
+    copy, layout = dense(x, x.shape, 0, 2)
     assert torch.equal(copy, x)
     assert seen(copy, 0, 2) == layout
 
@@ -60,7 +60,8 @@ def test_dense_is_always_enough(sizes):
     for memory, time_dim, channel_dim in itertools.product(MEMORY, (0, 1), (-1, 0, 1, 2)):
         if channel_dim == time_dim:
             continue
-        x, _ = dense(arrange(torch.rand(sizes), memory), time_dim, sizes[time_dim], channel_dim)
+        x = arrange(torch.rand(sizes), memory)
+        x, _ = dense(x, x.shape, time_dim, channel_dim)
         layout = seen(x, time_dim, channel_dim)
         assert layout is not None, (memory, time_dim, channel_dim)
         assert layout.outer * layout.steps * layout.frame == x.numel()

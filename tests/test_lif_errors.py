@@ -8,6 +8,7 @@ import torch
 from ckd_kernels import Neuron, lif, use_backend
 
 X = torch.ones(4, 2, 3, 5)
+JAGGED = torch.nested.nested_tensor([torch.ones(4, 3), torch.ones(2, 3)], layout=torch.jagged)
 DECAY, LEAK, INTEGRATE = Neuron.paper(), Neuron(charge="leak"), Neuron.spikingjelly_if()
 META = torch.ones(4, 2, 3, 5, device="meta")
 
@@ -17,6 +18,7 @@ BAD = {
     "boolean x": ((X > 0, DECAY), {}, TypeError, "x must be float32, .*got torch.bool; convert it first"),
     "complex x": ((X + 1j, DECAY), {}, TypeError, "x must be float32, .*got torch.complex64; convert it first"),
     "float8 x": ((X.to(torch.float8_e4m3fn), DECAY), {}, TypeError, "x must be float32, .*got torch.float8_e4m3fn"),
+    "nested x": ((JAGGED, DECAY), {}, TypeError, r"layout torch.jagged; call torch.nested.to_padded_tensor\(x, 0.0\)"),
     "sparse x": ((X.to_sparse(), DECAY), {}, TypeError, r"x must be a dense .*got layout .*call x.to_dense\(\)"),
     "no neuron": ((X, "lif"), {}, TypeError, r"neuron must be a ckd_kernels.Neuron, e.g. Neuron.paper\(\); got str"),
     "neuron class": ((X, Neuron), {}, TypeError, "neuron must be a ckd_kernels.Neuron, .*got type"),

@@ -38,6 +38,10 @@ def test_by_import_path(tmp_path, monkeypatch, batch):
         **options,
     )
     torch.testing.assert_close(again(batch[0]).logits, teacher(batch[0]).logits)
+    # What the command line makes of the names in an nn.Sequential, quoted or not:
+    numbers = build_model("external", source="my_networks:make", model_options={"width": 9},
+                          num_classes=7, layers=[1], image_size=16, classifier=4, trainable=[4])  # fmt: skip
+    assert (numbers.layers, numbers.classifier_name, numbers.trainable) == (("1",), "4", ("4",))
     with pytest.raises(ValueError, match=r"must make an nn\.Module, got int"):
         build_model("external", source="my_networks:wrong", **options)
     with pytest.raises(ValueError, match="source 'my_networks:nothing' cannot be imported"):
@@ -85,6 +89,7 @@ def test_a_missing_library_is_named(monkeypatch):
     [
         ({"source": 3}, TypeError, "source must be a name, got 3"),
         ({"model_options": ["width"]}, TypeError, "model_options must be a mapping of names to values, got"),
+        ({"classifier": True}, TypeError, "classifier must be a name, got True"),
         ({"weights": 1}, TypeError, "weights must be a name, got 1"),
         ({"source": ":f"}, ValueError, "source must be 'timm:NAME'"),
         ({"source": "os:sep"}, ValueError, "source 'os:sep' must be a class or function, got str"),

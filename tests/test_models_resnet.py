@@ -185,6 +185,9 @@ def test_bad_images():
         model(torch.zeros(5, 2, 1, 20, 20))
     with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\]"):
         build_model("ann_resnet20", num_classes=2)(torch.zeros(3, 8, 8))
+    for name in ("ann_resnet_small", "snn_resnet_small"):
+        with pytest.raises(TypeError, match=r"images must be of a floating-point dtype, got torch.uint8: images.float"):
+            build_model(name, num_classes=2)(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 
 def test_registry_suggests():
@@ -194,6 +197,9 @@ def test_registry_suggests():
         build_model("snn_resnet19", num_classes=10, time_step=2)
     with pytest.raises(ValueError, match="num_classes must be >= 1, got 0"):
         build_model("snn_resnet19", num_classes=0)
+    for key in ("num_classes", "in_channels"):
+        with pytest.raises(TypeError, match=f"{key} must be a whole number, got '3'"):
+            build_model("snn_resnet19", **{"num_classes": 10, key: "3"})
     assert {"ann_resnet19", "snn_resnet19", "ann_resnet20", "snn_resnet20"} <= set(MODELS)
 
 
@@ -247,3 +253,18 @@ def test_fused_and_unfused_are_the_same_network(build):
     assert list(states[0]) == list(states[1])
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert len(set(curves[0])) == steps
+
+
+@pytest.mark.parametrize("name", ["ann_resnet_small", "snn_resnet_small", "snn_fcn_small"])
+def test_a_network_is_exported_and_read_back(name, tmp_path):
+    network, images = build_model(name, num_classes=3, widths=(4, 6, 8)).eval(), torch.rand(2, 1, 12, 12)
+    torch.export.save(torch.export.export(network, (images,)), tmp_path / "network.pt2")
+    output = torch.export.load(tmp_path / "network.pt2").module()(images)
+    assert type(output) is type(network(images))
+    assert torch.equal(output.logits, network(images).logits)
+
+
+def test_a_network_under_vmap():
+    network, images = build_model("snn_resnet_small", num_classes=3, widths=(4, 6, 8)).eval(), torch.rand(3, 1, 12, 12)
+    alone = torch.vmap(lambda image: network(image[None]))(images)
+    assert torch.equal(alone.sams[3][:, 0], network(images).sams[3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,3 +136,13 @@ def test_smallest_tau():
     """leak_input with tau 1 has no memory but is a neuron; leak with tau just over 1 is one too."""
     assert Neuron(charge="leak_input", tau=1).tau == 1.0
     assert Neuron(charge="leak", tau=math.nextafter(1, 2)).tau > 1.0
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float16(0.5), np.int64(1)])
+def test_numbers_of_numpy(number):
+    """As they come from a sweep's array; what is kept is Python's."""
+    assert Neuron(decay=number) == Neuron(decay=float(number))
+    assert Neuron.snntorch_leaky(number) == Neuron.snntorch_leaky(float(number))
+    made = Neuron(decay=number, surrogate=surrogate.Triangle(number))
+    assert type(made.decay) is type(made.surrogate.alpha) is float
+    assert Neuron.from_spec(made.spec) == made

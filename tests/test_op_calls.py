@@ -80,6 +80,34 @@ def test_nothing_goes_through_the_dispatcher_where_nobody_watches(name, dispatch
     assert dispatched
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_traced_call_passes_the_dispatcher_once(grad, dispatched):
+    """A graph calls the overload itself; behind it nothing comes back to the dispatcher, but where somebody watches."""
+    op, plan = torch.ops.ckd_kernels.lif_forward.default, (NEURON.spec, "auto", 0, 4, -1, False, False, False)
+    expected = lif(x(), NEURON)
+    with torch.set_grad_enabled(grad):
+        (spikes,) = op(x(), None, None, *plan)
+    assert dispatched == []
+    assert torch.equal(spikes, expected)
+    assert spikes.requires_grad == grad
+    with Seen() as seen:
+        op(x(requires_grad=False), None, None, *plan)
+    assert seen.names == {"lif_forward"}
+
+
+def test_a_traced_call_on_what_a_transform_wraps():
+    """Such tensors are of no other class, but have no memory that a kernel could read."""
+    op, plan = torch.ops.ckd_kernels.lif_forward.default, (NEURON.spec, "auto", 0, 4, -1, False, False, False)
+
+    def weighed(t):
+        with torch.no_grad():
+            (spikes,) = op(t, None, None, *plan)
+        return (spikes * t).sum()
+
+    given = x(requires_grad=False)
+    assert torch.equal(torch.func.grad(weighed)(given), lif(given, NEURON))
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_the_profiler_shows_every_op(name):
     given = x()

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, and docs/install.md names every variable that the code reads."""
+"""The README's examples run as they stand; docs/install.md names all extras, and all variables that the code reads."""
 
 import re
 from pathlib import Path
@@ -28,3 +28,12 @@ def test_environment_variables_are_documented():
     assert {"CKD_CUDA", "CKD_CUDA_ARCHS", "CKD_BACKEND", "CKD_TEST_DIST", "CUDAHOSTCXX", "CXX"} <= names
     page = (ROOT / "docs" / "install.md").read_text()
     assert not {name for name in names if f"`{name}`" not in page}
+
+
+def test_extras_are_documented():
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\[", project, re.DOTALL)[1]
+    names = re.findall(r"^(\w+) = \[", extras, re.MULTILINE)
+    assert {"train", "test"} <= set(names)
+    table = "".join(re.findall(r"^\| `.*", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE))
+    assert not [name for name in names if f"`{name}`" not in table]

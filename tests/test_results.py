@@ -3,11 +3,15 @@
 import csv
 import json
 import os
+import platform
 import statistics
 from pathlib import Path
 
 import accuracy
+import cpuinfo
+import kept
 import pytest
+import verdicts
 from claims import CLAIMS, Claim, Comparison
 
 from ckdsnn import cli
@@ -15,7 +19,7 @@ from ckdsnn.sweep.grid import GRIDS, load_grid
 from ckdsnn.sweep.plan import make_plan
 from ckdsnn.sweep.table import csv_runs, csv_table, summarise
 
-KEPT = sorted(path.parent for path in accuracy.RESULTS.glob("*/runs.csv"))
+KEPT = sorted(path.parent for path in kept.RESULTS.parent.glob("*/*/runs.csv"))
 
 
 @pytest.mark.parametrize("path", accuracy.DOCUMENTS, ids=lambda path: path.stem)
@@ -26,8 +30,11 @@ def test_documents_have_the_tables_that_the_results_give(path):
 
 def test_every_grid_has_its_place_in_the_document():
     text = accuracy.DOCUMENTS[0].read_text(encoding="utf-8")
-    for path in GRIDS.glob("*.yaml"):
-        assert f"<!-- digits: {path.stem} -->" in text
+    assert "<!-- cifar -->" in text
+    packaged = [(kept.place(load_grid(path.stem).content["recipe"]).name, path.stem) for path in GRIDS.glob("*.yaml")]
+    for recipe, grid in [*packaged, *((folder.parent.name, folder.name) for folder in KEPT)]:
+        of_cifar = any(section[1:] == (recipe, grid) for section in accuracy.CIFAR)
+        assert of_cifar or f"<!-- {recipe}: {grid} -->" in text, (recipe, grid)
 
 
 def test_claims_name_cells_that_there_are():
@@ -38,12 +45,12 @@ def test_claims_name_cells_that_there_are():
             assert {comparison.cell, comparison.baseline} <= labels[comparison.grid], comparison
 
 
-@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_kept_tables_are_those_of_their_runs(folder):
     """Means and differences by hand, from the values of the runs alone."""
-    metric = load_grid(folder.name).metric
-    runs = accuracy.read_runs(folder.name, metric)
-    for row in accuracy.read_csv(folder / "table.csv"):
+    metric = load_grid(folder.name).metric.key
+    runs = kept.read_runs(folder.name, metric, folder.parent)
+    for row in kept.read_csv(folder / "table.csv"):
         if not (values := runs.get(row["label"])):
             assert row["n"] == "0"
             continue
@@ -66,36 +73,100 @@ def write_runs(results, grid, accuracies, metric="test/accuracy"):
             writer.writerows([label, seed, True, 1.0, value] for seed, value in enumerate(values))
 
 
+def said(claim, results):
+    return verdicts.verdict(claim, verdicts.findings(claim, results))
+
+
 def test_verdicts(tmp_path):
     runs = {"CE": (0.50, 0.52, 0.51), "KD": (0.60, 0.62, 0.61), "SAMD": (0.40, 0.42, 0.41), "NLD": (0.50, 0.53, 0.50)}
     write_runs(tmp_path, "components", runs)
 
-    def said(*cells, **options):
+    def of(*cells, **options):
         comparisons = tuple(Comparison("components", cell, "CE", cell) for cell in cells)
-        return accuracy.verdict(Claim("words", comparisons, **options), tmp_path)
+        return said(Claim("words", comparisons, **options), tmp_path)
 
-    assert said("KD") == ("holds", "KD: KD - CE +10.0 [+10.0, +10.0], 3 of 3 (`components`)")
-    assert said("SAMD")[0] == "does not"
-    assert said("SAMD", sign=-1)[0] == "holds"
-    assert said("NLD")[0] == "not shown"
-    assert said("SAMD", "NLD")[0] == "not shown"
-    assert said("KD", "SAMD")[0] == "holds if: KD"
-    assert said("NLD", within=4.0)[0] == "holds"
-    assert said("NLD", within=1.0)[0] == "not shown"
-    assert said("KD", within=2.0)[0] == "does not"
-    assert said("SAMD + NLD") == ("not run", "`components`")
-    verdict, evidence = said("KD", "SAMD + NLD")
-    assert verdict == "holds"
-    assert evidence.endswith("; 1 not run")
+    assert of("KD") == "**holds**"
+    assert of("SAMD") == "**does not**"
+    assert of("SAMD", sign=-1) == "**holds**"
+    assert of("NLD") == "**not shown**"
+    assert of("SAMD", "NLD") == "**not shown**"
+    assert of("KD", "SAMD") == "**holds if**: KD"
+    assert of("NLD", within=4.0) == "**holds**"
+    assert of("NLD", within=1.0) == "**not shown**"
+    assert of("KD", within=2.0) == "**does not**"
+    assert of("SAMD + NLD") == "**not run** (`components`)"
+    assert of("KD", "SAMD + NLD") == "**holds** (1 of 2 comparisons not run)"
 
 
-def finished(grid, out, accuracy_of):
+def test_some_of_many_hold_after_holms_correction_alone(tmp_path):
+    """Gains of three seeds with means and deviations of which t, and so p by Student's table, is known."""
+    zero = (0.5, 0.5, 0.5)
+    shape = (-1.0, 0.0, 1.0)  # of mean 0 and deviation 1: t is 3^0.5 times the mean
+
+    def gains(t):
+        return tuple(0.5 + 0.01 * (t / 3**0.5 + offset) for offset in shape)
+
+    # Two-sided p with two degrees of freedom: 0.05 at 4.303, 0.025 at 6.205, 0.0125 at 8.860, 0.01 at 9.925.
+    values = {"CE": zero, "KD": gains(10.0), "NLD": gains(6.3), "SAMD": gains(4.5), "SAMD + KD": gains(0.0)}
+    write_runs(tmp_path, "components", values)
+
+    def of(*cells):
+        claim = Claim("words", tuple(Comparison("components", cell, "CE", cell) for cell in cells))
+        return said(claim, tmp_path), verdicts.findings(claim, tmp_path)
+
+    verdict, found = of("KD", "NLD", "SAMD", "SAMD + KD")
+    assert [finding.said for finding in found] == ["holds", "holds", "holds", "not shown"]
+    assert found[0].holds == pytest.approx(0.00985, abs=2e-5)
+    assert found[2].holds == pytest.approx(0.0460, abs=2e-4)
+    # 4 x 0.0099 < 0.05, but 3 x 0.0243 is not; without the first, neither; alone or with all others, all of them.
+    assert verdict == "**holds if**: KD"
+    assert of("NLD", "SAMD + KD")[0] == "**holds if**: NLD"
+    assert of("NLD", "SAMD", "SAMD + KD")[0] == "**not shown**"
+    assert of("KD", "NLD", "SAMD")[0] == "**holds**"
+    assert [f.comparison.cell for f in verdicts.holm(of("SAMD", "NLD", "KD")[1])] == ["SAMD", "NLD", "KD"]
+
+
+def test_verdicts_are_a_line_a_claim_and_a_line_a_comparison(tmp_path, monkeypatch):
+    kl = tuple(Comparison("noise", cell, "none", cell, "test/kl") for cell in ("adaptive", "fixed, sigma 1"))
+    claims = (
+        Claim("first", (Comparison("components", "KD", "CE", "here"), Comparison("components", "NLD", "CE", "NLD"))),
+        Claim("second", (Comparison("dense", "SAMD", "CE", metric="test/mean_iou"),)),
+        Claim("third", kl, sign=-1),
+    )
+    monkeypatch.setattr(verdicts, "CLAIMS", claims)
+    write_runs(tmp_path, "components", {"CE": (0.5, 0.52), "KD": (0.6, 0.62), "NLD": (0.4, 0.7)})
+    write_runs(tmp_path, "noise", {"none": (0.5, 0.6), "adaptive": (0.4, 0.5), "fixed, sigma 1": (0.6, 0.7)}, "test/kl")
+    assert verdicts.verdicts(tmp_path).splitlines() == [
+        "| claim | verdict |",
+        "|:---|:---|",
+        "| 1. first | **holds if**: here |",
+        "| 2. second | **not run** (`dense`) |",
+        "| 3. third | **holds if**: adaptive |",
+        "",
+        "The evidence:",
+        "",
+        "| claim | comparison | paired difference [95 % CI] | seeds ahead | shows | grid |",
+        "|:---|:---|---:|---:|:---|:---|",
+        "| 1. first | here: KD against CE | +10.0 [+10.0, +10.0] | 2 of 2 | holds | `components` |",
+        "|  | NLD against CE | +4.0 [-173.9, +181.9] | 1 of 2 | not shown | `components` |",
+        "| 3. third | KL to the teacher: adaptive against none | -0.100 [-0.100, -0.100] nats | 2 of 2 | holds "
+        "| `noise` |",
+        "|  | KL to the teacher: fixed, sigma 1 against none | +0.100 [+0.100, +0.100] nats | 0 of 2 | does not "
+        "| `noise` |",
+    ]
+
+
+def finished(grid, out, accuracy_of, where="x", measured=lambda student: {}, settings=()):
     """A folder as a sweep leaves it."""
-    plan = make_plan(load_grid(grid, ["seeds=2"]), out / grid)
+    plan = make_plan(load_grid(grid, ["seeds=2", *settings]), out / grid)
+    if settings:  # older ones have left none
+        plan.write_recipes()
     for student in plan.students:
         student.job.write_record(2.0, finished=True)
-        metrics = {"test/accuracy": accuracy_of(student), "test/firing_rate": 0.25}
-        written = {"metrics": metrics, "versions": {"torch": "2"}, "platform": "x", "git": None}
+        metrics = {"test/accuracy": accuracy_of(student), "test/firing_rate": 0.25, **measured(student)}
+        versions = {"torch": "2", "ckd-kernels": "not installed"}
+        written = {"checkpoint": str(student.job.folder), "metrics": metrics, "versions": versions}
+        written |= {"platform": where, "git": None}
         student.job.result.write_text(json.dumps(written))
     for name, text in (
         ("runs.csv", csv_runs(plan.grid, plan.students)),
@@ -106,11 +177,11 @@ def finished(grid, out, accuracy_of):
 
 def test_results_are_taken_and_shown(tmp_path):
     finished("scaling", tmp_path / "runs", lambda s: 0.5 + 0.1 * (s.cell.label == "softmax") + 0.01 * s.seed)
-    results = tmp_path / "kept"
-    accuracy.take([tmp_path / "runs"], results)
+    results = tmp_path / "digits"
+    kept.take([tmp_path / "runs"], results)
     assert {path.name for path in (results / "scaling").iterdir()} == {"runs.csv", "table.csv", "environment.json"}
-    kept = json.loads((results / "scaling" / "environment.json").read_text())
-    assert kept == {"versions": {"torch": "2"}, "platform": "x", "seconds a run": 2.0}
+    environment = json.loads((results / "scaling" / "environment.json").read_text())
+    assert environment == {"versions": {"torch": "2"}, "platform": "x", "settings": [], "seconds a run": 2.0}
     lines = accuracy.table("scaling", results).splitlines()
     assert lines[1] == "ckdsnn sweep scaling --set seeds=2"
     assert lines[4].startswith("| cell | accuracy % | n | difference to softmax, 95 % CI |")
@@ -123,7 +194,97 @@ def test_results_are_taken_and_shown(tmp_path):
     assert accuracy.rewritten(text, results) == text
     (tmp_path / "runs" / "scaling").rename(tmp_path / "runs" / "mine")
     with pytest.raises(SystemExit, match="there is no packaged grid"):
-        accuracy.take([tmp_path / "runs"], results)
+        kept.take([tmp_path / "runs"], results)
+
+
+def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
+    """The grid beside the table tells recipe, name and settings; the folder may be called as one likes."""
+    settings = [
+        "recipe=cifar10_resnet19_t4_fast",
+        "data.root=/home/me/cifar",
+        "teacher_seed=null",
+        "trainer.max_epochs=60",
+    ]
+    finished("headline", tmp_path / "runs", lambda s: 0.5, settings=settings)
+    (tmp_path / "runs" / "headline").rename(tmp_path / "runs" / "c10")
+    kept.take([tmp_path / "runs"], tmp_path / "digits")
+    folder = tmp_path / "cifar10_resnet19_t4_fast"
+    assert not (tmp_path / "digits").exists()
+    text = accuracy.rewritten("<!-- cifar -->\n<!-- end -->", tmp_path / "digits")
+    lines = text.splitlines()[2:]
+    assert lines[0] == "### CIFAR-10, T = 4"
+    told = (
+        "--set recipe=cifar10_resnet19_t4_fast --set teacher_seed=null --set data.root=DATA --set trainer.max_epochs=60"
+    )
+    assert lines[3] == f"ckdsnn sweep headline {told} --set seeds=2"
+    assert (
+        "| SAMD + NLD, as printed | 50.00 ± 0.00 | 2 | +0.00 [+0.00, +0.00] | 0 of 2 | 0.250 | 0.0 | 97.81 |" in lines
+    )
+    assert lines[6].endswith("| firing rate | minutes | paper's |")
+    assert "/home/me" not in "".join(path.read_text() for path in folder.rglob("*.*"))
+    (tmp_path / "runs" / "c10" / "noise.yaml").touch()
+    with pytest.raises(SystemExit, match=r"c10 is of several grids, headline\.yaml, noise\.yaml"):
+        kept.take([tmp_path / "runs"], tmp_path / "digits")
+    # What is not kept says what it takes.
+    scaling = "`ckdsnn sweep scaling --set recipe=cifar100_resnet19_t1_fast --set data.root=DATA`"
+    assert f"| CIFAR-100, T = 1: scaling of the maps | {scaling} |" in lines
+    assert not any(line.startswith("| CIFAR-10, T = 4 |") for line in lines)
+
+
+def test_what_is_taken_names_no_path_and_no_machine(tmp_path):
+    """Nothing has to be edited by hand, neither where an older version wrote whole paths into runs.csv."""
+    here = tmp_path / "home" / "somebody"
+    finished("scaling", here, lambda s: 0.5, where=platform.platform())
+    finished("cam", here, lambda s: 0.5, where="Linux-5.15.0-secret-aarch64-with-glibc2.36")
+    runs = here / "cam" / "runs.csv"
+    runs.write_text(runs.read_text().replace("CE/seed", f"{here}/cam/CE/seed"))
+    kept.take([here], tmp_path / "kept")
+    for path in (tmp_path / "kept").rglob("*.*"):
+        text = path.read_text()
+        for word in (str(tmp_path), "somebody", "secret", platform.release(), "not installed"):
+            assert word not in text, path
+    for grid, cell in (("scaling", "softmax"), ("cam", "CE")):
+        folders = [
+            row["folder"] for row in kept.read_csv(tmp_path / "kept" / grid / "runs.csv") if row["label"] == cell
+        ]
+        assert folders == [f"{cell}/seed0", f"{cell}/seed1"]
+    said = {
+        grid: json.loads((tmp_path / "kept" / grid / "environment.json").read_text())["platform"]
+        for grid in ("scaling", "cam")
+    }
+    assert said["cam"] == "Linux aarch64"
+    assert said["scaling"].startswith(f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} core")
+    assert " ".join(cpuinfo.get_cpu_info()["brand_raw"].split()) in said["scaling"]
+    kept.take([here / "cam"], tmp_path / "kept", processor="64 cores of a machine")
+    environment = json.loads((tmp_path / "kept" / "cam" / "environment.json").read_text())
+    assert environment["platform"] == "Linux aarch64, 64 cores of a machine"
+    table = here / "cam" / "table.csv"
+    table.write_text(table.read_text().replace("test/accuracy", "test/kl"))
+    with pytest.raises(SystemExit, match=r"table\.csv is not of test/accuracy: make it again with the command"):
+        kept.take([here / "cam"], tmp_path / "kept")
+
+
+def test_the_grids_about_noise_have_the_divergence_beside_the_accuracy(tmp_path):
+    def measured(student):
+        kl = {"test/kl": 0.5 + 0.1 * student.seed}
+        if student.cell.label == "no noise":
+            return kl
+        kl["test/kl_noisy"] = 0.75
+        return {**kl, "test/noise_strength": 0.125} if "from" in student.cell.label else kl
+
+    finished("learned_strength", tmp_path / "runs", lambda s: 0.5, measured=measured)
+    finished("distribution", tmp_path / "runs", lambda s: 0.5, measured=measured)
+    kept.take([tmp_path / "runs"], tmp_path / "digits")
+    lines = accuracy.table("learned_strength", tmp_path / "digits").splitlines()
+    assert lines[4].endswith(
+        "| firing rate | KL to the teacher, nats | KL to the teacher with noise, nats | learnt strength of the noise |"
+    )
+    assert lines[6].endswith("| 0.250 | 0.550 ± 0.071 |  |  |")
+    assert lines[7].endswith("| 0.250 | 0.550 ± 0.071 | 0.750 ± 0.000 |  |")
+    assert lines[-1].endswith("| 0.250 | 0.550 ± 0.071 | 0.750 ± 0.000 | 0.125 ± 0.000 |")
+    lines = accuracy.table("distribution", tmp_path / "digits").splitlines()
+    assert len(lines) == 6 + len(load_grid("distribution").cells)  # a row a cell, and no matrix of accuracies alone
+    assert lines[-1].endswith("| 0.250 | 0.550 ± 0.071 | 0.750 ± 0.000 |")
 
 
 def test_settings_of_the_demo_say_how_many_seeds_they_take(tmp_path):
@@ -140,13 +301,13 @@ def test_a_cell_is_run_again(tmp_path, monkeypatch):
     10 points, three standard deviations of the seeds; on one machine (test_sweep_run.py) it is the same bit for bit."""
     if "CI" in os.environ:
         pytest.skip("trains for up to a minute")
-    published = accuracy.read_runs("time_steps")
+    published = kept.read_runs("time_steps")
     if not published:
         pytest.skip("there are no results of the grid time_steps")
     grid = {"recipe": "digits", "cells": {"CE": {"model.method.name": "ce"}}}
     monkeypatch.chdir(tmp_path)
     Path("grid.yaml").write_text(json.dumps({**grid, "product": {"model.network.options.time_steps": [1]}}))
     assert cli.main(["sweep", "grid.yaml", "--out", "out"]) == 0
-    (row,) = accuracy.read_csv(Path("out/runs.csv"))
+    (row,) = kept.read_csv(Path("out/runs.csv"))
     assert row["label"] == "CE, T=1"
     assert 100 * float(row["test/accuracy"]) == pytest.approx(published["CE, T=1"][0], abs=10)

@@ -19,6 +19,7 @@ from ckdsnn.train import Distillation
 TRAINER = {
     "max_epochs": 3,
     "max_steps": -1,
+    "fast_dev_run": False,
     "precision": "32-true",
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
@@ -43,6 +44,7 @@ def depends_on(seed=0, data=None, **trainer):
     [
         ({"max_epochs": 4}, "trainer.max_epochs: 3 -> 4"),
         ({"max_steps": 4}, "trainer.max_steps: -1 -> 4"),
+        ({"fast_dev_run": True}, "trainer.fast_dev_run: False -> True"),
         ({"precision": "bf16-mixed"}, "trainer.precision: '32-true' -> 'bf16-mixed'"),
         ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches: 1 -> 2"),
         ({"gradient_clip_val": 0.5}, "trainer.gradient_clip_val: None -> 0.5"),
@@ -66,6 +68,7 @@ def test_what_does_not_change_the_weights_may_differ():
     del older["trainer"]["limit_train_batches"], older["trainer"]["accumulate_grad_batches"]
     assert changed_run(older, depends_on(), Distillation) == []
     assert set(TRAINER) <= set(TRAINER_OPTIONS)
+    assert "fast_dev_run" not in depends_on()["trainer"]  # sweeps compare with what they recorded before it was there
 
 
 def test_the_global_generators_go_on():

@@ -5,7 +5,7 @@ import torch
 
 from ckdsnn.losses import FrozenTeacher, build_method
 from ckdsnn.models import build_model
-from ckdsnn.training.evaluation import Evaluation
+from ckdsnn.training.evaluation import Evaluation, metric_names
 
 CPU = torch.device("cpu")
 IMAGES, TARGET = torch.rand(5, 1, 20, 20, generator=torch.Generator().manual_seed(0)), torch.arange(5)
@@ -57,6 +57,25 @@ def test_a_strength_that_is_learnt_is_told(teacher):
     found = evaluated(Evaluation(method, FrozenTeacher(teacher, method)))
     assert found["noise_strength"] == pytest.approx(0.25)
     assert "kl_noisy" not in evaluated(Evaluation(build_method("nld", noise="none"), FrozenTeacher(teacher, method)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ce", {}),
+        ("kd", {}),
+        ("nld", {"noise": "none"}),
+        ("nld", {"learnable_strength": True}),
+        ("ckd", {"nld": {"noise": "fixed", "sigma": 0.5}}),
+    ],
+)
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_will_be_measured_is_known_before(name, options, dense, teacher):
+    method = build_method(name, **options)
+    evaluation = Evaluation(method, FrozenTeacher(teacher, method) if method.needs_teacher else None)
+    found = list(evaluated(evaluation))
+    assert [metric for metric in metric_names(method, dense=dense) if metric != "mean_iou"] == found
+    assert ("mean_iou" in metric_names(method, dense=dense)) == dense
 
 
 def test_without_a_teacher_and_without_samples():

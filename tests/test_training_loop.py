@@ -337,7 +337,7 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(teacher):
     trainer.train_dataloader.sampler.set_epoch(1)
     batches = iter(trainer.train_dataloader)
     next(batches)
-    checkpoint = {}
+    checkpoint = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(checkpoint)
     checkpoint |= {"epoch": 1, "global_step": 5, "loops": {}, "optimizer_states": [], "lr_schedulers": []}
     checkpoint["teacher_buffers"] = {name: value.clone() for name, value in checkpoint["teacher_buffers"].items()}

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import resolve
+from ..backend import Backend, resolve
 from ..call import Fold, state_dtype
 from .layout import Layout, dense_layout_of
-from .library import LIBRARY, register
+from .library import LIBRARY, TAGS, register
 
 for _schema in (
     "bn_statistics(Tensor y, str backend, int time_dim, SymInt time_steps, int channel_dim) -> Tensor",
@@ -22,7 +22,7 @@ for _schema in (
     " SymInt values, float momentum, float eps, ScalarType dtype, str backend) -> Tensor",
     "bn_coefficients(Tensor sums, Tensor invstd, Tensor? count, SymInt values, str backend) -> Tensor",
 ):
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(_schema, tags=TAGS)
 
 
 def channel_pairs(y: Tensor, layout: Layout) -> Tensor:
@@ -30,20 +30,20 @@ def channel_pairs(y: Tensor, layout: Layout) -> Tensor:
     return torch.empty((2, layout.channels), dtype=torch.float64, device=y.device)
 
 
-def statistics(layout: Layout, y: Tensor, backend: str) -> Tensor:
+def statistics(layout: Layout, y: Tensor, backend: Backend) -> Tensor:
     """Mean and biased variance of every channel."""
     moments = channel_pairs(y, layout)
     if y.numel() > 0:
-        resolve(backend, "bn_lif", y.device, y.dtype).bn_statistics(layout, y, moments)
+        backend.bn_statistics(layout, y, moments)
     else:
         moments.zero_()
     return moments
 
 
-def fold(call: Fold, dtype: torch.dtype, backend: str) -> Tensor:
+def fold(call: Fold, dtype: torch.dtype, backend: Backend) -> Tensor:
     """What statistics are folded into."""
     folded = _empty_rows(call.moments, call.rows, dtype)
-    resolve(backend, "bn_lif", call.moments.device, dtype).bn_fold(call, folded)
+    backend.bn_fold(call, folded)
     return folded
 
 
@@ -63,9 +63,14 @@ def _empty_rows(like: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     return torch.empty((rows, like.shape[1]), dtype=dtype, device=like.device)
 
 
+def _statistics(y: Tensor, backend: str, *dims: int) -> Tensor:
+    layout = dense_layout_of(y, "y", "bn_lif", *dims)
+    return statistics(layout, y, resolve(backend, "bn_lif", y.device, y.dtype))
+
+
 def _fold(*flat: Any) -> Tensor:
     *call, dtype, backend = flat
-    return fold(Fold(*call), dtype, backend)
+    return fold(Fold(*call), dtype, resolve(backend, "bn_lif", call[0].device, dtype))
 
 
 def _fold_fake(*flat: Any) -> Tensor:
@@ -75,7 +80,7 @@ def _fold_fake(*flat: Any) -> Tensor:
 
 bn_statistics = register(
     "bn_statistics",
-    lambda y, backend, *dims: statistics(dense_layout_of(y, "y", "bn_lif", *dims), y, backend),
+    _statistics,
     lambda y, backend, *dims: channel_pairs(y, dense_layout_of(y, "y", "bn_lif", *dims)),
 )
 bn_fold = register("bn_fold", _fold, _fold_fake)

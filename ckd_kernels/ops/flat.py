@@ -4,16 +4,16 @@ torch.compile.  Nowhere else are a call's parts written out one by one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..call import Affine, Call, GradientCall, Gradients, Needs, Norm, Outputs, Plan
 from ..neuron import Neuron
-from .layout import Layout, dense_layout_of
-from .library import LIBRARY, OP
+from .layout import Layout, dense_layout_of, layout_from, sizes_of
+from .library import LIBRARY, OP, TAGS
 
 _PLAN = "str neuron, str backend, int time_dim, SymInt time_steps, int channel_dim"
 _RETURNED = "bool return_v, bool return_sam, bool save_checkpoints"
@@ -29,7 +29,7 @@ for _schema in (
     f"bn_lif_backward(Tensor y, Tensor folded, {_STATE}, {_UPSTREAM}, Tensor? coefficients, bool by_batch, {_PLAN},"
     " bool need_y, bool need_affine, bool need_residual, bool need_v_init, bool need_leak) -> Tensor[]",
 ):
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(_schema, tags=TAGS)
 
 
 def pack(call: Call) -> tuple[Any, ...]:
@@ -42,18 +42,29 @@ def pack(call: Call) -> tuple[Any, ...]:
     return x, norm.folded, weight, bias, *running, norm.momentum, norm.eps, residual, v_init, leak, *rest
 
 
-def unpack_lif(*flat: Any) -> Call:
+def unpack_lif(x: Tensor, v_init: Tensor | None, leak: Tensor | None, *plan: Any) -> Call:
     """The call whose flat form are the arguments of `lif_forward`."""
-    x, v_init, leak, *plan = flat
-    return Call(x, None, None, None, v_init, leak, None, *_unpack_plan(x, *plan))
+    return Call(x, None, None, None, v_init, leak, None, *_decoded("x", x, *plan))
 
 
-def unpack_bn_lif(*flat: Any) -> Call:
+def unpack_bn_lif(
+    y: Tensor,
+    folded: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None,
+    v_init: Tensor | None,
+    leak: Tensor | None,
+    *plan: Any,
+) -> Call:
     """The call whose flat form are the arguments of `bn_lif_forward`."""
-    y, folded, weight, bias, running_mean, running_var, momentum, eps, residual, v_init, leak, *plan = flat
     moves, by_batch = running_mean is not None, folded is None
     norm = Norm(folded, None, running_mean, running_var, moves, momentum, eps, by_batch, None)
-    return Call(y, weight, bias, residual, v_init, leak, norm, *_unpack_plan(y, *plan, normalised=True))
+    return Call(y, weight, bias, residual, v_init, leak, norm, *_decoded("y", y, *plan))
 
 
 def pack_gradient(call: GradientCall, *, reduce: bool = False) -> tuple[Any, ...]:
@@ -68,18 +79,17 @@ def pack_gradient(call: GradientCall, *, reduce: bool = False) -> tuple[Any, ...
 
 def unpack_lif_gradient(*flat: Any) -> GradientCall:
     """The call whose flat form are the arguments of `lif_backward`."""
-    x, v_init, leak, *upstream = flat[:7]
-    plan, layout = _unpack_plan(x, *flat[7:12])
+    plan, layout = _decoded("x", flat[0], *flat[7:12])
     needs = Needs(True, False, False, *flat[12:])
-    return GradientCall._make((x, v_init, leak, *upstream, None, None, False, plan, needs, layout))
+    return GradientCall._make((*flat[:7], None, None, False, plan, needs, layout))
 
 
-def unpack_bn_lif_gradient(*flat: Any) -> GradientCall:
+def unpack_bn_lif_gradient(y: Tensor, folded: Tensor, residual: Tensor | None, *flat: Any) -> GradientCall:
     """The call whose flat form are the arguments of `bn_lif_backward`."""
-    y, folded, residual, v_init, leak, *upstream, coefficients, by_batch = flat[:11]
-    plan, layout = _unpack_plan(y, *flat[11:16], normalised=True)
-    affine, needs = Affine(folded, residual), Needs(*flat[16:])
-    return GradientCall._make((y, v_init, leak, *upstream, coefficients, affine, by_batch, plan, needs, layout))
+    coefficients, by_batch = flat[6:8]
+    plan, layout = _decoded("y", y, *flat[8:13])
+    affine, needs = Affine(folded, residual), Needs(*flat[13:])
+    return GradientCall._make((y, *flat[:6], coefficients, affine, by_batch, plan, needs, layout))
 
 
 def unpack_bn_lif_reduce(*flat: Any) -> GradientCall:
@@ -117,12 +127,36 @@ def _pack_plan(plan: Plan) -> tuple[str, str, int, int, int]:
     return plan.neuron.spec, plan.backend, plan.time_dim, plan.time_steps, plan.channel_dim
 
 
-def _unpack_plan(x: Tensor, neuron: str, backend: str, *others: Any, normalised: bool = False) -> tuple[Plan, Layout]:
-    plan = Plan._make((Neuron.from_spec(neuron), backend, *others[:3], *(others[3:] or (False, False, False)), OP))
-    return plan, layout_of_call(x, plan, normalised=normalised)
+def _decoded(name: str, x: Tensor, *plan: Any) -> tuple[Plan, Layout]:
+    """The plan of an op's arguments, and the layout of what it was given, which copies nothing."""
+    given = sizes_of(x), x.stride(), *plan
+    try:
+        decoded, layout = _cached_decode(*given)
+    except TypeError:  # symbols, which torch.compile traces with, have no hash
+        decoded, layout = _decode(*given)
+    return decoded, layout or layout_of_call(x, decoded, normalised=name == "y")
+
+
+def _decode(
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    neuron: str,
+    backend: str,
+    time_dim: int,
+    time_steps: int,
+    channel_dim: int,
+    return_v: bool = False,
+    return_sam: bool = False,
+    save_checkpoints: bool = False,
+) -> tuple[Plan, Layout | None]:
+    dims, returned = (time_dim, time_steps, channel_dim), (return_v, return_sam, save_checkpoints)
+    return Plan(Neuron.from_spec(neuron), backend, *dims, *returned, OP), layout_from(sizes, strides, *dims)
+
+
+_cached_decode = functools.lru_cache(maxsize=4096)(_decode)
 
 
 def layout_of_call(x: Tensor, plan: Plan, *, normalised: bool) -> Layout:
-    """The layout of what an op was given, which copies nothing; RuntimeError where it has none."""
+    """The layout of what an op was given; RuntimeError where it has none."""
     names = ("y", "bn_lif") if normalised else ("x", "lif")
     return dense_layout_of(x, *names, plan.time_dim, plan.time_steps, plan.channel_dim)

@@ -27,6 +27,7 @@ class Layout(NamedTuple):
     inner: int
     repeated: bool  # x holds one frame, read at every time step
     sizes: tuple[int, ...]  # of the output: x's, with all its time steps
+    strides: tuple[int, ...]
     order: tuple[int, ...]  # dimensions from the outermost to the innermost in memory
     time_dim: int
     channel_dim: int  # -1: the op does not tell channels apart
@@ -45,8 +46,10 @@ class Layout(NamedTuple):
         """``t`` itself where it has this order and lacks the dimensions ``without``, else a copy that does."""
         if t is None:
             return None
-        sizes, strides = self._shape(without)
         given = t.stride()
+        if not without and given == self.strides:
+            return t
+        sizes, strides = self._shape(without)
         if given == strides or all(n == 1 or a == b for n, a, b in zip(sizes, given, strides, strict=True)):
             return t
         return self.empty(t.dtype, t.device, without).copy_(t)
@@ -128,7 +131,10 @@ def _layout(
             " a graph that was traced takes no other number than that it was traced with"
         )
     out_sizes = tuple(time_steps if d == time_dim else n for d, n in enumerate(sizes))
-    return Layout(outer, time_steps, rows, channels, inner, repeated, out_sizes, order, time_dim, channel_dim)
+    out_strides = _shape(out_sizes, order, ())[1]
+    return Layout(
+        *(outer, time_steps, rows, channels, inner, repeated, out_sizes, out_strides, order, time_dim, channel_dim)
+    )
 
 
 _cached_layout = functools.lru_cache(maxsize=4096)(_layout)
@@ -170,7 +176,7 @@ def layout_from(
 
 def dense_layout_of(x: Tensor, name: str, function: str, time_dim: int, time_steps: int, channel_dim: int) -> Layout:
     """The layout of a tensor that an op was given, which copies nothing; RuntimeError where it has none."""
-    layout = layout_of(x, time_dim=time_dim, time_steps=time_steps, channel_dim=channel_dim)
+    layout = layout_from(sizes_of(x), x.stride(), time_dim, time_steps, channel_dim)
     if layout is None:
         is_, it = ("are", "them") if name.endswith("s") else ("is", "it")
         raise RuntimeError(

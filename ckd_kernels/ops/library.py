@@ -12,6 +12,10 @@ from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("ckd_kernels", "DEF")
 
+# Of every op: Inductor is to give it inputs of the strides that the graph was traced with, whatever it takes for
+# granted of other people's ops.  It may pad tensors that are its own, and those no kernel here reads in place.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
 # Arguments that concern nobody but the op.  Not tensors of other classes, such as fake ones, or symbols.
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype})
 
@@ -57,7 +61,7 @@ def register(name: str, implementation: Callable, fake: Callable, differentiable
 
     def below_autograd(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            return op(*args) if watched(*args) or _transforms() else implementation(*args)
 
     autograd = torch.library.fallthrough_kernel
     if differentiable is not None:
@@ -70,11 +74,11 @@ def register(name: str, implementation: Callable, fake: Callable, differentiable
     return call
 
 
-def requires_grad(*tensors: Tensor | None) -> bool:
-    """Whether a call on these tensors will have a backward pass."""
+def requires_grad(*arguments: Any) -> bool:
+    """Whether a call on these arguments, the tensors among them, will have a backward pass."""
     if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
+        for t in arguments:
+            if t is not None and isinstance(t, Tensor) and t.requires_grad:
                 return True
     return False
 
@@ -84,21 +88,26 @@ def requires_grad(*tensors: Tensor | None) -> bool:
 OP, FUNCTION, COMPOSED = "op", "function", "composed"
 
 
-def way_of(*tensors: Tensor | None) -> tuple[str, bool, bool]:
+def way_of(x: Tensor, *others: Tensor | None) -> tuple[str, bool, bool]:
     """Who computes a call on these tensors; whether it will have a backward pass, and whether somebody watches it.
 
     Transforms of `torch.func` and forward-mode derivatives follow calls whose tensors do not tell of a gradient;
     `torch.jit.trace` cannot record an autograd function.
     """
     if torch.compiler.is_compiling():
-        return FUNCTION, requires_grad(*tensors), True
+        return FUNCTION, requires_grad(x, *others), True
     if _transforms() or forward_ad._current_level >= 0:
         return COMPOSED, False, True
     if _tracing():
         # ONNX has no such op, but all that it is composed of.
         return COMPOSED if torch.onnx.is_in_onnx_export() else OP, False, True
-    needs_grad = requires_grad(*tensors)
-    return FUNCTION if needs_grad else OP, needs_grad, _watched(tensors)
+    needs_grad, watched = False, bool(_dispatch_modes() or _function_modes() or _profiling() or x.is_meta)
+    for t in (x, *others):
+        if t is not None:
+            needs_grad = needs_grad or t.requires_grad
+            watched = watched or type(t) not in _PLAIN
+    needs_grad = needs_grad and torch.is_grad_enabled()
+    return FUNCTION if needs_grad else OP, needs_grad, watched
 
 
 def observed(t: Tensor) -> bool:

@@ -45,14 +45,20 @@ OPS = torch.ops.ckd_kernels
 # --- forward
 
 
-def run(call: Call) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """What statistics were folded into, where the op did, spikes, v and sam; by whom the call's plan says."""
+def run(call: Call) -> tuple[Any, ...]:
+    """Spikes, what statistics were folded into, where the op did, v and sam; by whom the call's plan says.
+
+    Autograd takes its time for every argument and every result, those that are None, too: so these may end early.
+    """
     way = call.plan.way
     if way is FUNCTION:
-        return LIFFunction.apply(*call)
+        alone = call.norm is None and call.v_init is None and call.leak is None
+        return LIFFunction.apply(call.norm, call.plan, call.layout, *(call[:1] if alone else call[:6]))
     if way is COMPOSED:
-        return None, *composed.lif(call[:6], call.plan)
-    return _forward(call)[:4]
+        spikes, v, sam = composed.lif(call[:6], call.plan)
+        return spikes, None, v, sam
+    folded, spikes, v, sam, _ = _forward(call)
+    return spikes, folded, v, sam
 
 
 def _forward(call: Call) -> Outputs:
@@ -91,9 +97,10 @@ def _fold_own(call: Call, norm: Norm, layout: Layout) -> Tensor:
     """What y's own statistics are folded into."""
     values = layout.outer * layout.steps * layout.rows * layout.inner
     running = (norm.running_mean, norm.running_var) if norm.moves else (None, None)
-    moments = statistics(layout, call.x, call.plan.backend)
+    backend = resolve(call.plan.backend, "bn_lif", call.x.device, call.x.dtype)
+    moments = statistics(layout, call.x, backend)
     given = Fold(moments, call.weight, call.bias, *running, None, values, norm.momentum, norm.eps)
-    return fold(given, state_dtype(call.x.dtype), call.plan.backend)
+    return fold(given, state_dtype(call.x.dtype), backend)
 
 
 def _backend(x: Tensor, leak: Tensor | None, affine: Affine | None, plan: Plan) -> Backend:
@@ -224,35 +231,55 @@ def _allocate_gradients_fake(call: GradientCall) -> Gradients:
 
 
 class LIFFunction(torch.autograd.Function):
-    """A `Call` with its gradient: what statistics were folded into, where the op did that, spikes, v and sam.
+    """A `Call` with its gradient: spikes, what statistics were folded into, where the op did that, v and sam.
 
     Without ``setup_context``, for which PyTorch inspects the signature at every call; that takes longer than all else
     here.
     """
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor | None, ...]:
-        call = Call(*given)
-        norm, total = call.norm, None
-        folded, spikes, v, sam, checkpoints = _forward(call)
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        norm: Norm | None,
+        plan: Plan,
+        layout: Layout | None,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        v_init: Tensor | None = None,
+        leak: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        tensors, total = (x, weight, bias, residual, v_init, leak), None
+        folded, spikes, v, sam, checkpoints = _forward(Call(*tensors, norm, plan, layout))
         ctx.norm = None
         if norm is not None:
             ctx.norm, total = (norm.by_batch, norm.group, norm.eps), norm.total
             if folded is not None:
                 ctx.mark_non_differentiable(folded)
         kept = folded if norm is None or norm.folded is None else norm.folded
-        ctx.save_for_backward(*given[:6], kept, checkpoints, total)
-        ctx.plan = call.plan
+        ctx.save_for_backward(*tensors, kept, checkpoints, total)
+        ctx.plan = plan
         ctx.set_materialize_grads(False)
-        return folded, spikes, v, sam
+        if v is None and sam is None:
+            return (spikes,) if folded is None else (spikes, folded)
+        return spikes, folded, v, sam
 
     @staticmethod
-    def backward(ctx: Any, _: None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grads[0] is None and grads[1] is None and grads[2] is None:
-            return (None,) * 9
-        saved, plan, norm, needs = ctx.saved_tensors, ctx.plan, ctx.norm, ctx.needs_input_grad[:6]
+    def backward(  # type: ignore[override]
+        ctx: Any,
+        grad_spikes: Tensor | None,
+        _: None = None,
+        grad_v: Tensor | None = None,
+        grad_sam: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        grads, needs = (grad_spikes, grad_v, grad_sam), ctx.needs_input_grad[3:]
+        given = len(needs)
+        if grad_spikes is None and grad_v is None and grad_sam is None:
+            return (None,) * (3 + given)
+        saved, plan, norm, needs = ctx.saved_tensors, ctx.plan, ctx.norm, (*needs, *(False,) * (6 - given))
         if not beyond_kernels(grads):
-            return *_gradients(saved, grads, needs, plan, norm), None, None, None
+            return None, None, None, *_gradients(saved, grads, needs, plan, norm)[:given]
         if norm is not None and norm[1] is not None:
             raise RuntimeError(
                 "second derivatives through bn_lif with a process_group are not supported;"
@@ -263,7 +290,7 @@ class LIFFunction(torch.autograd.Function):
             lambda: _gradients(saved, grads, needs, plan, norm),
             *(saved[:6], grads, needs),
         )
-        return *found, None, None, None
+        return None, None, None, *found[:given]
 
 
 def _composed(folded: Tensor | None, plan: Plan, norm: Any, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -315,12 +342,13 @@ def _gradients(
 def _differentiable(unpack: Callable, below_autograd: Callable, *given: Any) -> list[Tensor]:
     """A forward op with its gradient."""
     save_checkpoints = given[-1]
-    if save_checkpoints or not requires_grad(*(t for t in given if isinstance(t, Tensor))):
+    if save_checkpoints or not requires_grad(*given):
         return below_autograd(*given)
     call = unpack(*given)
-    plan = call.plan._replace(save_checkpoints=checkpoint_count(call.plan.time_steps) > 0)
+    plan = call.plan._replace(way=FUNCTION, save_checkpoints=checkpoint_count(call.plan.time_steps) > 0)
     layout = None if watched(*call[:6]) else call.layout
-    return flat.flatten(LIFFunction.apply(*call._replace(plan=plan, layout=layout)))
+    spikes, folded, v, sam = (*run(call._replace(plan=plan, layout=layout)), None, None, None)[:4]
+    return flat.flatten((folded, spikes, v, sam))
 
 
 def _register(name: str, unpack: Callable, compute: Callable, allocate: Callable, *differentiable: Callable) -> None:

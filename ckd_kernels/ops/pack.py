@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..backend import resolve
-from .library import LIBRARY, register
+from .library import LIBRARY, TAGS, register
 
-LIBRARY.define("pack_bits(Tensor spikes, str backend) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+LIBRARY.define("pack_bits(Tensor spikes, str backend) -> Tensor", tags=TAGS)
 LIBRARY.define(
     "unpack_bits(Tensor bits, SymInt count, ScalarType dtype, str backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    tags=TAGS,
 )
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from ..backend import resolve
 from ..call import state_dtype
 from .layout import Layout, dense_layout_of
-from .library import LIBRARY, register, requires_grad
+from .library import LIBRARY, TAGS, register, requires_grad
 
 LIBRARY.define(
     "sam(Tensor spikes, str backend, int time_dim, SymInt time_steps, int channel_dim) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    tags=TAGS,
 )
 
 

@@ -81,8 +81,8 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     return checkpoint
 
 
-# The number of the form in which a run is written; version 0.1.0 wrote none, which is 0. It rises when older versions
-# would misread the file; a new key with a default is no reason.
+# The number of the form in which a run is written; the first checkpoints had none, which is 0. It rises when older
+# versions would misread the file; a new key with a default is no reason.
 SCHEMA = 1
 
 # What every run writes beside its weights, and of which type.

@@ -54,6 +54,11 @@ class NotEmpty:
     """Metadata of a tuple that must have a value."""
 
 
+class LayerName:
+    """Metadata of a name: layers of an nn.Sequential have numbers for names."""
+
+
+Layer = Annotated[str, LayerName()]
 Positive = Annotated[float, Within(above=0)]
 NotNegative = Annotated[float, Within(low=0)]
 Share = Annotated[float, Within(low=0, high=1)]
@@ -82,6 +87,7 @@ class Kind:
         listed: whether the option is a list of such values.
         filled: whether the list must have a value.
         finite: whether infinity and NaN are refused.
+        of_layer: whether a whole number is a name, too.
     """
 
     type: Any
@@ -92,6 +98,7 @@ class Kind:
     listed: bool = False
     filled: bool = False
     finite: bool = False
+    of_layer: bool = False
 
     @classmethod
     def of(cls, hint: Any) -> Kind:
@@ -99,6 +106,8 @@ class Kind:
         origin, arguments = get_origin(hint), get_args(hint)
         if origin is Annotated and isinstance(arguments[1], NotEmpty):
             return replace(cls.of(arguments[0]), filled=True)
+        if origin is Annotated and isinstance(arguments[1], LayerName):
+            return replace(cls.of(arguments[0]), of_layer=True)
         if origin is tuple:
             one = cls.of(arguments[0])
             return replace(one, shown=f"list of {one.shown}s", listed=True)
@@ -119,7 +128,12 @@ class Kind:
             return True
         if self.listed and self.type is str:
             return False
+        value = self._read(value)
         return isinstance(value, self.type) and (self.type is bool or not isinstance(value, bool))
+
+    def _read(self, value: Any) -> Any:
+        """The name that YAML, or the command line, takes for a number."""
+        return str(value) if self.of_layer and type(value) is int else value
 
     def checked(self, value: Any, name: str) -> Any:
         """The value, a tuple where it is a list.
@@ -129,9 +143,10 @@ class Kind:
             ValueError: a value out of bounds.
         """
         if not self.listed:
+            value = self._read(value)
             self._check(value, name)
             return value
-        values = tuple(value) if isinstance(value, Sequence) else (value,)
+        values = tuple(map(self._read, value)) if isinstance(value, Sequence) else (value,)
         if self.filled and not values:
             raise ValueError(f"{name} must have at least one value, got none")
         for one in values:

@@ -193,7 +193,7 @@ class Registry(dict[str, Entry]):
         ...     pass
         >>> ANIMALS.find("dgo")
         Traceback (most recent call last):
-        ValueError: unknown animal 'dgo'; did you mean 'dog'? known: dog
+        ValueError: unknown animal 'dgo'; did you mean 'dog'? known: dog; or MODULE:NAME of your own
     """
 
     def __init__(self, kind: str, base: type) -> None:
@@ -242,7 +242,8 @@ class Registry(dict[str, Entry]):
                     "the folder that it is in"
                 ) from error
         if own not in self:
-            raise ValueError(f"unknown {self.kind} {name!r}" + nearest(own, self))
+            own_words = "" if given else "; or MODULE:NAME of your own"
+            raise ValueError(f"unknown {self.kind} {name!r}" + nearest(own, self) + own_words)
         return self[own]
 
     @staticmethod

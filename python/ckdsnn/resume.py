@@ -82,7 +82,7 @@ def _comparable(old: Any, new: Any) -> tuple[Any, Any]:
         unused.add("checkpoint")
         if None in (old.get("name"), new.get("name")):  # one of this package's, and its weights have its shape
             unused |= {"name", "options"}
-    else:  # version 0.1.0 names the file alone
+    else:  # the first checkpoints name the file alone
         unused.add("weights")
         old, new = ({**t, "checkpoint": t.get("checkpoint") and os.path.realpath(t["checkpoint"])} for t in (old, new))
     return tuple({key: value for key, value in teacher.items() if key not in unused} for teacher in (old, new))  # type: ignore[return-value]

@@ -38,7 +38,7 @@ from ckdsnn.training.lightning import (
     share_state,
 )
 from ckdsnn.training.writer import is_finished
-from ckdsnn.weights import fingerprint, start_from
+from ckdsnn.weights import fingerprint, start_from, to_evaluate
 
 
 class Distillation(L.LightningModule):
@@ -214,13 +214,12 @@ class Distillation(L.LightningModule):
             self._state_to_restore = None
         self.feed = make_feed(self.trainer, self.device, channels_last=self.channels_last)
         self.telemetry = Telemetry(self.device)
-        if self._restored is not None and "telemetry" in self._restored:  # not in those of 0.1.0
+        if self._restored is not None and "telemetry" in self._restored:  # not in the first ones
             self.telemetry.load_state_dict(self._restored["telemetry"])
         self._runner = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self._runner is None:
-            self._runner = self._make_runner()
+        self._runner = self._runner or self._make_runner()
         assert self.feed is not None
         assert self.telemetry is not None
         if self.feed.started != self.current_epoch:
@@ -360,6 +359,7 @@ class Distillation(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
         if self.trainer.state.fn != TrainerFn.FITTING:
+            checkpoint["state_dict"] = to_evaluate(checkpoint["state_dict"], self.state_dict())
             return
         self.check_resumable(checkpoint, self.trainer.world_size)
         self._state_to_restore = {

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,20 @@ def start_from(network: nn.Module, path: str | os.PathLike[str]) -> str:
         raise RunError(f"the weights in {path} are NaN or infinite in {_some(broken)}: name another file")
     network.load_state_dict(weights)
     return fingerprint(weights)
+
+
+def to_evaluate(written: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The state that a run evaluates: the network's as it was written, and of the method's what fits its own.
+
+    The network is what is evaluated. A method that did not train it may compare it with a teacher.
+    """
+    method = {name: value for name, value in own.items() if name.startswith("method.")}
+    fitting = {
+        name: written[name]
+        for name, value in method.items()
+        if name in written and _shape(written[name]) == _shape(value)
+    }
+    return {name: value for name, value in written.items() if not name.startswith("method.")} | method | fitting
 
 
 def _shape(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...call import Affine, Backward, Forward
-from .module import address, compiled, neuron_struct, no_affine, row, run, shape_struct, storage
+from .module import address, compiled, neuron_struct, no_affine, rows, run, shape_struct, storage
 
 
 def lif_forward(call: Forward) -> None:
@@ -28,13 +28,13 @@ def lif_forward(call: Forward) -> None:
 
 
 def lif_backward(call: Backward) -> None:
-    neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam, *outputs = call
-    coefficients, grad_x, grad_residual, grad_v_init, grad_leak, sums = outputs
+    neuron, layout, x, v_init, leak, affine, checkpoints, grad_spikes, grad_v, grad_sam = call[:10]
+    coefficients, grad_x, grad_residual, grad_v_init, grad_leak, sums = call[10:]
     mean = offset = slope = 0
     if affine is not None and (coefficients is not None or sums is not None):
-        mean = row(affine.folded, 0)
+        mean = affine.folded.data_ptr()
     if coefficients is not None:
-        offset, slope = row(coefficients, 0), row(coefficients, 1)
+        offset, slope = rows(coefficients, 0)
     struct = compiled().LifBackward(
         neuron_struct(neuron, x.dtype),
         shape_struct(layout),
@@ -57,4 +57,4 @@ def lif_backward(call: Backward) -> None:
 
 
 def _affine_struct(affine: Affine) -> Any:
-    return compiled().Affine(row(affine.folded, 2), row(affine.folded, 3), address(affine.residual))
+    return compiled().Affine(*rows(affine.folded, 2), address(affine.residual))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...neuron import Neuron
 from ...ops.layout import Layout
 
+_CPU = torch.device("cpu")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _CHARGES = {"decay": 0, "integrate": 0, "leak": 1, "leak_input": 2}
 
@@ -50,9 +51,11 @@ def address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def row(t: Tensor, i: int) -> int:
-    """The address of a row of a contiguous matrix, which needs no tensor of its own."""
-    return t.data_ptr() + i * t.stride(0) * t.element_size()
+def rows(t: Tensor, first: int) -> tuple[int, int]:
+    """The addresses of two rows of a contiguous matrix, which need no tensors of their own."""
+    size = t.shape[1] * t.element_size()
+    at = t.data_ptr() + first * size
+    return at, at + size
 
 
 def storage(dtype: torch.dtype) -> int:
@@ -98,12 +101,13 @@ def no_affine() -> Any:
 def run(struct: Any, device: torch.device) -> None:
     """Runs a call on the CPU, or queues it on the current stream of a GPU."""
     module = compiled()
-    if device.type == "cpu":
+    if device == _CPU:  # device.type is a new string each time
         module.cpu.run(struct, torch.get_num_threads())
         return
     size = module.cuda.workspace(struct)
     workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
-    stream = torch.cuda.current_stream(device).cuda_stream
+    # Not torch.cuda.current_stream, which takes longer to make an object of it than the launch itself.
+    stream = torch._C._cuda_getCurrentRawStream(device.index)
     status = module.cuda.run(struct, 0 if workspace is None else workspace.data_ptr(), device.index, stream)
     if status != 0:
         raise RuntimeError(f"CUDA kernel launch on {device} failed: {module.cuda.error_string(status)}")

@@ -33,7 +33,7 @@ class Tail:
         features [T, B, C, H, W] ([B, C, H, W] of a conventional network) -> logits [B, K], the mean over time.
 
     Raises:
-        RunError: a network that cannot be entered in its middle.
+        RunError: a network that cannot be entered in its middle, or that classifies pixels.
         ValueError: a stage that it does not have.
 
     Example:
@@ -50,6 +50,11 @@ class Tail:
             raise RunError(
                 f"{type(network).__name__} cannot be entered at a stage: it needs a list `stages` of its modules, as "
                 "the networks of ckdsnn have"
+            )
+        if network.dense:
+            raise RunError(
+                f"{type(network).__name__} classifies pixels, and Grad-CAM explains one class an image: name a network "
+                "that classifies images"
             )
         self.network = network
         self.stage = resolve_stage(stage, network.num_stages)

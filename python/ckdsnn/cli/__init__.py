@@ -21,6 +21,7 @@ an unfinished run goes on with it. `ckdsnn --version` says what is installed.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -45,12 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 (failed), 2 (misused), 130 (interrupted), 143 (terminated)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if verb in ("-h", "--help"):
-        print(__doc__)
-        return 0
+    if verb in ("-h", "--help", "help"):
+        return _show(__doc__ or "")
     if verb == "--version":
-        print(", ".join(f"{name} {version}" for name, version in versions().items()))
-        return 0
+        return _show(", ".join(f"{name} {version}" for name, version in versions().items()))
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -82,6 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say_how_to_go_on("interrupted")
         return INTERRUPTED
+
+
+def _show(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head`: whoever reads has enough, and Python shall not flush once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(words: str, status: int = 1) -> int:

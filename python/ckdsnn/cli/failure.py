@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from ckdsnn.checkpoint import RunError
 
 REMEDIES = {
@@ -42,6 +44,8 @@ def words_for(error: BaseException, out: Path | None = None) -> str | None:
     for cause in _causes(error, meant=True):
         if isinstance(cause, RunError) or (_is_ours(cause) and isinstance(cause, EXPLAINED)):
             return str(cause)
+        if isinstance(cause, MisconfigurationException):  # Lightning's, of an option of its trainer
+            return "trainer: " + " ".join(str(cause).split())
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in REMEDIES:
             path = cause.filename if cause.filename is not None else f"a file of the run in {out}" if out else "a file"

@@ -28,6 +28,16 @@ class Parser(LightningArgumentParser):
         # An abbreviation that is clear today may mean something else tomorrow.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def remove(self, ending: str) -> None:
+        """Takes back the options whose names end so: jsonargparse adds a help page for every class in a type."""
+        for action in [a for a in self._actions if any(name.endswith(ending) for name in a.option_strings)]:
+            for group in self._action_groups:
+                if action in group._group_actions:
+                    group._group_actions.remove(action)
+            self._actions.remove(action)
+            for name in action.option_strings:
+                self._option_string_actions.pop(name)
+
     def format_help(self, formatter: Any = None) -> str:
         text: str = super().format_help(formatter)
         if any(action.dest == "model.method.options" for action in self._actions):
@@ -39,16 +49,27 @@ class Parser(LightningArgumentParser):
         known = _option_names(self)
         last_parts = {name.rsplit(".", 1)[-1] for name in known}
         for key in dict.fromkeys(re.findall(UNKNOWN_OPTION, message)):
-            near = difflib.get_close_matches(key, sorted(known | last_parts), n=1, cutoff=0.5)
-            message += f"\n  unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            near = difflib.get_close_matches(key, sorted((known | last_parts) - {key}), n=1, cutoff=0.5)
+            message += f"\n  unknown option {key!r}"
+            if key in last_parts and "is not accepted" in message:  # of another data set
+                message += "; --data.help NAME lists those that the data set of that name has"
+            elif near:
+                message += f"; did you mean {near[0]!r}?"
+        if message.startswith("the following arguments are required"):
+            message = re.sub(r"(?<= )\w+\.(?=model|data)", "--", message) + "; give these, or a recipe: --config RECIPE"
         if unknown := re.search(r"Expected a dot import path string: (\w+)", message):
             message = f"unknown data set {unknown[1]!r}" + nearest(unknown[1], DATA) + "; or module.Class of your own"
+        if missing := re.search(NOT_IMPORTED, message):
+            message = f"{missing[1]}: {missing[2]}; install it, or set PYTHONPATH to the folder that its module is in"
         print(f"ckdsnn: error: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 # The ways in which jsonargparse says that it does not know an option.
 UNKNOWN_OPTION = r"(?:unrecognized arguments: --|does not accept option '|[Oo]ption '|Key ')([\w.]+)"
+
+# The way in which it says that a class is not there, between the types of which none fits.
+NOT_IMPORTED = r"Problem with given class_path '([\w.]+)':\s+(No module named .*|module .* has no attribute .*)"
 
 
 def _option_names(parser: LightningArgumentParser) -> set[str]:

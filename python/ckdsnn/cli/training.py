@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,10 @@ class CLI(LightningCLI):
             _parsers.update({name: value for name, value in vars(self).items() if name not in before})
         vars(self).update(_parsers)
 
+    def _add_instantiators(self) -> None:
+        """The parser stays, and would keep this run's networks and data, on the device too, until the next one's."""
+        LightningCLI._add_instantiators(weakref.proxy(self))
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of weights, data order and noise")
         parser.add_argument("--out", type=str, default="runs/default", help="folder of the run")
@@ -103,12 +108,20 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        assert isinstance(parser, Parser)
+        parser.remove(".options.help")  # empty ones: what there is depends on the name
         parser.add_argument("--model.network.help", action=OptionsHelp, registry=MODELS, help="its options, and exit")
         parser.add_argument("--model.method.help", action=OptionsHelp, registry=METHODS, help="its options, and exit")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_channels", "model.in_channels", apply_on="instantiate")
+
+    def _set_seed(self) -> None:
+        seed = self.config[self.subcommand].seed_everything
+        if not 0 <= seed < 2**32:  # of numpy's
+            raise RunError(f"seed_everything must lie in [0, {2**32 - 1}], got {seed}")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take the model's arguments from the checkpoint; here the recipe says what to build, and a
@@ -117,6 +130,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         training = self.subcommand == "fit"
+        if config.trainer.default_root_dir is not None:
+            raise RunError("trainer.default_root_dir: the folder of a run is --out, and all that it writes lies there")
         self.out = Path(config.out) / "teacher" if self.for_teacher else Path(config.out)
         self.run.out, self.run.trains = self.out, training
         if self.subcommand != "validate":
@@ -175,8 +190,10 @@ class CLI(LightningCLI):
             if self.datamodule.has_validation:
                 callbacks.append(BestCheckpoint(self.out, dense=self.datamodule.dense))
         self.trainer_defaults["callbacks"] = callbacks
-        plugins = [BackgroundCheckpointIO()]
-        kwargs |= {"default_root_dir": str(self.out), "plugins": plugins, "enable_model_summary": False}
+        given = self.config_init[self.subcommand].trainer.plugins or []
+        plugins = [*(given if isinstance(given, list) else [given]), BackgroundCheckpointIO()]
+        kwargs |= {"default_root_dir": str(self.out), "plugins": plugins}
+        kwargs["enable_model_summary"] = bool(config.trainer.enable_model_summary)
         if config.trainer.logger is None:
             kwargs["logger"] = False
             if self.subcommand == "fit":
@@ -191,7 +208,8 @@ class CLI(LightningCLI):
             if path is None and last.exists():
                 raise RunError(f"another training has written {last} meanwhile: give the same command again")
         if path is None:
-            self._say(f"training in {self.out}")
+            epochs = f" for {self.trainer.max_epochs} epochs (model.teacher.epochs)" if self.for_teacher else ""
+            self._say(f"training in {self.out}{epochs}")
             return
         checkpoint = load_run(path)
         if missing := [key for key in RESUME_KEYS if key not in checkpoint]:
@@ -209,7 +227,8 @@ class CLI(LightningCLI):
         if "val/accuracy" in metrics:
             iou = f", mean IoU {100 * metrics['val/mean_iou']:.2f} %" if "val/mean_iou" in metrics else ""
             self._say(f"validation accuracy at the last epoch {100 * metrics['val/accuracy']:.2f} %{iou}")
-        self._say(f"weights: {self.out / 'last.ckpt'}")
+        last = self.out / "last.ckpt"
+        self._say(f"weights: {last}" if last.exists() else f"no step was taken, and nothing saved in {self.out}")
 
     def after_test(self) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
@@ -241,6 +260,7 @@ RESUME_KEYS = (
 TRAINER_OPTIONS = (
     "max_epochs",
     "max_steps",
+    "fast_dev_run",
     "precision",
     "accumulate_grad_batches",
     "gradient_clip_val",
@@ -255,8 +275,10 @@ TRAINER_OPTIONS = (
 def what_training_depends_on(config: Namespace) -> dict[str, Any]:
     data = plain(config.data)
     data["init_args"].pop("root", None)  # the same data may lie elsewhere
-    trainer = plain(config.trainer)
-    return {"data": data, "trainer": {name: trainer[name] for name in TRAINER_OPTIONS}}
+    trainer = {name: plain(config.trainer)[name] for name in TRAINER_OPTIONS}
+    if not trainer["fast_dev_run"]:  # as in runs that were recorded before it was among them
+        del trainer["fast_dev_run"]
+    return {"data": data, "trainer": trainer}
 
 
 def plain(config: Any) -> Any:
@@ -274,6 +296,7 @@ def quiet() -> None:
     """Keeps from the terminal what says nothing about the user's run."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # where it is asked for
     # The verbs are mapped to Lightning's.
     warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     # Going on with a run is what its folder is for.

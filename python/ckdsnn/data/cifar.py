@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -112,6 +113,34 @@ def read_batch(path: Path, label_key: str, num_classes: int) -> Arrays:
     return Arrays(pixels.view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64))
 
 
+class _File(NamedTuple):
+    """A file, and what tells that it has changed."""
+
+    path: Path
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> _File:
+        try:
+            found = path.stat()
+        except OSError:  # for which those who read it have the words
+            return cls(path, 0, 0)
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(files: tuple[_File, ...], label_key: str, num_classes: int) -> tuple[Arrays, dict[str, str]]:
+    """All samples of some batch files, and the md5 of each. They are kept, as runs of a sweep follow each other in a
+    process, and decoding takes a second or two."""
+    batches = [read_batch(file.path, label_key, num_classes) for file in files]
+    md5 = {
+        file.path.name: hashlib.md5(read_file(file.path, LARGEST_FILE), usedforsecurity=False).hexdigest()
+        for file in files
+    }
+    return Arrays(torch.cat([b.images for b in batches]), torch.cat([b.targets for b in batches])), md5
+
+
 def _labels(found: object, num_classes: int) -> list[int]:
     labels = found.tolist() if isinstance(found, np.ndarray) and found.ndim == 1 else found
     if not isinstance(labels, list | tuple):
@@ -176,7 +205,7 @@ class CIFAR(ArrayDataModule):
                 f"extract it in {root}"
             )
         self.layout, self.validation, self.train_samples = layout, validation, train_samples
-        self._files: dict[tuple[str, ...], Arrays] = {}
+        self._said: set[str] = set()
         self.has_validation = validation > 0
         self.num_classes, self.mean, self.std = layout.num_classes, layout.mean, layout.std
 
@@ -198,15 +227,11 @@ class CIFAR(ArrayDataModule):
         return Arrays(images, targets)
 
     def _read(self, names: tuple[str, ...]) -> Arrays:
-        if names not in self._files:
-            batches = [read_batch(self.folder / name, self.layout.label_key, self.num_classes) for name in names]
-            self._say_if_not_official(names)
-            images, targets = torch.cat([b.images for b in batches]), torch.cat([b.targets for b in batches])
-            self._files[names] = Arrays(images, targets)
-        return self._files[names]
-
-    def _say_if_not_official(self, names: tuple[str, ...]) -> None:
-        raw = {name: read_file(self.folder / name, LARGEST_FILE) for name in names}
-        found = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in raw.items()}
+        files = tuple(_File.of(self.folder / name) for name in names)
+        arrays, found = _decoded(files, self.layout.label_key, self.num_classes)
         if others := [f"{name} {md5}" for name, md5 in found.items() if md5 != self.layout.md5[name]]:
-            print(f"note: not the official files in {self.folder}; md5 {', '.join(others)}")
+            note = f"note: not the official files in {self.folder}; md5 {', '.join(others)}"
+            if note not in self._said:
+                print(note)
+            self._said.add(note)
+        return arrays

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ckdsnn.data.arguments import whole_number
 from ckdsnn.data.augment import Augmentation
 from ckdsnn.data.batches import counter_generator
 from ckdsnn.data.module import ArrayDataModule, Arrays, register_data
@@ -80,12 +81,13 @@ class Canvas:
     noise: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.size < GLYPH:
+        if whole_number("size", self.size, 1) < GLYPH:
             raise ValueError(f"size must be at least {GLYPH}, the side of a digit, got {self.size}")
-        if self.clutter < 0:
-            raise ValueError(f"clutter must be at least 0, got {self.clutter}")
-        if not 1 <= self.fragment <= GLYPH:
+        whole_number("clutter", self.clutter, 0)
+        if whole_number("fragment", self.fragment, 1) > GLYPH:
             raise ValueError(f"fragment must lie in [1, {GLYPH}], got {self.fragment}")
+        if isinstance(self.noise, bool) or not isinstance(self.noise, int | float):
+            raise TypeError(f"noise must be a number, got {self.noise!r}")
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"noise must be at least 0, got {self.noise}")
 
@@ -200,11 +202,9 @@ class DigitsCanvas(ArrayDataModule):
         super().__init__(batch_size, seed, augmentation, eval_batch_size, where)
         self.canvas = Canvas(size, clutter, fragment, noise)
         pool = len(digits_split().pool.targets)
-        if train_samples is not None and not 2 <= train_samples <= pool:
+        if train_samples is not None and not 2 <= whole_number("train_samples", train_samples, 0) <= pool:
             raise ValueError(f"train_samples must lie in [2, {pool}] or be None for all, got {train_samples}")
-        if views < 1:
-            raise ValueError(f"views must be at least 1, got {views}")
-        self.train_samples, self.views = train_samples, views
+        self.train_samples, self.views = train_samples, whole_number("views", views, 1)
 
     def load(self, part: str) -> Arrays:
         digits, targets = getattr(digits_split(), part if part != "train" else "pool")

@@ -8,6 +8,7 @@ from torch import Tensor
 from ckdsnn.data.arguments import whole_number
 
 SPLIT_SEED = 0  # fixed: which samples train and which validate must not change with a run's seed
+LOWER = "lower validation (data.validation); 0 holds out none"
 
 
 def balanced_subset(targets: Tensor, count: int, num_classes: int) -> Tensor:
@@ -57,12 +58,12 @@ def split_off(targets: Tensor, count: int, num_classes: int) -> tuple[Tensor, Te
         (4, 2)
     """
     if whole_number("validation", count, 0) >= len(targets):
-        raise ValueError(f"validation {count} leaves nothing of {len(targets)} training samples: hold out fewer")
+        raise ValueError(f"validation {count} leaves nothing of {len(targets)} training samples: {LOWER}")
     held_out = balanced_subset(targets, count, num_classes)
     kept = torch.ones(len(targets), dtype=torch.bool)
     kept[held_out] = False
     left = torch.bincount(targets[kept], minlength=num_classes)
     for c, before in enumerate(torch.bincount(targets, minlength=num_classes).tolist()):
         if before and not left[c]:
-            raise ValueError(f"validation {count} leaves no sample of class {c} to train on: hold out fewer")
+            raise ValueError(f"validation {count} leaves no sample of class {c} to train on: {LOWER}")
     return kept.nonzero().flatten(), held_out

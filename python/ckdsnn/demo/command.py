@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="two epochs each: shows that all works (default folder: runs/demo-quick)"
     )
     parser.add_argument("--processes", type=positive, default=None, help="trainings at a time (default: one a core)")
-    parser.add_argument("--fresh", action="store_true", help="delete the folder's earlier trainings first")
+    parser.add_argument("--fresh", action="store_true", help="delete its earlier trainings in the folder first")
     return parser
 
 

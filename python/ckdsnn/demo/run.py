@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ckdsnn.analysis.style import write_figure
@@ -14,7 +15,7 @@ from ckdsnn.run_folder import alone_in, check_writable
 from ckdsnn.sweep.command import say_failed
 from ckdsnn.sweep.grid import Grid, load_grid
 from ckdsnn.sweep.output import write_tables
-from ckdsnn.sweep.plan import make_plan
+from ckdsnn.sweep.plan import Job, make_plan
 from ckdsnn.sweep.progress import Progress
 from ckdsnn.sweep.run import places, run_jobs
 from ckdsnn.sweep.table import text_table
@@ -43,6 +44,13 @@ def demo_grid(seeds: int | None = None, *, quick: bool = False) -> Grid:
     return load_grid("demo", settings)
 
 
+def delete_trainings(jobs: Iterable[Job]) -> None:
+    """Deletes the folders of runs that have begun; whatever else lies beside them stays."""
+    for job in jobs:
+        if job.record() or job.started:
+            shutil.rmtree(job.folder)
+
+
 def run_demo(
     out: Path, *, seeds: int | None = None, quick: bool = False, processes: int | None = None, fresh: bool = False
 ) -> int:
@@ -53,7 +61,7 @@ def run_demo(
         seeds: see :func:`demo_grid`.
         quick: see :func:`demo_grid`.
         processes: trainings at a time; None: one for each core this process may use.
-        fresh: delete earlier trainings first.
+        fresh: delete its earlier trainings first.
 
     Returns:
         The exit status: 1 where a training failed.
@@ -64,8 +72,7 @@ def run_demo(
     plan = make_plan(grid, out)
     with alone_in(out, "demo"):
         if fresh:
-            for name in ("teachers", *(cell.folder for cell in grid.cells)):
-                shutil.rmtree(out / name, ignore_errors=True)
+            delete_trainings(plan.jobs)
         plan.check_folders()
         plan.write_recipes()
         reference = read_reference()

@@ -116,7 +116,8 @@ class SNN(nn.Module):
         return self.head.weight if isinstance(self.head, nn.Linear) else None
 
     def check_input(self, images: Tensor) -> None:
-        """Raises ValueError unless images are [B, C, H, W], or frames [T, B, C, H, W] of ``time_steps`` steps."""
+        """Raises ValueError unless images are [B, C, H, W], or frames [T, B, C, H, W] of ``time_steps`` steps, and
+        TypeError where they are whole numbers."""
         check_images(images, self.in_channels)
         if images.dim() == 5 and images.shape[0] != self.time_steps:
             raise ValueError(
@@ -133,7 +134,10 @@ class SNN(nn.Module):
 
 
 def check_images(images: Tensor, in_channels: int) -> None:
-    """Raises ValueError unless images are [B, in_channels, H, W] or frames [T, B, in_channels, H, W]."""
+    """Raises ValueError unless images are [B, in_channels, H, W] or frames [T, B, in_channels, H, W], and TypeError
+    where they are whole numbers."""
+    if not images.is_floating_point():
+        raise TypeError(f"images must be of a floating-point dtype, got {images.dtype}: images.float() / 255 of bytes")
     if images.dim() not in (4, 5) or images.shape[-3] != in_channels:
         raise ValueError(
             f"images must be [B, {in_channels}, H, W] or frames [T, B, {in_channels}, H, W], got {list(images.shape)}"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ckdsnn.files import load_tensors
-from ckdsnn.option_types import OneOf, Within
+from ckdsnn.option_types import Layer, OneOf, Within
 from ckdsnn.registry import nearest
 
 from .base import ANN
@@ -91,7 +91,7 @@ class HookedANN(ANN):
         known = dict(model.named_modules())
         for name in (*layers, *(() if classifier is None else (classifier,)), *(trainable or ())):
             if name not in known:
-                raise ValueError(f"the model has no layer {name!r}" + nearest(name, list(known)))
+                raise ValueError(f"the model has no layer {name!r}" + nearest(name, filter(None, known)))
         super().__init__(num_classes, in_channels, (0,) * len(layers))
         self.model = model
         self.layers = tuple(layers)
@@ -256,14 +256,14 @@ class External(ModelOptions):
     """
 
     source: str
-    layers: tuple[str, ...]
+    layers: tuple[Layer, ...]
     image_size: Annotated[int, Within(low=1)]
     layout: Annotated[str, OneOf(LAYOUTS)] = "channels_first"
     prefix_tokens: int | None = None
-    classifier: str | None = None
+    classifier: Layer | None = None
     model_options: Mapping[str, Any] | None = None
     weights: str | None = None
-    trainable: tuple[str, ...] | None = None
+    trainable: tuple[Layer, ...] | None = None
 
     @property
     def comes_trained(self) -> bool:

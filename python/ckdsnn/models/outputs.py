@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 Output = TypeVar("Output", "ANNOutput", "SNNOutput")
@@ -53,6 +54,11 @@ class SNNOutput:
     sams: dict[int, Tensor]
     classifier_weight: Tensor | None = None
     image_size: tuple[int, int] | None = None
+
+
+# What torch.export and torch.func take apart.
+for _output in (ANNOutput, SNNOutput):
+    torch.export.register_dataclass(_output, serialized_type_name=f"{__name__}.{_output.__name__}")
 
 
 def by_pixel(output: Output) -> Output:

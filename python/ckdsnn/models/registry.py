@@ -32,9 +32,13 @@ register_model = MODELS.register
 def make_model(name: str, num_classes: int, in_channels: int | None, options: Mapping[str, Any] | Options) -> ANN | SNN:
     """:func:`build_model` of options as one value: a mapping, or the model's own dataclass."""
     made: ModelOptions = MODELS.options(name, options)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be >= 1, got {num_classes}")
-    return made.build(num_classes, made.default_channels if in_channels is None else in_channels)
+    channels = made.default_channels if in_channels is None else in_channels
+    for key, value in (("num_classes", num_classes), ("in_channels", channels)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{key} must be a whole number, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{key} must be >= 1, got {value}")
+    return made.build(num_classes, channels)
 
 
 def build_model(name: str, num_classes: int, in_channels: int | None = None, **options: Any) -> ANN | SNN:

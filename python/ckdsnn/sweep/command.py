@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="replace recipe, seeds, baseline, metric, teacher or teacher_seed of the grids, or give all cells an "
         "option of the recipe (data.root=DATA); may be repeated",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="CELL",
+        help="run these cells of the grids, by label or coordinate, and leave the others as they are; may be repeated",
     )
     parser.add_argument("--dry_run", action="store_true", help="list the runs and what is left of them, and end")
     parser.add_argument(
@@ -122,8 +130,9 @@ def _guarded(options: argparse.Namespace, out: Path) -> int:
 def _run(options: argparse.Namespace, out: Path) -> int:
     from ckdsnn.run_folder import alone_in, check_writable
     from ckdsnn.sweep.grid import load_grid
-    from ckdsnn.sweep.plan import jobs_of, make_plan
+    from ckdsnn.sweep.plan import make_plan
     from ckdsnn.sweep.run import places, run_jobs, visible_gpus
+    from ckdsnn.sweep.shared import jobs_of, share_runs
 
     check_writable(out)
     teachers: Path = options.teachers or out / "teachers"
@@ -132,12 +141,20 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     for name in options.grids:
         grid = load_grid(name, options.set)
         plans.append(make_plan(grid, out / grid.name if len(options.grids) > 1 else out, teachers))
-        plans[-1].check_folders()
-    if options.dry_run:
-        for plan in plans:
-            _list(plan)
-        return 0
+    _check_only(plans, options.only)
+    plans = [replace(plan, only=frozenset(options.only)) for plan in plans]
+    if len(plans) > 1:
+        plans = share_runs(plans)
+    for plan in plans:
+        plan.check_folders()
     jobs = jobs_of(plans)
+    if options.dry_run:
+        listed: set[Path] = set()
+        for plan in plans:
+            _list(plan, listed)
+        if len(plans) > 1:
+            print(f"all grids: {sum(not job.finished for job in jobs)} of {len(jobs)} runs are left")
+        return 0
     with contextlib.ExitStack() as held:
         for folder in dict.fromkeys([out, *(plan.out for plan in plans)]):
             held.enter_context(alone_in(folder, "sweep"))
@@ -171,6 +188,15 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     return say_failed(outcome, len(jobs))
 
 
+def _check_only(plans: list[Plan], names: list[str]) -> None:
+    from ckdsnn.sweep.grid import GridError
+
+    cells = [cell for plan in plans for cell in plan.grid.cells]
+    known = list(dict.fromkeys(text for cell in cells for text in (cell.label, *cell.coordinates.values())))
+    if unknown := [name for name in names if name not in known]:
+        raise GridError(f"--only {unknown[0]}: there is no such cell; cells: {', '.join(known)}")
+
+
 def say_failed(outcome: Outcome, count: int) -> int:
     """Says which of `count` runs failed, and why; returns the exit status."""
     for folder, why in outcome.failed.items():
@@ -180,9 +206,13 @@ def say_failed(outcome: Outcome, count: int) -> int:
     return 1 if outcome.failed else 0
 
 
-def _list(plan: Plan) -> None:
+def _list(plan: Plan, listed: set[Path]) -> None:
+    """Prints the runs of a grid; `listed` are the folders of those that earlier grids have."""
     for job in plan.jobs:
         state = "finished" if job.finished else "goes on" if job.started else "to run"
+        if job.folder in listed:
+            state = "shared"
+        listed.add(job.folder)
         print(f"{state:<9} {job.name}  ({job.folder})")
     for cell in plan.grid.cells:
         print(f"{cell.label}: " + (", ".join(f"{key}={value}" for key, value in cell.options.items()) or "the recipe"))

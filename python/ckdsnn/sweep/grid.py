@@ -15,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from ckdsnn.cli.recipes import with_recipes
 from ckdsnn.sweep.loader import GridError, Loader
 from ckdsnn.sweep.merge import with_options
+from ckdsnn.sweep.metrics import METRICS, Metric
 
 GRIDS = Path(__file__).parent.parent / "grids"
 KEYS = (
@@ -30,7 +31,6 @@ KEYS = (
     "teacher_seed",
 )
 SETTINGS = ("recipe", "seeds", "baseline", "metric", "teacher", "teacher_seed")  # of KEYS, what `--set` replaces
-METRICS = ("test/accuracy", "test/mean_iou", "test/firing_rate", "val/accuracy")
 OWN = ("teachers", "slurm", "table.csv", "table.md", "runs.csv", "bars.png", "line.png", "heatmap.png")  # in the folder
 CELL = "cell"  # the dimension of the named cells
 
@@ -67,16 +67,18 @@ class Grid:
         cells: in the order of the file.
         seeds: every cell is run with each.
         baseline: the label of a cell, or of a coordinate; None: nothing is compared.
-        metric: of `test.json`, or `val/accuracy` of the last epoch, for which nothing is tested.
+        metric: what cells are compared by; where it is of the validation, nothing is tested.
         teacher_seed: of all teachers; None: each run's own.
+        content: of its file, with what `--set` has made of it: a grid of its own.
     """
 
     name: str
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     baseline: str | None
-    metric: str
+    metric: Metric
     teacher_seed: int | None
+    content: dict[str, Any]
 
     def baseline_of(self, cell: Cell) -> Cell | None:
         """The cell that `cell` is compared with: the one that the baseline names, or the one that has the coordinate
@@ -158,18 +160,24 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
             content[key] = value
         else:
             common |= _options("--set", {key: value})
+    if common:
+        content["options"] = common
     recipe = _recipe(content.get("recipe"))
     cells = _cells(content, common, recipe, _options("teacher", content.get("teacher")))
+    metric = _text(content, "metric", "test/accuracy")
+    if metric not in METRICS:
+        raise GridError(f"metric {metric!r} is not one of a run: {', '.join(METRICS)}")
     grid = Grid(
         name,
         cells,
         _seeds(content.get("seeds", 1)),
         _text(content, "baseline", None),
-        _text(content, "metric", "test/accuracy"),
+        METRICS[metric],
         _whole("teacher_seed", content.get("teacher_seed")),
+        content,
     )
-    if grid.metric not in METRICS:
-        raise GridError(f"metric {grid.metric!r} is not one of a run: {', '.join(METRICS)}")
+    if any(cell.folder.lower() == f"{name}.yaml".lower() for cell in cells):
+        raise GridError(f"a cell named {name}.yaml would have the place of the sweep's own file: rename it")
     if grid.baseline is not None:
         known = [cell.label for cell in cells] + [text for cell in cells for text in cell.coordinates.values()]
         if grid.baseline not in known:

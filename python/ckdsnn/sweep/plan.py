@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
-from ckdsnn.checkpoint import RunError, write_text_atomically
-from ckdsnn.cli.overrides import with_fresh_options
-from ckdsnn.cli.training import CLI, Run, plain, quiet, what_training_depends_on
-from ckdsnn.configuration import MethodConfig, ModelConfig, TeacherConfig, differing_keys
+from ckdsnn.checkpoint import RunError, load_run, write_text_atomically
+from ckdsnn.cli.training import plain, quiet, what_training_depends_on
+from ckdsnn.configuration import TeacherConfig, differing_keys
 from ckdsnn.losses import METHODS
-from ckdsnn.models import make_model
+from ckdsnn.sweep.configuration import configuration
 from ckdsnn.sweep.grid import Cell, Grid, GridError
+from ckdsnn.teacher import load_teacher
+from ckdsnn.weights import fingerprint as fingerprint_of
 
 RECIPE = "recipe.yaml"  # of a cell or a teacher
 RECORD = "sweep.json"  # in a run's folder: what it is a run of, and how long it took
@@ -40,6 +38,7 @@ class Job:
         result: written by the last stage; None: nothing is tested, and what counts is in its log.
         needs: the folder of the job that has to be finished before; None: nothing.
         epochs: of the training; None: it ends otherwise.
+        inside: where in its folder the training writes.
     """
 
     name: str
@@ -49,6 +48,7 @@ class Job:
     result: Path | None
     needs: Path | None = None
     epochs: int | None = None
+    inside: str = ""
 
     def __hash__(self) -> int:
         return hash(self.folder)
@@ -56,7 +56,7 @@ class Job:
     @property
     def run_folder(self) -> Path:
         """Where the training writes; of a teacher, below its own."""
-        return self.folder if self.result is None else self.result.parent
+        return self.folder / self.inside
 
     def record(self) -> dict[str, Any]:
         """What is known of it from earlier; {}: nothing."""
@@ -100,14 +100,17 @@ class Job:
 
 
 def last_validation(logs: Path) -> dict[str, float]:
-    """The validation accuracy of the last epoch; every time that a training goes on, it begins another log."""
-    found: tuple[int, float] | None = None
+    """What was validated in the last epoch; every time that a training goes on, it begins another log."""
+    last, found = -1, dict[str, float]()
     for path in logs.glob("version_*/metrics.csv"):
         with contextlib.suppress(OSError, ValueError, KeyError), path.open(newline="") as file:
             for row in csv.DictReader(file):
-                if row.get("val/accuracy") and (found is None or int(row["epoch"]) >= found[0]):
-                    found = int(row["epoch"]), float(row["val/accuracy"])
-    return {} if found is None else {"val/accuracy": found[1]}
+                if row.get("val/accuracy") and int(row["epoch"]) >= last:
+                    values = {
+                        name: float(text) for name, text in row.items() if name and name.startswith("val/") and text
+                    }
+                    last, found = int(row["epoch"]), values
+    return found
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,13 @@ class Student:
     seed: int
     job: Job
     teacher: Job | None
+    grid: str | None = None  # that has the run, where it is another one
+
+    @property
+    def folder(self) -> str:
+        """Of the run, in that of the sweep."""
+        own = f"{self.cell.folder}/seed{self.seed}"
+        return own if self.grid is None else "/".join(["..", self.grid, *self.job.folder.parts[-2:]])
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,9 @@ class Plan:
         grid: of which it is.
         out: folder of the sweep.
         students: a run a cell and seed, seed by seed, so that the seeds that are finished can be compared early.
-        teachers: each needed by a student at least.
+        teachers: each needed by a student at least: trained, or one that a checkpoint brings, which is tested.
         on_cpu: whether all recipes ask for the CPU.
+        only: labels or coordinates of the cells that are to be run; empty: all are.
     """
 
     grid: Grid
@@ -137,10 +148,16 @@ class Plan:
     students: tuple[Student, ...]
     teachers: tuple[Job, ...]
     on_cpu: bool
+    only: frozenset[str] = frozenset()
 
     @property
     def jobs(self) -> list[Job]:
-        return [*self.teachers, *(student.job for student in self.students)]
+        """What is to be run, with what is finished of it."""
+        students = [
+            s.job for s in self.students if not self.only or self.only & {s.cell.label, *s.cell.coordinates.values()}
+        ]
+        needed = {student.needs for student in students}
+        return [*(teacher for teacher in self.teachers if teacher.folder in needed), *students]
 
     def check_folders(self) -> None:
         """Raises RunError where a folder holds a run of another configuration, which is not to be lost or mixed."""
@@ -154,8 +171,9 @@ class Plan:
                 )
 
     def write_recipes(self) -> None:
-        """Writes the recipes that the commands name."""
+        """Writes the recipes that the commands name, and the grid itself, as `--set` has made it."""
         wanted = {self.out / cell.folder / RECIPE: cell.recipe for cell in self.grid.cells}
+        wanted[self.out / f"{self.grid.name}.yaml"] = self.grid.content
         for student in self.students:
             if student.teacher is not None:
                 wanted[student.teacher.folder / RECIPE] = student.cell.teacher_recipe
@@ -165,69 +183,19 @@ class Plan:
                 write_text_atomically(text, path)
 
 
-def jobs_of(plans: Sequence[Plan]) -> list[Job]:
-    """The runs of several grids, one grid after another; a teacher that they share is there once."""
-    return list({job.folder: job for plan in plans for job in plan.jobs}.values())
-
-
-class _ParserAlone(CLI):
-    """The command line's parser: nothing is read, seeded, built or run yet."""
-
-    def __init__(self) -> None:
-        super().__init__([], Run(contextlib.ExitStack()))
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        self.config = Namespace(subcommand=None)
-
-    def _set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> Namespace:
-    """What the recipe of a cell comes to, read as the command line reads it, and built where that takes no memory.
-
-    Raises:
-        GridError: an option that does not exist, or that the method or the network refuses.
-    """
-    arguments = ["fit", "--config", yaml.safe_dump(recipe), "--seed_everything", str(seed)]
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            config = _ParserAlone().parser.parse_args(with_fresh_options(arguments)).fit
-        _build(config)
-    except SystemExit:
-        said = " ".join(messages.getvalue().removeprefix("ckdsnn: error: ").split())
-        raise GridError(f"cell {label!r}: {said}") from None
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise GridError(f"cell {label!r}: {' '.join(str(error).split())}") from error
-    return config
-
-
-def _build(config: Namespace) -> None:
-    """Builds method and networks as far as data and files are not needed."""
-    model = plain(config.model)
-    method = MethodConfig(**model["method"]).build()
-    network, teacher = ModelConfig(**model["network"]), model["teacher"]
-    with torch.device("meta"):
-        student = network.build(10, None, method)
-        if not method.needs_teacher:
-            return
-        if teacher is None:
-            raise ValueError(f"method {model['method']['name']} needs a teacher: set model.teacher.name")
-        named = TeacherConfig(**teacher)
-        if named.name is None and named.checkpoint is None:
-            raise ValueError("model.teacher names neither a network nor a checkpoint: set model.teacher.name")
-        if named.name not in (None, "external"):  # whose code is not ours to run here
-            method.bind(student, make_model(named.name, 10, None, named.options))  # type: ignore[arg-type]
+def _check_metric(grid: Grid, measured: dict[str, tuple[str, ...]]) -> None:
+    """Raises GridError where no cell has the metric, or none of those that have it one to be compared with."""
+    key, name = grid.metric.key, grid.metric.key.partition("/")[2]
+    if name == "firing_rate":  # which all tests measure
+        return
+    having = [cell for cell in grid.cells if name in measured[cell.label]]
+    if not having:
+        known = ", ".join(dict.fromkeys(name for names in measured.values() for name in names))
+        raise GridError(f"metric {key!r} is measured in no cell; they have {known}: set metric to one of them")
+    others = [other for cell in grid.cells if (other := grid.baseline_of(cell)) is not None]
+    if others and not any(name in measured[other.label] for other in others):
+        labels = ", ".join(cell.label for cell in having)
+        raise GridError(f"baseline {grid.baseline!r} has no {key!r}: set baseline to one that has it: {labels}")
 
 
 def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
@@ -239,29 +207,32 @@ def make_plan(grid: Grid, out: Path, teachers: Path | None = None) -> Plan:
         teachers: folder of the teachers, which other sweeps may share; None: `out / "teachers"`.
 
     Raises:
-        GridError: a cell whose configuration is impossible.
+        GridError: a cell whose configuration is impossible, a metric that is not measured.
     """
     quiet()
     shared = out / "teachers" if teachers is None else teachers
-    configs = {cell.label: configuration(cell.label, cell.recipe) for cell in grid.cells}
+    read = {cell.label: configuration(cell.label, cell.recipe) for cell in grid.cells}
+    _check_metric(grid, {label: measured for label, (_, measured) in read.items()})
+    configs = {label: config for label, (config, _) in read.items()}
     of_teachers = {
         cell.label: configs[cell.label]
         if cell.teacher_recipe == cell.recipe
-        else configuration(f"{cell.label}: teacher", cell.teacher_recipe)
+        else configuration(f"{cell.label}: teacher", cell.teacher_recipe)[0]
         for cell in grid.cells
         if _wants_teacher(configs[cell.label])
     }
+    tested = grid.metric.tested
     needed: dict[Path, Job] = {}
     students: list[Student] = []
+    given = _given_teachers(shared, configs, tested=tested)
     for seed in grid.seeds:
         for cell in grid.cells:
-            teacher = None
+            teacher = given.get(cell.label)
             if cell.label in of_teachers:
-                teacher = _teacher(
-                    shared, of_teachers[cell.label], seed if grid.teacher_seed is None else grid.teacher_seed
-                )
-                teacher = needed.setdefault(teacher.folder, teacher)
-            tested = grid.metric.startswith("test/")
+                of_seed = seed if grid.teacher_seed is None else grid.teacher_seed
+                teacher = _teacher(shared, of_teachers[cell.label], of_seed, tested=tested)
+            if teacher is not None and teacher.stages:
+                needed.setdefault(teacher.folder, teacher)
             students.append(_student(out, cell, configs[cell.label], seed, teacher, tested=tested))
     on_cpu = all(config.trainer.accelerator == "cpu" for config in configs.values())
     return Plan(grid, out, tuple(students), tuple(needed.values()), on_cpu)
@@ -271,7 +242,7 @@ QUIET = ("--trainer.enable_progress_bar", "false")
 
 
 def _identity(config: Namespace) -> dict[str, Any]:
-    """What a run's weights depend on, its seed and its teacher's weights aside."""
+    """What weights depend on, seed and the teacher's weights aside."""
     model = {key: value for key, value in plain(config.model).items() if key != "seed"}
     depends = what_training_depends_on(config)
     depends["data"]["init_args"].pop("seed", None)
@@ -286,7 +257,7 @@ def _wants_teacher(config: Namespace) -> bool:
     return model["teacher"]["checkpoint"] is None and not TeacherConfig(**model["teacher"]).comes_trained
 
 
-def _teacher(teachers: Path, config: Namespace, seed: int) -> Job:
+def _teacher(teachers: Path, config: Namespace, seed: int, *, tested: bool) -> Job:
     """The training of a teacher in the folder `teachers`: one for all runs whose teacher has that recipe and seed."""
     identity = _identity(config)
     teacher = identity["model"]["teacher"]
@@ -300,15 +271,50 @@ def _teacher(teachers: Path, config: Namespace, seed: int) -> Job:
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
     folder = teachers / f"{teacher['name']}-{digest}-seed{seed}"
     common = ("--config", str(folder / RECIPE), "--seed_everything", str(seed))
-    network = ("--model.network.name", teacher["name"], "--model.network.options", json.dumps(teacher["options"]))
-    tested = (*network, "--model.method.name", "ce", "--model.method.options", "{}")
-    stages = (
-        ("teacher", *common, "--out", str(folder), *QUIET),
-        ("test", *common, *tested, "--out", str(folder / "teacher"), *QUIET),
-    )
+    stages: tuple[tuple[str, ...], ...] = (("teacher", *common, "--out", str(folder), *QUIET),)
+    if tested:
+        stages += (_test_of_teacher(folder, seed, teacher["name"], teacher["options"]),)
     name = f"teacher {teacher['name']} ({teacher['epochs']} epochs), seed {seed}"
-    result = folder / "teacher" / "test.json"
-    return Job(name, folder, stages, {**fingerprint, "seed": seed}, result, epochs=teacher["epochs"])
+    result = folder / "teacher" / "test.json" if tested else None
+    made = {**fingerprint, "seed": seed}
+    return Job(name, folder, stages, made, result, epochs=teacher["epochs"], inside="teacher")
+
+
+def _test_of_teacher(folder: Path, seed: int, name: str, options: dict[str, Any]) -> tuple[str, ...]:
+    network = ("--model.network.name", name, "--model.network.options", json.dumps(options))
+    method = ("--model.method.name", "ce", "--model.method.options", "{}")
+    of = ("--config", str(folder / RECIPE), "--seed_everything", str(seed), "--out", str(folder / "teacher"))
+    return ("test", *of, *network, *method, *QUIET)
+
+
+def _given_teachers(teachers: Path, configs: dict[str, Namespace], *, tested: bool) -> dict[str, Job]:
+    """By label of a cell, the teacher that a checkpoint brings, and the test of it that is to be run, if any.
+
+    It is known by its weights: the file may lie elsewhere when the sweep goes on.
+
+    Raises:
+        FileNotFoundError, RunError, ValueError: the file cannot teach; see `load_teacher`.
+    """
+    found, made = dict[str, Job](), dict[str, Job]()
+    for label, config in configs.items():
+        model = plain(config.model)
+        named, method = model["teacher"] or {}, METHODS.find(model["method"]["name"])
+        path = named.get("checkpoint")
+        # The code of an external network is not ours to run here.
+        if path is None or named["name"] == "external" or not method.needs_teacher:
+            continue
+        what = json.dumps(named, sort_keys=True)
+        if what not in made:
+            network = load_run(path)["ckdsnn"]["network"]
+            teacher = load_teacher(TeacherConfig(**named), network["num_classes"], network["in_channels"])
+            digest = fingerprint_of(teacher.state_dict())
+            folder = teachers / f"{network['name']}-{digest[:8]}-given"
+            test = _test_of_teacher(folder, 0, network["name"], network["options"])
+            stages = ((*test, "--ckpt_path", path),) if tested else ()
+            result = folder / "teacher" / "test.json" if tested else None
+            made[what] = Job(f"test of {path}", folder, stages, {"given": digest}, result, inside="teacher")
+        found[label] = made[what]
+    return found
 
 
 def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job | None, *, tested: bool) -> Student:
@@ -317,9 +323,10 @@ def _student(out: Path, cell: Cell, config: Namespace, seed: int, teacher: Job |
     if teacher is not None or not METHODS.find(fingerprint["model"]["method"]["name"]).needs_teacher:
         fingerprint["model"] = {key: value for key, value in fingerprint["model"].items() if key != "teacher"}
     common = ["--config", str(out / cell.folder / RECIPE), "--seed_everything", str(seed), "--out", str(folder)]
-    if teacher is not None:
+    if teacher is not None and config.model.teacher.checkpoint is None:
         common += ["--model.teacher.checkpoint", str(teacher.folder / "teacher" / "last.ckpt")]
     stages = tuple((verb, *common, *QUIET) for verb in (("fit", "test") if tested else ("fit",)))
+    teacher = teacher if teacher is not None and teacher.stages else None  # of a given one, nothing may be to be done
     needs = None if teacher is None else teacher.folder
     result = folder / "test.json" if tested else None
     epochs = config.trainer.max_epochs if (config.trainer.max_epochs or 0) > 0 else None

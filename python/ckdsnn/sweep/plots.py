@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ckdsnn.analysis.style import GREY, PALETTE, SKY, STYLE, write_figure
 from ckdsnn.sweep.grid import Grid
-from ckdsnn.sweep.table import Row, heading, is_percent, spread
+from ckdsnn.sweep.table import Row, spread
 
 MARKERS = "os^Dv<>P"
 
@@ -54,10 +54,6 @@ def _name(dimension: str) -> str:
     return NAMES[end] if end in NAMES else dimension.removeprefix("model.").removeprefix("method.options.")
 
 
-def _axis_label(grid: Grid) -> str:
-    return heading(grid) if grid.metric.startswith("val/") else f"test {heading(grid)}"
-
-
 def _footer(grid: Grid, rows: Sequence[Row], what: str) -> str:
     counts = {len(row.values) for row in rows}
     many = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(*counts)
@@ -85,7 +81,7 @@ def bars(grid: Grid, rows: Sequence[Row]) -> Figure:
             values = list(row.values.values())
             if len(values) > 1:
                 axis.plot(values, [position] * len(values), "o", color="black", markersize=3, alpha=0.5)
-        form = ".1f" if is_percent(grid.metric) else ".3g"
+        form = ".1f" if grid.metric.percent else grid.metric.form
         axis.set_yticks(
             positions,
             [
@@ -99,7 +95,7 @@ def bars(grid: Grid, rows: Sequence[Row]) -> Figure:
         low, high = _limits(everything, [m - (d or 0) for m, d in spreads], [m + (d or 0) for m, d in spreads])
         axis.set_xlim(low, high)
         cut = "" if low == 0 else "; the axis does not start at 0"
-        axis.set_xlabel(_axis_label(grid) + cut)
+        axis.set_xlabel(grid.metric.axis + cut)
         what = "mean, standard deviation, a dot a seed"
         axis.set_title(_footer(grid, rows, what + (", baseline in grey" if baselines != {None} else "")))
         return figure
@@ -149,7 +145,7 @@ def line(grid: Grid, rows: Sequence[Row], dimension: str) -> Figure:
             axis.minorticks_off()
         _space_ticks(axis, ticks)
         axis.set_xlabel(_name(dimension))
-        axis.set_ylabel(_axis_label(grid))
+        axis.set_ylabel(grid.metric.axis)
         axis.grid(alpha=0.25)
         axis.set_title(_footer(grid, rows, "mean, band of one standard deviation"))
         if len(groups) > 1:
@@ -170,13 +166,13 @@ def _space_ticks(axis: Axes, ticks: list[float]) -> None:
 
 
 def heat_map(grid: Grid, rows: Sequence[Row], down: str, across: str) -> Figure:
-    """The mean over two numbers, one panel for every value of other dimensions."""
+    """The mean over two numbers, one panel for every value of other dimensions; what is ahead is bright."""
     groups = _groups(rows, [down, across])
     ys = sorted({_number(down)(row) for row in rows})
     xs = sorted({_number(across)(row) for row in rows})
     means = [statistics.fmean(row.values.values()) for row in rows]
     low, high = min(means), max(means)
-    form = ".1f" if is_percent(grid.metric) else ".3g"
+    form = ".1f" if grid.metric.percent else grid.metric.form
     with matplotlib.rc_context(STYLE):
         width = 1.6 + len(groups) * (1.0 + 0.75 * len(xs))
         figure = Figure(figsize=(max(6.5, width), 1.8 + 0.55 * len(ys)), layout="constrained")
@@ -186,15 +182,16 @@ def heat_map(grid: Grid, rows: Sequence[Row], down: str, across: str) -> Figure:
             for row in members:
                 place = ys.index(_number(down)(row)), xs.index(_number(across)(row))
                 field[place] = mean = statistics.fmean(row.values.values())
-                dark = high > low and (mean - low) / (high - low) < 0.5
-                axis.text(place[1], place[0], f"{mean:{form}}", ha="center", va="center", color="w" if dark else "k")
-            image = axis.imshow(field, cmap="cividis", vmin=low, vmax=high, aspect="auto", origin="lower")
+                bright = high == low or ((mean - low) / (high - low) >= 0.5) != bool(grid.metric.lower)
+                axis.text(place[1], place[0], f"{mean:{form}}", ha="center", va="center", color="k" if bright else "w")
+            colours = "cividis_r" if grid.metric.lower else "cividis"
+            image = axis.imshow(field, cmap=colours, vmin=low, vmax=high, aspect="auto", origin="lower")
             axis.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
             axis.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
             axis.set_xlabel(_name(across))
             axis.set_ylabel(_name(down))
             if label:
                 axis.set_title(label)
-        figure.colorbar(image, ax=list(axes), label=_axis_label(grid))
+        figure.colorbar(image, ax=list(axes), label=grid.metric.axis)
         figure.suptitle(_footer(grid, rows, "mean"), x=0.01, ha="left")
         return figure

@@ -1,4 +1,4 @@
-"""How far a sweep is: a bar with the time left and one for each run, or a line for every run that ends."""
+"""How far a sweep is: a bar with the time left and one for each run, or lines with it on a pipe or file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ckdsnn.sweep.plan import Job
 from ckdsnn.sweep.run import Running
 
 BARS = 8  # runs at a time that are shown each
+SAY_EVERY = 60.0  # seconds between two lines on a pipe or file where no run ends
 SHOWN = ("test/accuracy", "val/accuracy")  # of a run that ends, the first that it has
 
 
@@ -32,6 +33,8 @@ class Progress:
         self._started = self._looked = time.monotonic()
         self._several = places <= BARS
         self._bars: dict[Job, tqdm[Any]] = {}
+        self._parts: dict[Job, float] = {}  # of what runs, the share that is done
+        self._before = 0.0  # of all that has been started, the shares that earlier sweeps had done
         self._bar = tqdm(
             total=self._total,
             initial=done,
@@ -49,17 +52,35 @@ class Progress:
 
     def watch(self, running: Sequence[Running]) -> None:
         """Shows how far the runs are, as their logs say it."""
-        if self._bar.disable or time.monotonic() - self._looked < 0.9:
+        for run in running:
+            if run.job not in self._parts:
+                self._parts[run.job] = _share(run.job, last_epoch(run.job)[0])
+                self._before += self._parts[run.job]
+        if time.monotonic() - self._looked < (SAY_EVERY if self._bar.disable else 0.9):
             return
         self._looked = time.monotonic()
-        parts = 0.0
+        shown = []
         for run in running:
             epoch, words = last_epoch(run.job)
-            parts += min(0.99, epoch / run.job.epochs) if run.job.epochs else 0.0
-            if self._several:
+            self._parts[run.job] = _share(run.job, epoch)
+            shown.append(f"{run.job.name}: epoch {epoch}/{run.job.epochs or '?'}")
+            if self._several and not self._bar.disable:
                 self._show(run.job, epoch, words)
-        self._bar.n = self._done + parts
+        if self._bar.disable:
+            runs = "; ".join(shown[:BARS]) + ("; ..." if len(shown) > BARS else "")
+            self._say(f"[{self._done}/{self._total}] {runs}; left {self._left()}")
+            return
+        self._bar.n = self._done + sum(self._parts.values())
         self._bar.refresh()
+
+    def _left(self) -> str:
+        """The time left at the rate so far, in runs; that of earlier sweeps does not count."""
+        going = sum(self._parts.values())
+        made = self._ended + going - self._before
+        if made <= 0:
+            return "?"
+        seconds = (time.monotonic() - self._started) / made * (self._total - self._done - going)
+        return str(tqdm.format_interval(round(seconds)))
 
     def _show(self, job: Job, epoch: int, words: str) -> None:
         if job not in self._bars:
@@ -79,6 +100,8 @@ class Progress:
         """A run came to its end."""
         self._done += 1
         self._ended += 1
+        self._parts.pop(job, None)
+        self._looked = time.monotonic()
         if job in self._bars:
             self._bars.pop(job).close()
         self._bar.n = self._done
@@ -87,8 +110,7 @@ class Progress:
         found = next((f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics), "finished")
         text = f"[{self._done}/{self._total}] {job.name}: {found if why is None else 'failed'}, {job.seconds:.0f} s"
         if self._bar.disable:
-            left = (time.monotonic() - self._started) / self._ended * (self._total - self._done)
-            text += f"; left {tqdm.format_interval(left)}"
+            text += f"; left {self._left()}"
         self._say(text)
 
     def _say(self, text: str) -> None:
@@ -104,6 +126,10 @@ class Progress:
         for bar in self._bars.values():
             bar.close()
         self._bar.close()  # it stays where it is
+
+
+def _share(job: Job, epoch: int) -> float:
+    return min(0.99, epoch / job.epochs) if job.epochs else 0.0
 
 
 def last_epoch(job: Job) -> tuple[int, str]:

@@ -17,8 +17,9 @@ import yaml  # type: ignore[import-untyped]
 
 from ckdsnn.checkpoint import RunError, write_text_atomically
 from ckdsnn.cli.stopping import TERMINATED
-from ckdsnn.sweep.plan import Job, Plan, jobs_of
+from ckdsnn.sweep.plan import Job, Plan
 from ckdsnn.sweep.run import LOG, Place, Running, run_jobs, stop
+from ckdsnn.sweep.shared import jobs_of
 
 QUEUE = "jobs.json"  # in the folder of submitit's files: run folder -> job of Slurm
 TO_SAVE = 60.0  # seconds that a run has after Slurm's warning, which comes 90 seconds before the end

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckdsnn.sweep.grid import Cell, Grid
+from ckdsnn.sweep.metrics import teacher_column
 from ckdsnn.sweep.plan import Student
-
-LOWER_IS_AHEAD = ("loss", "firing_rate")  # ends of the names of metrics; for all others, higher is
 
 
 class Difference(NamedTuple):
@@ -37,10 +36,11 @@ class Row:
 
     Attributes:
         cell: of the grid.
-        values: of the metric, by seed; in percent for an accuracy.
+        values: of the metric, by seed; a share is in percent.
         difference: to the baseline; None: it is the baseline, or nothing is there to compare.
         baseline: label of the cell that it is compared with.
-        firing_rate, seconds, teacher: by seed, where known.
+        firing_rate, seconds: by seed, where known.
+        teacher: what its teachers reach by seed, see :attr:`ckdsnn.sweep.metrics.Metric.of_teacher`.
     """
 
     cell: Cell
@@ -78,40 +78,38 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     return Difference(statistics.fmean(differences), half_width, ahead, n)
 
 
-def is_percent(metric: str) -> bool:
-    return metric.endswith(("accuracy", "mean_iou"))
-
-
 def summarise(grid: Grid, students: Sequence[Student]) -> list[Row]:
-    """A row a cell, of the students that are finished.
+    """A row a cell, of the students that are finished; a cell whose runs have no such metric is empty (without a
+    teacher, there is no KL to it).
 
     Raises:
-        ValueError: the runs have no such metric.
+        ValueError: no run has such a metric.
     """
-    scale = 100 if is_percent(grid.metric) else 1
-    lower = grid.metric.endswith(LOWER_IS_AHEAD)
+    metric, of_teacher = grid.metric, grid.metric.of_teacher
     found: dict[str, dict[str, dict[int, float]]] = {
         cell.label: {"values": {}, "firing_rate": {}, "seconds": {}, "teacher": {}} for cell in grid.cells
     }
+    measured = {student.job: student.job.metrics() for student in students if student.job.finished}
+    if measured and not any(metric.key in metrics for metrics in measured.values()):
+        job = next(iter(measured))
+        names = ", ".join(measured[job])
+        raise ValueError(f"metric {metric.key!r} is in no run: {job.result or job.folder} has {names}")
     for student in students:
-        if not student.job.finished:
+        metrics, of = measured.get(student.job, {}), found[student.cell.label]
+        if metric.key not in metrics:
             continue
-        metrics, of = student.job.metrics(), found[student.cell.label]
-        if grid.metric not in metrics:
-            where = student.job.result or student.job.folder
-            raise ValueError(f"metric {grid.metric!r} is not in {where}, which has {', '.join(metrics)}")
-        of["values"][student.seed] = scale * metrics[grid.metric]
+        of["values"][student.seed] = metric.scale * metrics[metric.key]
         of["seconds"][student.seed] = student.job.seconds
         if "test/firing_rate" in metrics:
             of["firing_rate"][student.seed] = metrics["test/firing_rate"]
-        if student.teacher is not None and "test/accuracy" in (teacher := student.teacher.metrics()):
-            of["teacher"][student.seed] = 100 * teacher["test/accuracy"]
+        if student.teacher is not None and of_teacher.key in (teacher := student.teacher.metrics()):
+            of["teacher"][student.seed] = of_teacher.scale * teacher[of_teacher.key]
     rows = []
     for cell in grid.cells:
         of, other = found[cell.label], grid.baseline_of(cell)
         difference = None
         if other is not None:
-            difference = paired_difference(of["values"], found[other.label]["values"], lower=lower)
+            difference = paired_difference(of["values"], found[other.label]["values"], lower=bool(metric.lower))
         rows.append(
             Row(
                 cell,
@@ -138,18 +136,11 @@ def _show(values: Mapping[int, float], form: str) -> str:
     return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
 
 
-def heading(grid: Grid) -> str:
-    """What the metric is called, with its unit."""
-    part, _, name = grid.metric.partition("/")
-    shown = name.replace("_", " ").replace("iou", "IoU") if part == "test" else f"validation {name}"
-    return shown + (" %" if is_percent(grid.metric) else "")
-
-
 def _cells_of(grid: Grid, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table as text; columns in which nothing stands are left out."""
-    form = ".2f" if is_percent(grid.metric) else ".4g"
-    heads = ["cell", heading(grid), "n", f"difference to {grid.baseline}, 95 % CI", "seeds ahead"]
-    heads += ["teacher %", "firing rate", "time s"]
+    form = grid.metric.form
+    heads = ["cell", grid.metric.heading, "n", f"difference to {grid.baseline}, 95 % CI", grid.metric.count]
+    heads += [f"teacher {grid.metric.of_teacher.heading}", "firing rate", "time s"]
     lines = []
     for row in rows:
         d, difference, ahead = row.difference, "", ""
@@ -159,7 +150,8 @@ def _cells_of(grid: Grid, rows: Sequence[Row]) -> tuple[list[str], list[list[str
                 interval = f" [{d.mean - d.half_width:+{form}}, {d.mean + d.half_width:+{form}}]"
             difference, ahead = f"{d.mean:+{form}}{interval}", f"{d.ahead} of {d.n}"
         numbers = [_show(row.values, form), str(len(row.values)), difference, ahead]
-        numbers += [_show(row.teacher, ".1f"), _show(row.firing_rate, ".3f"), _show(row.seconds, ".0f")]
+        firing = {} if grid.metric.key == "test/firing_rate" else row.firing_rate
+        numbers += [_show(row.teacher, ".1f"), _show(firing, ".3f"), _show(row.seconds, ".0f")]
         lines.append([row.cell.label, *numbers])
     kept = [i for i in range(len(heads)) if i < 3 or any(line[i] for line in lines)]
     return [heads[i] for i in kept], [[line[i] for i in kept] for line in lines]
@@ -187,8 +179,21 @@ def markdown_table(grid: Grid, rows: Sequence[Row]) -> str:
 def csv_table(grid: Grid, rows: Sequence[Row]) -> str:
     """The table with full precision: a row a cell, the coordinates in columns of their own."""
     dimensions = list(grid.cells[0].coordinates)
-    heads = ["label", *dimensions, "n", "mean", "std", "baseline", "difference", "low", "high", "ahead", "pairs"]
-    lines: list[list[object]] = [[*heads, "teacher_accuracy", "firing_rate", "seconds"]]
+    heads = [
+        "label",
+        *dimensions,
+        "metric",
+        "n",
+        "mean",
+        "std",
+        "baseline",
+        "difference",
+        "low",
+        "high",
+        "ahead",
+        "pairs",
+    ]
+    lines: list[list[object]] = [[*heads, teacher_column(grid.metric.of_teacher.key), "firing_rate", "seconds"]]
     for row in rows:
         mean, deviation = spread(list(row.values.values())) if row.values else (None, None)
         d = row.difference
@@ -197,22 +202,24 @@ def csv_table(grid: Grid, rows: Sequence[Row]) -> str:
             interval = [None] * 2 if d.half_width is None else [d.mean - d.half_width, d.mean + d.half_width]
             compared = [d.mean, *interval, d.ahead, d.n]
         others = [spread(list(v.values()))[0] if v else None for v in (row.teacher, row.firing_rate, row.seconds)]
-        line = [row.cell.label, *row.cell.coordinates.values(), len(row.values), mean, deviation, row.baseline]
+        line: list[object] = [row.cell.label, *row.cell.coordinates.values(), grid.metric.key]
+        line += [len(row.values), mean, deviation, row.baseline]
         lines.append([*line, *compared, *others])
     return _csv(lines)
 
 
 def csv_runs(grid: Grid, students: Sequence[Student]) -> str:
-    """Every run: cell, seed, state, seconds, and all metrics of its test."""
-    metrics = {id(student): student.job.metrics() if student.job.finished else {} for student in students}
-    names = list(dict.fromkeys(name for found in metrics.values() for name in found))
+    """Every run: cell, seed, state, seconds, all metrics of its test and its last validation, and of its teacher's."""
+    metrics = [student.job.metrics() if student.job.finished else {} for student in students]
+    teachers = [student.teacher.metrics() if student.teacher is not None else {} for student in students]
+    names = list(dict.fromkeys(name for found in metrics for name in found))
+    of_teachers = list(dict.fromkeys(name for found in teachers for name in found))
     lines: list[list[object]] = [["label", *grid.cells[0].coordinates, "seed", "finished", "seconds", *names]]
-    lines[0] += ["teacher_accuracy", "folder"]
-    for student in students:
-        found, teacher = metrics[id(student)], student.teacher.metrics() if student.teacher is not None else {}
+    lines[0] += [*map(teacher_column, of_teachers), "folder"]
+    for student, found, teacher in zip(students, metrics, teachers, strict=True):
         line: list[object] = [student.cell.label, *student.cell.coordinates.values(), student.seed]
         line += [student.job.finished, round(student.job.seconds, 2), *(found.get(name) for name in names)]
-        lines.append([*line, teacher.get("test/accuracy"), student.job.folder])
+        lines.append([*line, *(teacher.get(name) for name in of_teachers), student.folder])
     return _csv(lines)
 
 

@@ -12,6 +12,34 @@ from ckdsnn.losses.precision import full_precision
 from ckdsnn.models.outputs import pixel_rows
 
 
+def metric_names(method: Method, *, dense: bool) -> list[str]:
+    """The metrics of an :class:`Evaluation`, by its method, which has the teacher that it needs.
+
+    Args:
+        method: what the student is trained by.
+        dense: whether the networks classify pixels.
+
+    Example:
+        >>> from ckdsnn.losses import build_method
+        >>> metric_names(build_method("nld"), dense=False), metric_names(build_method("ce"), dense=True)
+        (['accuracy', 'kl', 'kl_noisy'], ['accuracy', 'mean_iou'])
+    """
+    term = _noise_term(method) if method.needs_teacher else None
+    there = {
+        "accuracy": True,
+        "mean_iou": dense,
+        "kl": method.needs_teacher,
+        "kl_noisy": term is not None,
+        "noise_strength": term is not None and isinstance(term.strength, Tensor),
+    }
+    return [name for name, has in there.items() if has]
+
+
+def _noise_term(method: Method) -> NLDTerm | None:
+    """The first one that has noise."""
+    return next((m for m in method.modules() if isinstance(m, NLDTerm) and m.options.noise != "none"), None)
+
+
 class Evaluation:
     """Sums over the batches of an evaluation, on the device; nothing waits for it but :meth:`means`.
 
@@ -49,8 +77,7 @@ class Evaluation:
     def __init__(self, method: Method, teacher: FrozenTeacher | None, pixel_classes: int | None = None) -> None:
         self.teacher = teacher
         self.pixel_classes = pixel_classes
-        terms = [m for m in method.modules() if isinstance(m, NLDTerm) and m.options.noise != "none"]
-        self.term = terms[0] if terms and teacher is not None else None
+        self.term = None if teacher is None else _noise_term(method)
         self.sums = self._zeros(torch.device("cpu"))
         self._generator = torch.Generator()
         self._answers: dict[int, Tensor] = {}

@@ -116,7 +116,10 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         self.flush()
-        return super().load_checkpoint(path, map_location, weights_only)
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        # Lightning asks for it; a file that was cut down to its weights may have lost it.
+        checkpoint.setdefault("pytorch-lightning_version", L.__version__)
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         with self._lock:

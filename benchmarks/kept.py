@@ -1,0 +1,151 @@
+"""What is kept of sweeps in benchmarks/results/accuracy/RECIPE/GRID: tables, runs, and what they were made with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cpuinfo
+import yaml  # type: ignore[import-untyped]
+
+from ckdsnn.checkpoint import write_text_atomically
+from ckdsnn.sweep.grid import GRIDS, SETTINGS, load_grid
+from ckdsnn.sweep.metrics import METRICS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy" / "digits"  # of other recipes beside it
+CANVAS = ("digits", "digits_dense")  # recipes whose grids are kept there
+
+PLACES = {"data.root": "DATA", "model.teacher.checkpoint": "TEACHER"}
+
+NOT_RUN = "not run"
+
+Values = Mapping[str, Mapping[int, float]]  # by cell and seed
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_runs(grid: str, metric: str = "test/accuracy", results: Path = RESULTS) -> Values:
+    """The metric of every finished run, shares in percent; {} where the grid was not run."""
+    found: dict[str, dict[int, float]] = {}
+    path = results / grid / "runs.csv"
+    for row in read_csv(path) if path.exists() else []:
+        if row["finished"] == "True" and row.get(metric):
+            found.setdefault(row["label"], {})[int(row["seed"])] = METRICS[metric].scale * float(row[metric])
+    return found
+
+
+def place(recipe: str, results: Path = RESULTS) -> Path:
+    """Where grids with that recipe are kept."""
+    return results if recipe in CANVAS else results.parent / recipe
+
+
+def settings(grid: str, results: Path) -> list[str]:
+    """What `--set` says where the grid is run as the kept one was, but for the seeds; of one that is not kept, what it
+    takes for the recipe of that folder."""
+    made = results / grid / "environment.json"
+    if made.exists() and "settings" in (known := json.loads(made.read_text())):
+        return [str(setting) for setting in known["settings"]]
+    if results.name in CANVAS:
+        return []
+    recipe = [f"recipe={results.name}"] if load_grid(grid).content["recipe"] != results.name else []
+    return [*recipe, "data.root=DATA"]
+
+
+def _changed(grid: str, content: dict[str, Any]) -> list[str]:
+    """What `--set` has made of a packaged grid, but for the seeds and places of this machine."""
+    packaged = load_grid(grid).content
+    made = {k: content.get(k) for k in SETTINGS if k != "seeds" and content.get(k) != packaged.get(k)}
+    before = packaged.get("options") or {}
+    made |= {k: v for k, v in (content.get("options") or {}).items() if k not in before or before[k] != v}
+    made = {key.replace("data.init_args.", "data."): value for key, value in made.items()}
+    made |= {key: told for key, told in PLACES.items() if key in made}
+    return [f"{key}={value if isinstance(value, str) else _inline(value)}" for key, value in made.items()]
+
+
+def _inline(value: Any) -> str:
+    """As YAML in a line, without the mark of a document's end."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
+def take(folders: list[Path], results: Path = RESULTS, processor: str | None = None) -> None:
+    """Keeps the tables of sweeps, by recipe and grid, without the names of paths and machines. Which they are, the grid
+    beside the table says; where none is, the folder is named as its grid.
+
+    Args:
+        folders: of sweeps, or that hold some.
+        results: where they are kept.
+        processor: that the runs were made on; None: this one's, if they were made here.
+
+    Raises:
+        SystemExit: a folder is no packaged grid's, or several grids'; its table is of another metric than the grid's.
+    """
+    for part in [path.parent for folder in folders for path in sorted(folder.rglob("table.csv"))]:
+        files = sorted(part.glob("*.yaml"))
+        if len(files) > 1:
+            raise SystemExit(
+                f"{part} is of several grids, {', '.join(f.name for f in files)}: remove those of the others"
+            )
+        grid = files[0].stem if files else part.name
+        if not (GRIDS / f"{grid}.yaml").exists():
+            raise SystemExit(f"{part}: there is no packaged grid {grid}: name the folder as its grid")
+        content = yaml.safe_load(files[0].read_text()) if files else load_grid(grid).content
+        runs = read_csv(part / "runs.csv")
+        metric = load_grid(grid).metric.key
+        if any(row.get("metric") != metric for row in read_csv(part / "table.csv")):
+            raise SystemExit(f"{part}/table.csv is not of {metric}: make it again with the command of the sweep")
+        unfinished = [row for row in runs if row["finished"] != "True"]
+        if unfinished:
+            print(f"{part}: {len(unfinished)} runs are not finished", file=sys.stderr)
+        kept = place(Path(content["recipe"]).stem, results) / grid
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part / "table.csv", kept / "table.csv")
+        for row in runs:
+            row["folder"] = "/".join(Path(row["folder"]).parts[-2:])  # CELL/seedK, in the sweep's
+        text = io.StringIO()
+        writer = csv.DictWriter(text, runs[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(runs)
+        write_text_atomically(text.getvalue(), kept / "runs.csv")
+        seconds = [float(row["seconds"]) for row in runs if row["finished"] == "True"]
+        made_with = {**_made_with(part, processor), "settings": _changed(grid, content)}
+        made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
+        write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
+        print(kept)
+
+
+def _made_with(part: Path, processor: str | None) -> dict[str, Any]:
+    """Versions and machine of the runs; {}: none has been tested."""
+    tests = [json.loads(path.read_text()) for path in sorted(part.rglob("test.json"))]
+    found = [{key: test.get(key) for key in ("versions", "platform")} for test in tests]
+    if not found:
+        return {}
+    if any(other != found[0] for other in found):
+        print(f"{part}: its runs were made with several versions or machines; the first one is kept", file=sys.stderr)
+    versions, where = found[0]["versions"] or {}, str(found[0]["platform"])
+    if processor is None and where == platform.platform():
+        cores = len(os.sched_getaffinity(0))
+        model = " ".join(cpuinfo.get_cpu_info().get("brand_raw", "a processor").split())
+        processor = f"{cores} core{'s' if cores > 1 else ''} of {model}"
+    elif processor is None:
+        print(f"{part}: its runs were made elsewhere: say on what by --processor", file=sys.stderr)
+    # Of "Linux-6.1.0-company-x86_64-with-glibc2.36" the system and the architecture.
+    kind = " ".join([where.partition("-")[0], *re.findall("x86_64|aarch64|arm64|ppc64le|riscv64", where)[:1]])
+    return {
+        "versions": {name: version for name, version in versions.items() if version != "not installed"},
+        "platform": kind if processor is None else f"{kind}, {processor}",
+    }

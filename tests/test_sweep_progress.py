@@ -1,0 +1,34 @@
+"""How far a sweep is, in words."""
+
+from ckdsnn.sweep.plan import Job
+from ckdsnn.sweep.progress import Progress
+from ckdsnn.sweep.run import Running
+
+
+def test_how_far_it_is_on_a_pipe(tmp_path, monkeypatch, capsys):
+    """A line a minute, and the time left at this sweep's own rate: what earlier ones have done does not count."""
+    now = [1000.0]
+    monkeypatch.setattr("ckdsnn.sweep.progress.time.monotonic", lambda: now[0])
+    jobs = [Job(name, tmp_path / name, (), {}, tmp_path / name / "test.json", epochs=10) for name in "ab"]
+    log = tmp_path / "a" / "logs" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+
+    def epochs(count):
+        log.write_text("epoch,train/loss,train/accuracy\n" + "".join(f"{e},1.0,0.5\n" for e in range(count)))
+
+    epochs(5)
+    runs = [Running(jobs[0], None, 0, 0.0, 0.0)]
+    with Progress("x", jobs, 1) as progress:
+        progress.watch(runs)
+        epochs(8)
+        now[0] += 59
+        progress.watch(runs)
+        now[0] += 1
+        progress.watch(runs)  # 0.3 runs in a minute; 1.2 are left
+        now[0] += 40
+        progress.end(jobs[0], None)  # 0.5 in 100 seconds; one is left
+    assert capsys.readouterr().err.splitlines() == [
+        "x: 0 of 2 runs are finished, 1 at a time",
+        "[0/2] a: epoch 8/10; left 04:00",
+        "[1/2] a: finished, 0 s; left 03:20",
+    ]
