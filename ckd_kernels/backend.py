@@ -65,6 +65,7 @@ _REGISTRY = {
     "triton": _Registered("triton", "cuda", auto=True),
 }
 BACKENDS = ("auto", *_REGISTRY)
+LEARNT = "learnt"  # stands for the specification of a neuron whose decay or tau is a tensor
 
 if TYPE_CHECKING:
     from .backends import native, reference, triton
@@ -114,8 +115,8 @@ def requested() -> str:
 def resolve(name: str, op: str, device: torch.device, dtype: torch.dtype, neuron: str | None = None) -> Backend:
     """The backend that serves ``op`` on ``device`` and ``dtype``; RuntimeError where none does.
 
-    ``neuron`` is the specification of the neuron that the call runs, where its decay or tau is a constant:
-    "auto" looks at it on a GPU, in the forward and in the backward pass alike.
+    ``neuron`` is the specification of the neuron that the call runs, `LEARNT` where its decay or tau is a tensor, or
+    None where there is none: "auto" looks at it on a GPU, in the forward and in the backward pass alike.
     """
     return _serving(_environment if name == "auto" else name, op, device, dtype, neuron)
 
@@ -126,7 +127,7 @@ def _serving(name: str, op: str, device: torch.device, dtype: torch.dtype, neuro
         raise ValueError(f"CKD_BACKEND must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "auto":
         name = _choose(device.type)
-        if name == "cuda" and neuron is not None and _is_faster_in_triton(neuron, dtype):
+        if name == "cuda" and neuron is not None and _is_faster_in_triton(op, neuron, dtype):
             name = "triton"
     reason = _state(name, device.type, dtype)
     if reason is not None:
@@ -165,11 +166,15 @@ def _choose(device_type: str) -> str:
     return "reference"
 
 
-def _is_faster_in_triton(neuron: str, dtype: torch.dtype) -> bool:
+def _is_faster_in_triton(op: str, neuron: str, dtype: torch.dtype) -> bool:
     """Whether Triton is there for a neuron that the CUDA kernels look up at run time; Triton compiles any."""
     from .backends import native
 
-    return not native.is_compiled_in(Neuron.from_spec(neuron), dtype) and _state("triton", "cuda", dtype) is None
+    if neuron == LEARNT:
+        looked_up = op == "lif"  # behind batch normalisation nobody has compared the two
+    else:
+        looked_up = not native.is_compiled_in(op, Neuron.from_spec(neuron), dtype)
+    return looked_up and _state("triton", "cuda", dtype) is None
 
 
 def _state(name: str, device_type: str, dtype: torch.dtype = torch.float32) -> str | None:

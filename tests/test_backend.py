@@ -162,19 +162,22 @@ def test_neurons_that_cuda_looks_up_go_to_triton(fresh_choice, monkeypatch):
 
     paper, leaky = Neuron.paper(), Neuron.snntorch_leaky(beta=0.9)
     monkeypatch.setattr(native, "unavailable", lambda *a: None)
-    monkeypatch.setattr(native, "is_compiled_in", lambda neuron, dtype: neuron == paper)
+    monkeypatch.setattr(native, "is_compiled_in", lambda op, neuron, dtype: neuron == paper)
 
-    def serving(neuron, name="auto", *, triton_is_there=True):
+    def serving(neuron, name="auto", *, op="lif", triton_is_there=True):
         forget_choices()
         monkeypatch.setattr(triton, "unavailable", lambda *a: None if triton_is_there else "not here")
-        return backend.resolve(name, "lif", torch.device("cuda", 0), torch.bfloat16, neuron and neuron.spec)
+        spec = neuron.spec if isinstance(neuron, Neuron) else neuron
+        return backend.resolve(name, op, torch.device("cuda", 0), torch.bfloat16, spec)
 
     assert serving(paper) is native
     assert serving(leaky) is triton
     assert serving(leaky, triton_is_there=False) is native
     assert serving(leaky, "cuda") is native
-    # Statistics, maps and bits have no neuron, and kernels for a decay that is learnt are compiled for none.
-    assert serving(None) is native
+    assert serving(None) is native  # statistics, maps and bits
+    assert serving(backend.LEARNT) is triton
+    assert serving(backend.LEARNT, triton_is_there=False) is native
+    assert serving(backend.LEARNT, op="bn_lif") is native
 
 
 def test_build_info_says_what_auto_is(fresh_choice, monkeypatch):

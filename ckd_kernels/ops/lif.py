@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend, resolve
+from ..backend import LEARNT, Backend, resolve
 from ..call import (
     CHECKPOINT_EVERY,
     Affine,
@@ -104,8 +104,7 @@ def _fold_own(call: Call, norm: Norm, layout: Layout) -> Tensor:
 
 
 def _backend(x: Tensor, leak: Tensor | None, affine: Affine | None, plan: Plan) -> Backend:
-    # No kernel is compiled for a decay or tau that is a tensor.
-    spec = plan.neuron.spec if leak is None else None
+    spec = plan.neuron.spec if leak is None else LEARNT
     return resolve(plan.backend, "lif" if affine is None else "bn_lif", x.device, x.dtype, spec)
 
 

@@ -40,15 +40,17 @@ UsualInput<S> usual_input(const Call& call, int width, const ChannelSize& size, 
 
 template <class S, bool kResidual, template <int> class Channels>
 cudaError_t launch_usual_forward(const UsualForwardCall<S>& call, const LaunchSize& size, void* stream) {
-  return call.extent.steps == 1 ? launch_after(bn_usual_forward_kernel<S, 1, kResidual, Channels>, size, stream, call)
-                                : launch_after(bn_usual_forward_kernel<S, 4, kResidual, Channels>, size, stream, call);
+  return call.extent.steps == 1
+             ? launch_after(bn_usual_forward_kernel<S, 1, kResidual, Channels>, size, stream, call)
+             : launch_after(bn_usual_forward_kernel<S, kStaticSteps, kResidual, Channels>, size, stream, call);
 }
 
 template <class S, bool kResidual>
 cudaError_t launch_usual_forward(const LifForward& call, void* stream) {
   const Shape& shape = call.shape;
-  const ChannelSize size = channel_tiles(shape, kWide<S>, kUsualForwardThreads)
-                               .for_pass(shape.steps == 1 ? 2 * kUsualForwardBatch<1> : 2 * kUsualForwardBatch<4>);
+  const ChannelSize size =
+      channel_tiles(shape, kWide<S>, kUsualForwardThreads)
+          .for_pass(shape.steps == 1 ? 2 * kUsualForwardBatch<1> : 2 * kUsualForwardBatch<kStaticSteps>);
   const UsualForwardCall<S> arguments{usual_input<S>(call, kWide<S>, size, nullptr), static_cast<S*>(call.spikes)};
   return shape.inner > 1 ? launch_usual_forward<S, kResidual, PlanarChannels>(arguments, size.size, stream)
                          : launch_usual_forward<S, kResidual, RowChannels>(arguments, size.size, stream);
@@ -80,7 +82,8 @@ template <class S>
 int usual_width(const LifBackward& call) {
   const Shape& shape = call.shape;
   const Rule rule(call.neuron, call.leak);
-  if (!has_static_steps(shape) || shape.repeated || !is_compiled_in(rule) || rule.delayed) return 0;
+  if (!has_static_steps(shape) || shape.repeated || !is_compiled_in(rule, true)) return 0;
+  if (rule.surrogate == SurrogateKind::kSigmoid && shape.steps > 1 && shape.steps < kStaticSteps) return 0;
   if (call.leak || call.v_init || call.grad_v || call.grad_v_init || !call.grad_spikes || !call.mean) return 0;
   if (!backward_aligned(call)) return 0;
   if (shape.inner == 1) {
@@ -123,7 +126,7 @@ template <class Pass, int W, class NeuronKind, bool kExtras, template <int> clas
 cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void* stream) {
   auto kernel = Pass::template kernel<S, W, NeuronKind, 1, kExtras, Channels>;
   if constexpr (W == kRunTimeWidth) {
-    if (call.extent.steps == 4) kernel = Pass::template kernel<S, W, NeuronKind, 4, kExtras, Channels>;
+    if (call.extent.steps > 1) kernel = Pass::template kernel<S, W, NeuronKind, kStaticSteps, kExtras, Channels>;
   }
   return Pass::kFollows ? launch_after(kernel, size, stream, call) : launch(kernel, size, stream, call);
 }
@@ -137,8 +140,9 @@ cudaError_t launch_usual(const UsualCall<S>& call, const LaunchSize& size, void*
     };
     if (with_spikingjelly_neuron(call.rule, launch_one)) return status;
   }
-  return call.residual || call.grad_sam ? launch_usual<Pass, W, PaperNeuron, true, Channels>(call, size, stream)
-                                        : launch_usual<Pass, W, PaperNeuron, false, Channels>(call, size, stream);
+  if (!PaperConstants::is(call.rule)) return launch_usual<Pass, W, PaperNeuron, true, Channels>(call, size, stream);
+  return call.residual || call.grad_sam ? launch_usual<Pass, W, PaperConstants, true, Channels>(call, size, stream)
+                                        : launch_usual<Pass, W, PaperConstants, false, Channels>(call, size, stream);
 }
 
 template <class Pass, class S>

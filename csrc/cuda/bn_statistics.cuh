@@ -29,7 +29,7 @@ class Deviations {
   static constexpr bool kEach = C::kChannelsInside;
   static constexpr bool kExact = sizeof(S) == 4;
   static constexpr int kLanes = kEach ? W : 1;
-  static constexpr int kFlush = 4;  // vectors, where neighbours are not of one channel
+  static constexpr int kFlush = 16;  // vectors, where neighbours are not of one channel
   using Sum = std::conditional_t<kExact, double, float>;
   Sum pivot_[kLanes], first_[kLanes] = {}, second_[kLanes] = {};
   int held_ = 0;

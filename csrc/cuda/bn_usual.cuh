@@ -1,9 +1,10 @@
-// Batch normalisation and neuron as most networks ask for them: 1 or 4 steps, no state before or after, and on the way
+// Batch normalisation and neuron as most networks ask for them: 1 to 4 steps, no state before or after, and on the way
 // back a neuron that a kernel is compiled for. A thread keeps its channels' constants and visits W neighbours at a
 // time, with all that it reads of them in flight; lif_forward.cuh, lif_backward.cuh and bn_reduce.cuh serve every other
 // call.
 #pragma once
 #include "channels.cuh"
+#include "derivative.cuh"
 #include "launch.h"
 #include "rule.cuh"
 #include "series.cuh"
@@ -82,6 +83,7 @@ __global__ void __launch_bounds__(kUsualForwardThreads, kResidual               
         packets.at = call.extent.place(plane, share.channel, column).sequence;
 #pragma unroll
         for (int t = 0; t < kSteps; ++t) {
+          if (!has_step<kSteps>(t, call.extent.steps)) break;
           packets.y[t] = load<W>(call.y + packets.at + t * frame);
           if constexpr (kResidual) packets.residual[t] = load<W>(call.residual + packets.at + t * frame);
         }
@@ -94,6 +96,7 @@ __global__ void __launch_bounds__(kUsualForwardThreads, kResidual               
           fill(rule.k.rest, v);
 #pragma unroll
           for (int t = 0; t < kSteps; ++t) {
+            if (!has_step<kSteps>(t, call.extent.steps)) break;
             float x[W], spikes[W];
             widen(packets.y[t], x);
 #pragma unroll
@@ -124,20 +127,31 @@ struct UsualPackets {
   Pack<S, W> y[kSteps], grad_spikes[kSteps], residual[kExtras ? kSteps : 1];
 };
 
+template <class NeuronKind, int kSteps, class S>
+CKD_DEVICE int usual_steps(const UsualCall<S>& call) {
+  return kHasExponential<NeuronKind> ? kSteps : call.extent.steps;
+}
+
 template <class S, int W, int kSteps, bool kExtras>
-CKD_DEVICE UsualPackets<S, W, kSteps, kExtras> usual_packets(const UsualCall<S>& call, const Place& place) {
+CKD_DEVICE UsualPackets<S, W, kSteps, kExtras> usual_packets(const UsualCall<S>& call, const Place& place, int steps) {
   UsualPackets<S, W, kSteps, kExtras> packets{};
   packets.at = place.sequence;
   if constexpr (kExtras) packets.location = place.row * call.extent.inner + place.column;
   const int64_t frame = call.extent.frame;
 #pragma unroll
-  for (int t = 0; t < kSteps; ++t) packets.y[t] = load<W>(call.y + place.sequence + t * frame);
+  for (int t = 0; t < kSteps; ++t) {
+    if (has_step<kSteps>(t, steps)) packets.y[t] = load<W>(call.y + place.sequence + t * frame);
+  }
 #pragma unroll
-  for (int t = kSteps - 1; t >= 0; --t) packets.grad_spikes[t] = load<W>(call.grad_spikes + place.sequence + t * frame);
+  for (int t = kSteps - 1; t >= 0; --t) {
+    if (has_step<kSteps>(t, steps)) packets.grad_spikes[t] = load<W>(call.grad_spikes + place.sequence + t * frame);
+  }
   if constexpr (kExtras) {
     if (call.residual) {
 #pragma unroll
-      for (int t = 0; t < kSteps; ++t) packets.residual[t] = load<W>(call.residual + place.sequence + t * frame);
+      for (int t = 0; t < kSteps; ++t) {
+        if (has_step<kSteps>(t, steps)) packets.residual[t] = load<W>(call.residual + place.sequence + t * frame);
+      }
     }
   }
   return packets;
@@ -148,6 +162,7 @@ template <class NeuronKind, bool kEach, class S, int W, int kSteps, bool kExtras
 CKD_DEVICE void usual_way_back(const UsualCall<S>& call, const UsualPackets<S, W, kSteps, kExtras>& packets,
                                const ChannelConstants<W, kEach>& scale, const ChannelConstants<W, kEach>& shift,
                                Step&& step) {
+  const int steps = usual_steps<NeuronKind, kSteps>(call);
   const Rule& rule = call.rule;
   const Constants<float>& k = rule.k;
   Leak<W, false> leak;
@@ -173,6 +188,7 @@ CKD_DEVICE void usual_way_back(const UsualCall<S>& call, const UsualPackets<S, W
     using D = decltype(dynamics);
 #pragma unroll
     for (int t = 0; t < kSteps; ++t) {
+      if (!has_step<kSteps>(t, steps)) break;
       float x[W];
       widen(packets.y[t], x);
 #pragma unroll
@@ -193,17 +209,19 @@ CKD_DEVICE void usual_way_back(const UsualCall<S>& call, const UsualPackets<S, W
       NeuronKind::reset_gradient(rule, [&](auto reset) {
 #pragma unroll
         for (int t = kSteps - 1; t >= 0; --t) {
+          if (!has_step<kSteps>(t, steps)) continue;
           float y[W], g[W];
           widen(packets.y[t], y);
           widen(packets.grad_spikes[t], g);
+          float sg[W];
+          derivatives<decltype(kind)>(h[t], k, sg);
 #pragma unroll
           for (int j = 0; j < W; ++j) {
             if constexpr (kExtras) g[j] = g[j] + map[j];
-            const float sg = decltype(kind)::derivative(h[t][j] - k.threshold, k.c0, k.c1);
-            g[j] = fire_backward<decltype(reset)::reset>(h[t][j], g[j], gv[j], sg, k);
+            g[j] = decltype(reset)::back(h[t][j], g[j], gv[j], sg[j], k);
             gv[j] = g[j] * keep[j];
           }
-          D::input_gradient(g, leak, rule);
+          NeuronKind::input_gradient(g, leak, rule);
           if constexpr (kExtras) {
             if (call.grad_residual) {
               store(call.grad_residual + packets.at + t * call.extent.frame, narrow<S>(g));
@@ -249,7 +267,8 @@ __global__ void __launch_bounds__(kBackwardThreads, (kUsualBlocks<kSteps, kExtra
   C::template visit<kUsualBatch<S, W, kSteps>, true>(
       call.cut, share,
       [&](int64_t plane, int64_t column) {
-        return usual_packets<S, W, kSteps, kExtras>(call, call.extent.place(plane, channel, column));
+        return usual_packets<S, W, kSteps, kExtras>(call, call.extent.place(plane, channel, column),
+                                                    usual_steps<NeuronKind, kSteps>(call));
       },
       [&](const UsualPackets<S, W, kSteps, kExtras>& packets) {
         usual_way_back<NeuronKind, kEach>(call, packets, scale, shift,
@@ -280,7 +299,8 @@ __global__ void __launch_bounds__(kBackwardThreads, (kUsualBlocks<kSteps, kExtra
   C::template visit<kUsualBatch<S, W, kSteps>, true>(
       call.cut, share,
       [&](int64_t plane, int64_t column) {
-        return usual_packets<S, W, kSteps, kExtras>(call, call.extent.place(plane, channel, column));
+        return usual_packets<S, W, kSteps, kExtras>(call, call.extent.place(plane, channel, column),
+                                                    usual_steps<NeuronKind, kSteps>(call));
       },
       [&](const UsualPackets<S, W, kSteps, kExtras>& packets) {
         usual_way_back<NeuronKind, kEach>(call, packets, scale, shift,

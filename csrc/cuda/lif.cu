@@ -46,6 +46,6 @@ int lif_backward(const LifBackward& call, void* workspace, int device, void* str
   });
 }
 
-bool is_compiled_in(const Neuron& neuron) { return is_compiled_in(Rule(neuron, nullptr)); }
+bool is_compiled_in(const Neuron& neuron, bool normalised) { return is_compiled_in(Rule(neuron, nullptr), normalised); }
 
 }  // namespace ckd::cuda

@@ -3,6 +3,7 @@
 // stored.
 #pragma once
 #include "current.cuh"
+#include "derivative.cuh"
 #include "launch.h"
 #include "rule.cuh"
 
@@ -89,8 +90,7 @@ struct Extras {
 template <int W>
 struct Extras<W, false> {};
 
-// W neighbours through all chunks; kSteps is the number of steps, or 0 where it is known at run time only. kEach:
-// neighbours need not be of one channel.
+// W neighbours through all chunks. kEach: neighbours need not be of one channel.
 template <class Call, int W, class NeuronKind, int kSteps, bool kEach, bool kGeneral>
 class BackwardVector {
   using S = typename Call::S;
@@ -100,9 +100,9 @@ class BackwardVector {
   // Where much is computed, or much is held for each step, two steps at a time: fewer registers, and half the code.
   static constexpr bool kHoldsMuch = Call::Gradient::kNeedsInput && std::is_same_v<NeuronKind, AnyNeuron>;
   static constexpr int kRunTimeGroup = kGeneral || kHoldsMuch ? 2 : 4;
-  template <class Source>
-  using StreamOf = Stream<Source, kSteps, kRunTimeGroup>;
-  using Input = StreamOf<typename Current::Packets>;
+  template <class Source, bool kBackward>
+  using StreamOf = Stream<Source, kSteps, kBackward, kRunTimeGroup>;
+  using Input = StreamOf<typename Current::Packets, false>;
   static constexpr int kGroup = Input::kGroup;
   const Call& call;
   const Extent& e;
@@ -114,6 +114,12 @@ class BackwardVector {
   History<W, kSteps> history;
   float map[W], gv[W];
   Extras<W, kGeneral> extras;
+
+  // Of a chunk: how many steps its loops go over, and whether it has step t.
+  CKD_DEVICE static int span(int steps) { return kSteps > 0 ? kSteps : steps; }
+  CKD_DEVICE static bool inside(int t, int steps) {
+    return kSteps > 0 ? has_step<kSteps>(t, steps) : t >= 0 && t < steps;
+  }
 
   // The potential before step `first` of a chunk.
   CKD_DEVICE void start_of(int first, float (&v)[W]) const {
@@ -132,11 +138,11 @@ class BackwardVector {
     NeuronKind::dynamics(rule, [&](auto dynamics) {
       using D = decltype(dynamics);
 #pragma unroll 1
-      for (int begin = 0; begin < steps; begin += kGroup) {
+      for (int begin = 0; begin < span(steps); begin += kGroup) {
         const auto& packets = input.take();
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
-          if (kSteps == 0 && begin + i >= steps) break;
+          if (!inside(begin + i, steps)) break;
           float x[W], h[W];
           current.values(packets[i], x);
           D::charge(v, x, leak, rule, h);
@@ -174,14 +180,14 @@ class BackwardVector {
     for (int j = 0; j < W; ++j) gs[j] = gs[j] + map[j];
   }
 
-  // Derivatives of a group of steps at once, so that a neuron known at run time is dispatched once for all of them.
+  // Derivatives of a group of steps at once, so that a neuron known at run time is dispatched once for all of them;
+  // the steps are `last` and those before it.
   template <int kCount>
-  CKD_DEVICE void surrogate(const float (&h)[kCount][W], float (&sg)[kCount][W]) const {
+  CKD_DEVICE void surrogate(int last, int steps, const float (&h)[kCount][W], float (&sg)[kCount][W]) const {
     NeuronKind::surrogate(rule, [&](auto kind) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-#pragma unroll
-        for (int j = 0; j < W; ++j) sg[i][j] = decltype(kind)::derivative(h[i][j] - k.threshold, k.c0, k.c1);
+        if (kSteps == 0 || inside(last - i, steps)) derivatives<decltype(kind)>(h[i], k, sg[i]);
       }
     });
   }
@@ -190,7 +196,7 @@ class BackwardVector {
   CKD_DEVICE void through_firing(const float (&h)[W], const float (&sg)[W], float (&g)[W]) const {
     NeuronKind::reset_gradient(rule, [&](auto kind) {
 #pragma unroll
-      for (int j = 0; j < W; ++j) g[j] = fire_backward<decltype(kind)::reset>(h[j], g[j], gv[j], sg[j], k);
+      for (int j = 0; j < W; ++j) g[j] = decltype(kind)::back(h[j], g[j], gv[j], sg[j], k);
     });
   }
 
@@ -214,7 +220,7 @@ class BackwardVector {
   CKD_DEVICE void through_charge(float (&g)[W]) {
 #pragma unroll
     for (int j = 0; j < W; ++j) gv[j] = g[j] * keep[j];
-    NeuronKind::dynamics(rule, [&](auto dynamics) { decltype(dynamics)::input_gradient(g, leak, rule); });
+    NeuronKind::input_gradient(g, leak, rule);
   }
 
   // What the current has stored, last step first: loaded again, or nothing where the gradient does not need it.
@@ -225,7 +231,7 @@ class BackwardVector {
     if constexpr (!Call::Gradient::kNeedsInput) {
       return Nothing();
     } else {
-      return StreamOf<Series<S, W>>(current.stored_back_from(last), steps);
+      return StreamOf<Series<S, W>, true>(current.stored_back_from(last), steps);
     }
   }
 
@@ -252,32 +258,33 @@ class BackwardVector {
   }
 
   CKD_DEVICE void run_chunk(int first, int steps) {
-    const int last = first + steps - 1;
+    const int last = first + span(steps) - 1;
     Input input(current.from(first), steps);
-    StreamOf<Series<S, W>> upstream(
+    StreamOf<Series<S, W>, true> upstream(
         {call.grad_spikes ? call.grad_spikes + place.sequence + last * e.frame : nullptr, -e.frame}, steps);
     recompute(first, steps, input);
     auto again = stored_again(last, steps);
 #pragma unroll 1
-    for (int done = 0; done < steps; done += kGroup) {
+    for (int done = 0; done < span(steps); done += kGroup) {
+      const int latest = span(steps) - 1 - done;
       const auto& packets = upstream.take();
       const auto stored = again.take();
       float h[kGroup][W], sg[kGroup][W];
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        if (kSteps > 0 || done + i < steps) {
-          history.get(steps - 1 - done - i, h[i]);
+        if (inside(latest - i, steps)) {
+          history.get(latest - i, h[i]);
         } else {
           fill(0.0f, h[i]);
         }
       }
-      surrogate(h, sg);
+      surrogate(latest, steps, h, sg);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        if (kSteps == 0 && done + i >= steps) break;
+        if (!inside(latest - i, steps)) continue;
         float g[W];
         widen(packets[i], g);
-        step_back(first, steps - 1 - done - i, h[i], sg[i], stored[i], g);
+        step_back(first, latest - i, h[i], sg[i], stored[i], g);
       }
     }
   }
@@ -289,7 +296,7 @@ class BackwardVector {
         if (rule.delayed) {
           float v[1][W], sg[1][W];
           start_of(0, v[0]);
-          surrogate(v, sg);
+          surrogate(0, 1, v, sg);
 #pragma unroll
           for (int j = 0; j < W; ++j) gv[j] = gv[j] - extras.pending[j] * sg[0][j];
         }
@@ -331,7 +338,7 @@ class BackwardVector {
       fill(0.0f, gv);
     }
     if constexpr (kSteps > 0) {
-      run_chunk(0, kSteps);
+      run_chunk(0, kHasExponential<NeuronKind> ? kSteps : e.steps);
     } else {
 #pragma unroll 1
       for (int first = (e.steps - 1) / kCheckpointEvery * kCheckpointEvery; first >= 0; first -= kCheckpointEvery) {

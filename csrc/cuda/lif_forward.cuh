@@ -31,7 +31,7 @@ struct SpikeCount {
   CKD_DEVICE void add(int j, bool fires) { count[j] += fires ? 1 : 0; }
 };
 
-// All time steps of W neighbours: kSteps of them, or, with 0, as many as the call has.
+// All time steps of W neighbours.
 template <int kSteps, class D, int W, class CurrentAt, class Current, class LeakOf, class Count>
 CKD_DEVICE void fire(const ForwardCall<Current>& call, const Place& place, const CurrentAt& current, const LeakOf& leak,
                      float (&v)[W], Count&& count) {
@@ -39,15 +39,17 @@ CKD_DEVICE void fire(const ForwardCall<Current>& call, const Place& place, const
   using Input = Stream<typename CurrentAt::Packets, kSteps>;
   const Extent& e = call.extent;
   const Constants<float>& k = call.rule.k;
-  const int steps = kSteps > 0 ? kSteps : e.steps;
+  // Beside a map, whose counts take registers, kSteps is exact.
+  constexpr bool kExact = kSteps > 0 && !std::is_same_v<std::decay_t<Count>, NoCount>;
+  const int steps = kExact ? kSteps : e.steps;
   Input input(current.from(0), steps);
   S* spikes_to = call.spikes + place.sequence;
 #pragma unroll 1
-  for (int first = 0; first < steps; first += Input::kGroup) {
+  for (int first = 0; first < (kSteps > 0 ? kSteps : steps); first += Input::kGroup) {
     const auto& packets = input.take();
 #pragma unroll
     for (int i = 0; i < Input::kGroup; ++i) {
-      if (kSteps == 0 && first + i >= steps) break;
+      if (kSteps > 0 ? !has_step<kSteps>(i, steps) : first + i >= steps) break;
       float x[W], h[W], spikes[W];
       current.values(packets[i], x);
       D::charge(v, x, leak, call.rule, h);

@@ -16,7 +16,7 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream);
 // types that is half of what one access holds: the number of threads counts for more than the width.
 inline constexpr int kRunTimeWidth = 4;
 
-inline bool has_static_steps(const Shape& shape) { return shape.steps == 1 || shape.steps == 4; }
+inline bool has_static_steps(const Shape& shape) { return shape.steps <= kStaticSteps; }
 
 // A leak per channel is one value for W neighbours where a channel's innermost run is a multiple of W.
 inline bool leak_for_each(const Shape& shape, bool per_channel, int width) {
@@ -53,7 +53,7 @@ template <int W, bool kEach, class Current>
 cudaError_t launch_static_forward(const ForwardCall<Current>& call, void* stream) {
   const LaunchSize size = forward_size(call.extent.neurons, W);
   return call.extent.steps == 1 ? launch(lif_forward_kernel<Current, W, 1, kEach>, size, stream, call)
-                                : launch(lif_forward_kernel<Current, W, 4, kEach>, size, stream, call);
+                                : launch(lif_forward_kernel<Current, W, kStaticSteps, kEach>, size, stream, call);
 }
 
 template <int W, int kSteps, class Current>
@@ -80,9 +80,10 @@ inline bool forward_fits(const LifForward& call, int width) {
 template <class Current>
 cudaError_t launch_forward_sam(const LifForward& call, const ForwardCall<Current>& arguments, void* stream) {
   constexpr int W = kWide<typename Current::Storage>;
-  if (has_static_steps(call.shape) && forward_fits(call, W)) {
-    return call.shape.steps == 1 ? launch_forward_sam<W, 1>(arguments, stream)
-                                 : launch_forward_sam<W, 4>(arguments, stream);
+  const int64_t steps = call.shape.steps;
+  if ((steps == 1 || steps == kStaticSteps) && forward_fits(call, W)) {
+    return steps == 1 ? launch_forward_sam<W, 1>(arguments, stream)
+                      : launch_forward_sam<W, kStaticSteps>(arguments, stream);
   }
   return forward_fits(call, kRunTimeWidth) ? launch_forward_sam<kRunTimeWidth, 0>(arguments, stream)
                                            : launch_forward_sam<1, 0>(arguments, stream);
@@ -188,12 +189,25 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
   if (run_time_width(call) == 1) return launch_general_backward<1>(call, with_width(1), workspace, stream);
   if (call.grad_spikes && has_static_steps(call.shape) && call.shape.frame() % kStaticWidth == 0) {
     const auto wide = with_width(kStaticWidth);
-    const bool general = is_general(call, wide), one = call.shape.steps == 1;
-    if (!general && PaperNeuron::is(wide.rule)) {
-      return one ? launch_backward<kStaticWidth, PaperNeuron, 1, false, false>(wide, stream)
-                 : launch_backward<kStaticWidth, PaperNeuron, 4, false, false>(wide, stream);
+    const bool one = call.shape.steps == 1;
+    cudaError_t status = cudaSuccess;
+    const auto launch_one = [&](auto neuron) {
+      using N = decltype(neuron);
+      // Exponentials of many neighbours at all of four steps take too many registers.
+      constexpr int kWidth = kHasExponential<N> ? kRunTimeWidth : kStaticWidth;
+      if (one) {
+        status = launch_backward<kStaticWidth, N, 1, false, false>(wide, stream);
+      } else if (kHasExponential<N> && call.shape.steps < kStaticSteps) {
+        status = launch_backward<kRunTimeWidth, N, 0, false, false>(with_width(kRunTimeWidth), stream);
+      } else {
+        status = launch_backward<kWidth, N, kStaticSteps, false, false>(with_width(kWidth), stream);
+      }
+    };
+    if (!is_general(call, wide)) {
+      if (PaperNeuron::is(wide.rule)) return launch_one(PaperNeuron()), status;
+      if (with_usual_neuron(wide.rule, launch_one)) return status;
+      if (one) return launch_backward<kStaticWidth, AnyNeuron, 1, false, false>(wide, stream);
     }
-    if (!general && one) return launch_backward<kStaticWidth, AnyNeuron, 1, false, false>(wide, stream);
   }
   constexpr int W = kRunTimeWidth;
   const auto arguments = with_width(W);
@@ -201,12 +215,9 @@ cudaError_t launch_lif(const LifBackward& call, void* workspace, void* stream) {
   if (PaperNeuron::is(arguments.rule)) return launch_backward<W, PaperNeuron, 0, false, false>(arguments, stream);
   cudaError_t status = cudaSuccess;
   const auto launch_one = [&](auto neuron) {
-    using N = decltype(neuron);
-    // Exponentials and divisions of many neighbours at once take too many registers.
-    status = call.grad_spikes && call.shape.steps == 4 ? launch_backward<W, N, 4, false, false>(arguments, stream)
-                                                       : launch_backward<W, N, 0, false, false>(arguments, stream);
+    status = launch_backward<W, decltype(neuron), 0, false, false>(arguments, stream);
   };
-  if (with_spikingjelly_neuron(arguments.rule, launch_one)) return status;
+  if (with_usual_neuron(arguments.rule, launch_one)) return status;
   return launch_backward<W, AnyNeuron, 0, false, false>(arguments, stream);
 }
 

@@ -12,14 +12,21 @@ struct PowerOfTwo {
 };
 CKD_DEVICE float operator/(float x, PowerOfTwo tau) { return x * tau.inverse; }
 
+inline bool is_moderate(float x) { return x >= 0x1p-60f && x <= 0x1p60f; }
+inline bool is_moderate_power_of_two(float x) {
+  int exponent;
+  return is_moderate(x) && std::frexp(x, &exponent) == 0.5f;
+}
+
 struct Rule {
   Constants<float> k;
   Charge charge;
   Reset reset;
   SurrogateKind surrogate;
-  bool delayed;  // a spike's gradient comes from the next step's potential, too
-  bool power_of_two;
+  bool delayed;                   // a spike's gradient comes from the next step's potential, too
+  bool power_of_two, exact_leak;  // tau, and a decay of at most 1
   float tau_inverse;
+  float input_share;  // dL/dx over dL/dh, where tau is a power of two
 
   // `leak` overrides the neuron's; what lies there is not known here.
   Rule(const Neuron& n, const void* leak)
@@ -29,7 +36,10 @@ struct Rule {
         surrogate(n.surrogate),
         delayed(n.drop_later != 0 && !n.detach_reset),
         power_of_two(n.charge != Charge::kDecay && !leak && is_power_of_two(static_cast<float>(n.leak))),
-        tau_inverse(power_of_two ? 1.0f / static_cast<float>(n.leak) : 0.0f) {}
+        exact_leak(n.charge == Charge::kDecay && !leak && n.leak <= 1 &&
+                   is_moderate_power_of_two(static_cast<float>(n.leak))),
+        tau_inverse(power_of_two ? 1.0f / static_cast<float>(n.leak) : 0.0f),
+        input_share(n.charge == Charge::kLeakInput ? tau_inverse : 1.0f) {}
 
  private:
   // Far from the ends of the range, so that the inverse is one, too.
@@ -168,9 +178,15 @@ CKD_DEVICE void with_dynamics(const Rule& rule, F&& f) {
     using PaperDynamics = Dynamics<Charge::kDecay, Reset::kHard, false>;
     using SpikingJellyDynamics = Dynamics<Charge::kLeakInput, Reset::kHard, true>;
     using SnnTorchDynamics = Dynamics<Charge::kDecay, Reset::kSubtract, false>;
+    using SoftDynamics = Dynamics<Charge::kLeakInput, Reset::kSubtract, true>;
+    using UndecayedDynamics = Dynamics<Charge::kLeak, Reset::kHard, true>;
+    using SoftUndecayedDynamics = Dynamics<Charge::kLeak, Reset::kSubtract, true>;
     if (PaperDynamics::is(rule)) return f(PaperDynamics());
     if (SpikingJellyDynamics::is(rule)) return f(SpikingJellyDynamics());
     if (SnnTorchDynamics::is(rule)) return f(SnnTorchDynamics());
+    if (SoftDynamics::is(rule)) return f(SoftDynamics());
+    if (UndecayedDynamics::is(rule)) return f(UndecayedDynamics());
+    if (SoftUndecayedDynamics::is(rule)) return f(SoftUndecayedDynamics());
   }
   f(AnyDynamics());
 }
@@ -178,6 +194,9 @@ CKD_DEVICE void with_dynamics(const Rule& rule, F&& f) {
 template <Reset R>
 struct ResetGradient {
   static constexpr Reset reset = R;
+  static CKD_DEVICE float back(float h, float gs, float gv, float sg, const Constants<float>& k) {
+    return fire_backward<R>(h, gs, gv, sg, k);
+  }
 };
 
 // A neuron that is known at run time: each function calls f with the type that stands for a choice.
@@ -193,6 +212,39 @@ struct AnyNeuron {
   template <class F>
   static CKD_DEVICE void reset_gradient(const Rule& rule, F&& f) {
     rule.reset == Reset::kHard ? f(ResetGradient<Reset::kHard>()) : f(ResetGradient<Reset::kSubtract>());
+  }
+  template <int W, class LeakOf>
+  static CKD_DEVICE void input_gradient(float (&g)[W], const LeakOf& leak, const Rule& rule) {
+    AnyDynamics::input_gradient(g, leak, rule);
+  }
+};
+
+// A reset and a surrogate that a kernel was compiled for, with any charge: that is looked up once for all steps.
+template <Reset R, class SurrogateOf, SurrogateKind kKind>
+struct AnyCharge {
+  static bool is(const Rule& rule) {
+    const bool divides = rule.charge != Charge::kDecay && !rule.power_of_two;
+    return rule.reset == R && rule.surrogate == kKind && !divides;
+  }
+  template <class F>
+  static CKD_DEVICE void dynamics(const Rule& rule, F&& f) {
+    if (rule.charge == Charge::kDecay) return f(Dynamics<Charge::kDecay, R, false>());
+    if (rule.charge == Charge::kLeak) return f(Dynamics<Charge::kLeak, R, true>());
+    f(Dynamics<Charge::kLeakInput, R, true>());
+  }
+  template <class F>
+  static CKD_DEVICE void surrogate(const Rule&, F&& f) {
+    f(SurrogateOf());
+  }
+  template <class F>
+  static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
+    f(ResetGradient<R>());
+  }
+  // Multiplied with 1, a gradient stays as it is.
+  template <int W, class LeakOf>
+  static CKD_DEVICE void input_gradient(float (&g)[W], const LeakOf&, const Rule& rule) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) g[j] = g[j] * rule.input_share;
   }
 };
 
@@ -213,13 +265,68 @@ struct OneNeuron {
   static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
     f(ResetGradient<R>());
   }
+  template <int W, class LeakOf>
+  static CKD_DEVICE void input_gradient(float (&g)[W], const LeakOf& leak, const Rule& rule) {
+    Moves::input_gradient(g, leak, rule);
+  }
 };
 
 // The ones that backward kernels are compiled for: that of the CKDSNN paper, and SpikingJelly's LIF with its default
 // surrogate and with the one that most of its users choose.
 using PaperNeuron = OneNeuron<Charge::kDecay, Reset::kHard, Triangle, SurrogateKind::kTriangle, false>;
+
+// The paper's neuron with the constants that it has there, for kernels that wait for arithmetic: multiplications with
+// powers of two are exact, so that one rounding gives what two give, and what is 0 need not be computed with.
+struct PaperConstants {
+  struct Moves : PaperNeuron::Moves {
+    template <int W, class LeakOf>
+    static CKD_DEVICE void charge(const float (&v)[W], const float (&x)[W], const LeakOf& leak, const Rule&,
+                                  float (&h)[W]) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) h[j] = __fmaf_rn(v[j], leak[j], x[j]);
+    }
+    static CKD_DEVICE float after_reset(float h, const Rule& rule) { return h >= rule.k.fire_level ? 0.0f : h; }
+  };
+  struct Surrogate {
+    static CKD_DEVICE float derivative(float u, float c0, float c1) {
+      return positive_or_nan(__fmaf_rn(-magnitude(u), c1, c0));
+    }
+  };
+  struct Back {
+    static CKD_DEVICE float back(float h, float gs, float gv, float sg, const Constants<float>& k) {
+      return gs * sg + gv * ((h >= k.fire_level ? 0.0f : 1.0f) - h * sg);
+    }
+  };
+
+  // Nothing so small or so large that a product with it would not be exact where the sum shows it.
+  static bool is(const Rule& rule) {
+    const Constants<float>& k = rule.k;
+    return PaperNeuron::is(rule) && rule.exact_leak && k.rest == 0 && k.attached && is_moderate(k.fire_level) &&
+           is_moderate(k.threshold) && is_moderate(k.c0) && is_moderate_power_of_two(k.c1);
+  }
+  template <class F>
+  static CKD_DEVICE void dynamics(const Rule&, F&& f) {
+    f(Moves());
+  }
+  template <class F>
+  static CKD_DEVICE void surrogate(const Rule&, F&& f) {
+    f(Surrogate());
+  }
+  template <class F>
+  static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
+    f(Back());
+  }
+  template <int W, class LeakOf>
+  static CKD_DEVICE void input_gradient(float (&)[W], const LeakOf&, const Rule&) {}
+};
+
 template <class Surrogate, SurrogateKind kKind>
 using SpikingJellyNeuron = OneNeuron<Charge::kLeakInput, Reset::kHard, Surrogate, kKind, true>;
+
+// Neurons whose kernels wait for arithmetic. A branch for each step would keep steps from being computed side by side:
+// kernels for several steps are for exactly so many.
+template <class N>
+inline constexpr bool kHasExponential = std::is_same_v<N, SpikingJellyNeuron<Sigmoid, SurrogateKind::kSigmoid>>;
 
 // Calls f(OneNeuron) with the one of SpikingJelly's neurons that this is; whether it is one.
 template <class F>
@@ -231,8 +338,25 @@ bool with_spikingjelly_neuron(const Rule& rule, F&& f) {
   return false;
 }
 
-inline bool is_compiled_in(const Rule& rule) {
-  return PaperNeuron::is(rule) || with_spikingjelly_neuron(rule, [](auto) {});
+// The same for neurons alone.
+template <class F>
+bool with_usual_neuron(const Rule& rule, F&& f) {
+  const auto is_one = [&](auto neuron) {
+    const bool is = decltype(neuron)::is(rule);
+    if (is) f(neuron);
+    return is;
+  };
+  return is_one(SpikingJellyNeuron<Sigmoid, SurrogateKind::kSigmoid>()) ||
+         is_one(AnyCharge<Reset::kHard, ATan, SurrogateKind::kATan>()) ||
+         is_one(AnyCharge<Reset::kSubtract, ATan, SurrogateKind::kATan>()) ||
+         is_one(AnyCharge<Reset::kSubtract, FastSigmoid, SurrogateKind::kFastSigmoid>());
+}
+
+inline bool is_compiled_in(const Rule& rule, bool normalised) {
+  const auto nothing = [](auto) {};
+  if (rule.delayed) return false;
+  return PaperNeuron::is(rule) ||
+         (normalised ? with_spikingjelly_neuron(rule, nothing) : with_usual_neuron(rule, nothing));
 }
 
 }  // namespace ckd::cuda

@@ -23,19 +23,27 @@ struct PacketGroup {
   CKD_DEVICE const Packet& operator[](int i) const { return packet[i]; }
 };
 
-// The packets of a series in groups, loaded before they are needed: with kSteps, all of them at once; with 0, where
-// the number is known at run time only, kRunTimeGroup while those before them are used. One load in flight for each
-// thread would leave memory idle.
-template <class Source, int kSteps, int kRunTimeGroup = 4>
+// Kernels are compiled for kSteps steps at most, which a thread holds in registers: 1 alone, or 2 to 4; with 0 for any
+// number. Whether a call has step t < kSteps.
+inline constexpr int kStaticSteps = 4;
+template <int kSteps>
+CKD_DEVICE bool has_step(int t, int steps) {
+  return kSteps == 1 || t < 2 || t < steps;
+}
+
+// The packets of a series in groups, loaded before they are needed: with kSteps, all of them at once; with 0,
+// kRunTimeGroup while those before them are used. One load in flight for each thread would leave memory idle.
+// kBackward: a static series begins at step kSteps - 1, whether there is one or not.
+template <class Source, int kSteps, bool kBackward = false, int kRunTimeGroup = 4>
 class Stream {
  public:
   static constexpr int kGroup = kSteps;
   using Group = PacketGroup<typename Source::Packet, kGroup>;
 
-  CKD_DEVICE Stream(Source source, int) {
+  CKD_DEVICE Stream(Source source, int steps) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      group_.packet[i] = source.load();
+      if (has_step<kSteps>(kBackward ? kSteps - 1 - i : i, steps)) group_.packet[i] = source.load();
       source.next();
     }
   }
@@ -45,8 +53,8 @@ class Stream {
   Group group_;
 };
 
-template <class Source, int kRunTimeGroup>
-class Stream<Source, 0, kRunTimeGroup> {
+template <class Source, bool kBackward, int kRunTimeGroup>
+class Stream<Source, 0, kBackward, kRunTimeGroup> {
  public:
   static constexpr int kGroup = kRunTimeGroup;
   using Group = PacketGroup<typename Source::Packet, kGroup>;

@@ -25,6 +25,17 @@ CKD_DEVICE void let_next_begin() {
 #endif
 }
 
+// x, or 0 where it is negative; NaN stays NaN. x must not be -0.
+CKD_DEVICE float positive_or_nan(float x) {
+#ifdef __CUDA_ARCH__
+  float positive;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(x));
+  return positive;
+#else
+  return 0.0f > x ? 0.0f : x;
+#endif
+}
+
 // The dynamic shared memory of a launch; each kernel lays it out for itself.
 extern __shared__ __align__(16) unsigned char ckd_dynamic_shared[];
 

@@ -60,6 +60,7 @@ void options() {
           // The general kernel of the backward pass, too.
           c.grad_leak = surrogate % 4 == 2 && charge != 3;
           c.leak = c.grad_leak ? Case::Leak::kOne : Case::Leak::kConstant;
+          c.extremes = bits == 3 && !c.grad_leak;
           c.seed = 1 + surrogate;
           compare(c);
         }
@@ -73,7 +74,10 @@ bool coin() { return random_numbers() % 2 == 0; }
 plain::Definition draw_compiled_neuron() {
   plain::Definition neuron;
   neuron.strict = coin();
-  if (coin()) return neuron;
+  if (coin()) {  // the paper's, whose constants have arithmetic of their own
+    if (random_numbers() % 4 == 0) neuron.leak = 0.6f;
+    return neuron;
+  }
   neuron.charge = plain::Charge::kLeakInput;
   neuron.leak = 2.0f;
   neuron.surrogate = coin() ? ckd::SurrogateKind::kSigmoid : ckd::SurrogateKind::kATan;
@@ -92,7 +96,7 @@ Case draw_case(int i, bool float32_only) {
   c.neuron.surrogate = ckd::SurrogateKind(random_numbers() % 9);
   c.neuron.leak = c.neuron.charge == plain::Charge::kDecay ? 0.6f : 2.0f;
   c.shape.outer = one_of({1, 1, 2, 3});
-  c.shape.steps = one_of({1, 3, 4, 16, 17, 40});
+  c.shape.steps = one_of({1, 2, 3, 4, 16, 17, 40});
   c.shape.rows = one_of({1, 2, 5});
   // Channels innermost, or inner sizes that are and are not a multiple of an access.
   c.shape.inner = one_of({1, 1, 8, 16, 7, 49});
@@ -100,7 +104,7 @@ Case draw_case(int i, bool float32_only) {
   if (i % 10 == 0) c.shape.channels = 8 * one_of({17, 40}), c.shape.inner = one_of({1, 16});
   // Short, where there is much of it.
   if (c.shape.outer * c.shape.rows * c.shape.channels * c.shape.inner > 2000) c.shape.outer = c.shape.rows = 1;
-  if (c.shape.channels * c.shape.inner > 600) c.shape.steps = one_of({1, 4, 17});
+  if (c.shape.channels * c.shape.inner > 600) c.shape.steps = one_of({1, 3, 4, 17});
   c.shape.repeated = random_numbers() % 4 == 0;
   c.leak = c.neuron.charge == plain::Charge::kIntegrate ? Case::Leak::kConstant : Case::Leak(random_numbers() % 3);
   c.v_init = coin();
@@ -132,9 +136,16 @@ void layouts(bool float32_only) {
     Case c = draw_case(i, float32_only);
     if (i % 4 == 1) {
       c.neuron = draw_compiled_neuron();
+      if (coin()) {  // those without normalisation
+        c.neuron.charge = plain::Charge(random_numbers() % 4);
+        c.neuron.reset = plain::Reset(random_numbers() % 4);
+        c.neuron.surrogate = i % 8 == 1 ? ckd::SurrogateKind::kATan : ckd::SurrogateKind::kFastSigmoid;
+        c.neuron.leak = c.neuron.charge == plain::Charge::kDecay ? 0.9f : 2.0f;
+        c.neuron.detach = coin();
+      }
       c.leak = Case::Leak::kConstant;
       c.grad_leak = c.shape.repeated = false;
-      if (coin()) c.shape.steps = one_of({1, 4, 17});
+      if (coin()) c.shape.steps = one_of({1, 2, 4, 17});
     }
     compare_in_some_order(c, i);
   }
@@ -152,7 +163,7 @@ void normalised(bool float32_only) {
     if (i % 3 == 1) {  // the neuron, the steps and the calls that have kernels of their own
       c.neuron = draw_compiled_neuron();
       if (i % 2) c.leak = Case::Leak::kConstant, c.v_init = c.v_last = c.grad_v = c.grad_v_init = false;
-      c.shape.steps = one_of({1, 4});
+      c.shape.steps = one_of({1, 2, 3, 4});
       c.grad_spikes = true;
       c.shape.repeated = c.grad_leak = c.misaligned = false;
       if (coin()) c.shape.inner = one_of({1, 8, 16}), c.shape.channels = one_of({8, 24});

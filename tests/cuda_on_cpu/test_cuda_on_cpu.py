@@ -46,6 +46,7 @@ MISTAKES = {
         "frame_(e.repeated && !MISTAKE ? 0 : e.frame) {}",
     ),
     "prefetch": ("series.cuh", "if (i < left_)", "if (i < left_ + (MISTAKE ? 1 : 0))"),
+    "last step": ("series.cuh", "t < 2 || t < steps", "t < 2 || t < steps + (MISTAKE ? 1 : 0)"),
     "reset": ("lif_backward.cuh", "v[j] = D::after_reset", "v[j] = MISTAKE ? h[j] : D::after_reset"),
     "stride": ("current.cuh", "to_ -= frame_;", "to_ -= MISTAKE ? frame_ - 1 : frame_;"),
     "history": ("lif_backward.cuh", "(W / kPart) + p)", "(W / kPart) + p + (MISTAKE ? 1 : 0))"),
@@ -120,6 +121,13 @@ MISTAKES = {
         "map[j] = map[j] * call.map_share",
         "map[j] = map[j] * (MISTAKE ? 1.0f : call.map_share)",
     ),
+    "moderate divisors": ("derivative.cuh", "d <= kLargest;", "(MISTAKE || d <= kLargest);"),
+    "share of the input": (
+        "rule.cuh",
+        "kLeakInput ? tau_inverse : 1.0f)",
+        "kLeakInput && !MISTAKE ? tau_inverse : 1.0f)",
+    ),
+    "the paper's constants": ("rule.cuh", "* ((h >= k.fire_level ? 0", "* ((h >= k.fire_level && !MISTAKE ? 0"),
     "sums in float": ("bn_usual.cuh", "if (held > 0) sums", "if (held > (MISTAKE ? 1 : 0)) sums"),
     "division": ("extent.cuh", "(high + small) >> shift", "(high + (MISTAKE ? 0 : small)) >> shift"),
 }
@@ -129,7 +137,9 @@ def sections_that_find(name: str) -> tuple[str, ...]:
     """What is run to find a mistake: the calls that its file serves."""
     file = MISTAKES[name][0]
     normalised = (
-        file.startswith("bn_") or file in ("normalise.cuh", "channels.cuh") or name in ("channel values", "division")
+        file.startswith("bn_")
+        or file in ("normalise.cuh", "channels.cuh")
+        or name in ("channel values", "division", "the paper's constants")
     )
     if file == "pack.cuh":
         return ("pack",)

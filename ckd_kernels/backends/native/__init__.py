@@ -38,9 +38,9 @@ def compiled_facts() -> dict[str, Any] | None:
     return {**module.build_info(), "cpu_level_in_use": module.cpu.level()}
 
 
-def is_compiled_in(neuron: Neuron, dtype: torch.dtype) -> bool:
-    """Whether the backward kernels for GPUs are compiled for a neuron; others are looked up at run time."""
-    return bool(compiled().cuda.is_compiled_in(neuron_struct(neuron, dtype)))
+def is_compiled_in(op: str, neuron: Neuron, dtype: torch.dtype) -> bool:
+    """Whether an op's backward kernels for GPUs are compiled for a neuron; others are looked up at run time."""
+    return bool(compiled().cuda.is_compiled_in(neuron_struct(neuron, dtype), op == "bn_lif"))
 
 
 def _runs_on(archs: tuple[str, ...], capability: tuple[int, int]) -> bool:

@@ -24,9 +24,9 @@ int sam(const SamForward& call, int device, void* stream);
 int pack_bits(const PackBits& call, int device, void* stream);
 int unpack_bits(const UnpackBits& call, int device, void* stream);
 
-// Whether backward kernels are compiled for a neuron of a constant decay or tau. What a neuron is else looked up by
-// kernels for all.
-bool is_compiled_in(const Neuron& neuron);
+// Whether backward kernels are compiled for a neuron of a constant decay or tau, alone or behind normalisation. What a
+// neuron is else looked up by kernels for all.
+bool is_compiled_in(const Neuron& neuron, bool normalised);
 
 // 0 where there is no device or no driver.
 int device_count();

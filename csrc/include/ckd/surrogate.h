@@ -54,8 +54,9 @@ CKD_FN float exponential(float x) {
 #endif
 }
 
-// n/d from an approximation of 1/d that is a unit in the last place off: rounded as a division is, for 1 <= d <= 4 and
-// |n| >= 2^-100. (With a smaller n a unit may be lost, and with a larger or smaller d all of it.)
+// n/d from an approximation of 1/d that is a unit in the last place off: rounded as a division is, for 1 <= d <= 2^60
+// and 2^-60 <= |n| <= 2^60, or 1 <= d <= 4 and |n| >= 2^-100. (With a smaller n a unit may be lost, and with a larger
+// or smaller d all of it.)
 CKD_FN float quotient(float n, float d, float inverse) {
 #ifdef __CUDA_ARCH__
   const auto fused = [](float a, float b, float c) { return __fmaf_rn(a, b, c); };
@@ -79,6 +80,10 @@ CKD_FN float divide_by_moderate(float n, float d) {
 #define CKD_DERIVATIVE  \
   template <class Real> \
   CKD_FN static Real derivative
+// The derivative's denominator, at least 1; the numerator is c0, or 1.
+#define CKD_DENOMINATOR \
+  template <class Real> \
+  CKD_FN static Real denominator
 #define CKD_UNUSED [[maybe_unused]]
 
 struct Sigmoid {
@@ -91,10 +96,11 @@ struct Sigmoid {
 
 struct ATan {
   static constexpr const char* name = "atan";
-  CKD_DERIVATIVE(Real u, Real c0, Real c1) {
+  CKD_DENOMINATOR(Real u, CKD_UNUSED Real c0, Real c1) {
     const Real k = u * c1;
-    return c0 / (k * k + Real(1));
+    return k * k + Real(1);
   }
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) { return c0 / denominator(u, c0, c1); }
 };
 
 struct Triangle {
@@ -125,10 +131,12 @@ struct SoftSign {
 
 struct FastSigmoid {
   static constexpr const char* name = "fast_sigmoid";
-  CKD_DERIVATIVE(Real u, Real c0, CKD_UNUSED Real c1) {
+  static constexpr bool kOverOne = true;  // 1 is the numerator
+  CKD_DENOMINATOR(Real u, Real c0, CKD_UNUSED Real c1) {
     const Real d = magnitude(u) * c0 + Real(1);
-    return Real(1) / (d * d);
+    return d * d;
   }
+  CKD_DERIVATIVE(Real u, Real c0, Real c1) { return Real(1) / denominator(u, c0, c1); }
 };
 
 struct SuperSpike {
@@ -147,6 +155,7 @@ struct Erf {
   }
 };
 
+#undef CKD_DENOMINATOR
 #undef CKD_DERIVATIVE
 #undef CKD_UNUSED
 

@@ -102,6 +102,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 inline void __syncthreads() { fibers::Block::current().barrier(); }
 
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int apart) {
   static_assert(sizeof(T) <= 8);
