@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ckd_kernels import Neuron, surrogate
-from ckd_kernels.backend import resolve
+from ckd_kernels.backend import LEARNT, resolve
+from ckd_kernels.call import Backward, Forward, checkpoint_count
 from ckd_kernels.ops.layout import layout_of
-from ckd_kernels.ops.lif import checkpoint_count
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 STEPS = [4, 1, 2, 10, 100]
@@ -56,6 +56,7 @@ class Case(NamedTuple):
     steps: int
     dtype: torch.dtype
     device: str
+    backend: str = "auto"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,13 +96,13 @@ class Call(NamedTuple):
 
 
 def calls_of(case: Case) -> dict[str, Call]:
-    plif = Call(Neuron.spikingjelly_lif(), backend_of(case, None), torch.full((), 2.0, device=case.device))
+    plif = Call(Neuron.spikingjelly_lif(), backend_of(case, LEARNT), torch.full((), 2.0, device=case.device))
     return {name: Call(n, backend_of(case, n.spec), None) for name, n in neurons().items()} | {PLIF: plif}
 
 
-def backend_of(case: Case, spec: str | None) -> str:
-    """The one that "auto" takes; a neuron whose tau is learnt is None to it."""
-    module = resolve("auto", "lif", torch.device(case.device), case.dtype, spec)
+def backend_of(case: Case, spec: str) -> str:
+    """The one that serves it."""
+    module = resolve(case.backend, "lif", torch.device(case.device), case.dtype, spec)
     name = module.__name__.rpartition(".")[2]
     return case.device if name == "native" else name
 
@@ -111,14 +112,13 @@ def module_of(case: Case, call: Call) -> Any:
 
 
 def forward(module: Any, call: Call, layout: Any, b: Buffers) -> None:
-    module.lif_forward(call.neuron, layout, b.x, None, call.leak, b.out, None, None, b.checkpoints)
+    module.lif_forward(Forward(call.neuron, layout, b.x, None, call.leak, None, b.out, None, None, b.checkpoints))
 
 
 def backward(module: Any, call: Call, layout: Any, b: Buffers) -> None:
     grad_leak = None if call.leak is None else torch.empty_like(call.leak)
-    module.lif_backward(
-        call.neuron, layout, b.x, None, call.leak, b.checkpoints, b.grad, None, None, b.out, None, grad_leak
-    )
+    of = Backward(call.neuron, layout, b.x, None, call.leak, None, b.checkpoints, b.grad, None, None)
+    module.lif_backward(of._replace(grad_x=b.out, grad_leak=grad_leak))
 
 
 def measure(case: Case, warm_up: bool) -> list[dict[str, Any]]:
@@ -180,8 +180,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = timing.arguments(__doc__ or "", seconds=80).parse_args(argv)
-    cases = [Case(steps, dtype, options.device) for steps in STEPS for dtype in DTYPES]
+    parser = timing.arguments(__doc__ or "", seconds=80)
+    parser.add_argument("--backend", default="auto", help="(the one that auto takes for each neuron)")
+    options = parser.parse_args(argv)
+    cases = [Case(steps, dtype, options.device, options.backend) for steps in STEPS for dtype in DTYPES]
     measured: list[dict[str, Any]] = []
 
     def kept(case: Case, warm_up: bool) -> list[dict[str, Any]]:

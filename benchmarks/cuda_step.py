@@ -4,10 +4,11 @@
 
 ResNet-19 of full width, batch 128 of 3x32x32, bfloat16 autocast, T 4 and 1: frozen teacher, spiking student, SAMD and
 NLD, backward, SGD.  The student is ours (`cuda`, `triton`; unfused: BN and neuron apart; one-bit: spikes are kept at
-one bit for the backward pass), the same network of the paper's plain modules, eager and compiled, or SpikingJelly's.
-`plain` is a step with the labels alone; so is that of `relu`, the twin of the student with ReLU on T times as many
-images: what spiking costs.  Weights and images are channels-last unless it says contiguous.  Students take turns, one
-step each; times are the host's, of a step that the device has ended.
+one bit for the backward pass), the same network of the paper's plain modules, eager and compiled (`reduce-overhead`:
+with the CUDA graphs of torch.compile), or SpikingJelly's.  `graph`: the whole step is one graph.  `plain`: with the
+labels alone; so is the step of `relu`, the twin of the student with ReLU on T times as many images: what spiking costs.
+Weights and images are channels-last unless it says contiguous.  Students take turns, one step each; times are
+the host's, of a step that the device has ended.
 
 The profile of one step says how long the GPU was busy with what, and for how long with nothing.
 """
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 import ckd_kernels
 from ckd_kernels import use_backend
-from ckdsnn.losses import FrozenTeacher, build_method
+from ckdsnn.losses import FrozenTeacher, NoiseSource, build_method
 from ckdsnn.models import SNNOutput, build_model
 
 STEPS = 9  # of each student, after two that are not counted
@@ -41,14 +42,15 @@ class Student(NamedTuple):
     backend: str = "auto"
     fused: bool = True
     one_bit: bool = False
-    compiled: bool = False
+    compiled: str = ""  # the mode of torch.compile
     distil: bool = True
     channels_last: bool = True
     graph: bool = False  # the step is captured in a CUDA graph
 
     def __str__(self) -> str:
         words = [self.network if self.network != "ours" else f"ours-{self.backend}"]
-        words += ["unfused"] * (not self.fused) + ["one-bit"] * self.one_bit + ["compiled"] * self.compiled
+        words += ["unfused"] * (not self.fused) + ["one-bit"] * self.one_bit
+        words += [{"default": "compiled"}.get(self.compiled, self.compiled)] * bool(self.compiled)
         words += ["plain"] * (not self.distil) + ["contiguous"] * (not self.channels_last)
         words += ["graph"] * self.graph
         return " ".join(words)
@@ -81,10 +83,12 @@ def cases(device: str) -> list[Case]:
     ]
     plain = [ours._replace(distil=False), Student("relu", distil=False)]
     graphs = [student._replace(graph=True) for student in (*plain, plain[0]._replace(backend=second))]
-    cost = [ours, *plain, *(graphs if device == "cuda" else [])]
+    cost = [ours, ours._replace(graph=True), *plain, *graphs]
     rest = [ours, Student("spikingjelly"), Student("spikingjelly", channels_last=False)]
-    slow = [ours, Student("paper", compiled=True), ours._replace(compiled=True)]
-    return [Case(steps, tuple(race), device) for race in (cost, main, rest, slow) for steps in (4, 1)]
+    modes = [*((mode, False) for mode in ("default", "reduce-overhead")), ("default", True)]
+    slow = [ours, *(s._replace(compiled=mode, graph=graph) for mode, graph in modes for s in (Student("paper"), ours))]
+    races = [[s for s in race if device == "cuda" or not s.graph] for race in (cost, main, rest, slow)]
+    return [Case(steps, tuple(race), device) for race in races for steps in (4, 1)]
 
 
 class Step:
@@ -100,6 +104,9 @@ class Step:
             networks.copy_weights(fused, network)
         network = network.to(device=device, memory_format=form)
         self.method = build_method("ckd")
+        self.noise = [module for module in self.method.modules() if isinstance(module, NoiseSource)]
+        for source in self.noise:
+            source.to_device(device)
         teacher = build_model("ann_resnet19", 10, width=width).to(device=device, memory_format=form)
         self.teacher = FrozenTeacher(teacher, self.method) if student.distil else None
         self.optimizer = networks.optimizer(network)
@@ -109,7 +116,9 @@ class Step:
         if student.network == "relu":
             images, target = images.repeat(time_steps, 1, 1, 1), target.repeat(time_steps)
         self.images, self.target = images.to(device=device, memory_format=form), target.to(device)
-        self.network: Callable[[Tensor], SNNOutput] = torch.compile(network) if student.compiled else network
+        self.network: Callable[[Tensor], SNNOutput] = (
+            torch.compile(network, mode=student.compiled) if student.compiled else network
+        )
         self.student, self.device = student, device
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -129,6 +138,8 @@ class Step:
             self()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        for source in self.noise:
+            graph.register_generator_state(source.generator)
         with torch.cuda.graph(graph):
             self.gradients()
             self.optimizer.step()

@@ -3,7 +3,7 @@
 ``ours``          `ckdsnn.models`, as it is
 ``paper``         BatchNorm2d over T*B and the published neuron, as the paper's code has them
 ``spikingjelly``  the same network with SpikingJelly's LIFNode
-``relu``          the same network with ReLU for the neurons, on the same T*B images: what spiking costs
+``relu``          the same network with ReLU for the neurons, our shortcuts, on the same T*B images: what spiking costs
 
 Layout: a 3x3 convolution to 128 channels; 3, 3, 2 basic blocks at 128, 256, 512 channels, strides 1, 2, 2; shortcuts
 of average pooling, 1x1 convolution and BN; global average pooling; one linear layer.  Images are encoded directly: the
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ckd_kernels import one_bit_spikes
 from ckdsnn.models import SNNOutput, build_model
+from ckdsnn.models.layout import projection
 
 NAMES = ("ours", "paper", "spikingjelly", "relu")
 
@@ -48,7 +49,8 @@ def build(
         "relu": lambda: nn.ReLU(inplace=True),
     }[name]
     steps = 1 if name == "relu" else time_steps
-    plain = ResNet19(activation, steps, 1 if name == "paper" else 0, width, num_classes, sam)
+    shortcut = projection if name == "relu" else plain_projection
+    plain = ResNet19(activation, shortcut, steps, 1 if name == "paper" else 0, width, num_classes, sam)
     copy_weights(ours, plain)
     return plain
 
@@ -73,8 +75,26 @@ class OverTime(nn.Module):
         return spikes.flatten(0, 1)
 
 
+Shortcut = Callable[[int, int, int], nn.Module | None]  # of channels in, channels out, stride; None: as it is
+
+
+def plain_projection(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """`projection` of PyTorch's modules."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+    return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+
 class BasicBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int, activation: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        activation: Callable[[], nn.Module],
+        shortcut: Shortcut,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(out_channels)
@@ -82,11 +102,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.activation2 = activation()
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != out_channels:
-            pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
-            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-            self.shortcut = nn.Sequential(pool, conv, nn.BatchNorm2d(out_channels))
+        self.shortcut = shortcut(in_channels, out_channels, stride) or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.activation1(self.norm1(self.conv1(x)))
@@ -99,6 +115,7 @@ class ResNet19(nn.Module):
 
     Args:
         activation: makes an activation over [T*B, C, H, W] or [B*T, C, H, W].
+        shortcut: makes that of a block.
         time_steps: how often an image is repeated and over how many outputs its logits are averaged.
         time_dim: 0 or 1, as in [T, B] or [B, T].
         width: multiplies all channel counts.
@@ -109,6 +126,7 @@ class ResNet19(nn.Module):
     def __init__(
         self,
         activation: Callable[[], nn.Module],
+        shortcut: Shortcut,
         time_steps: int,
         time_dim: int,
         width: float,
@@ -124,7 +142,7 @@ class ResNet19(nn.Module):
         blocks, channels = [], widths[0]
         for out_channels, stride, count in zip(widths, (1, 2, 2), (3, 3, 2), strict=True):
             for index in range(count):
-                blocks.append(BasicBlock(channels, out_channels, stride if index == 0 else 1, activation))
+                blocks.append(BasicBlock(channels, out_channels, stride if index == 0 else 1, activation, shortcut))
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, num_classes)

@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import cuda_kernels
 import cuda_neurons
 import cuda_peers
 import cuda_step
@@ -113,7 +114,19 @@ def test_a_race_goes_on_without_a_call_that_fails():
     assert times["good"].captured is False
 
 
-# --- cuda_neurons
+# --- cuda_kernels, cuda_neurons
+
+
+@pytest.mark.parametrize("script", [cuda_kernels, cuda_neurons])
+def test_every_kernel_of_a_case_is_measured(script):
+    if script is cuda_kernels:
+        cases = cuda_kernels.cases("cpu")
+    else:
+        cases = [cuda_neurons.Case(steps, torch.bfloat16, "cpu") for steps in (100,)]
+    for case in cases:
+        rows = script.measure(case, warm_up=False)
+        assert len(rows) > 5
+        assert [row for row in rows if "failed" in row] == []
 
 
 def test_neurons_that_a_kernel_serves_alike_are_measured_once():
