@@ -100,6 +100,13 @@ def test_the_recipe_is_not_changed():
         ({"recipe": 3}, "recipe must be the name"),
         ({"options": [1]}, "options must be a mapping"),
         ({"options": {"seed_everything": 1}}, "seed_everything is set by the sweep itself"),
+        ({"options": {"model.seed": 1}}, "options: model.seed is set by the sweep itself: set the grid's seeds"),
+        (
+            {"product": {"data.seed": [1, 2]}},
+            r"product: data\.init_args\.seed is set by the sweep itself: set the grid's seeds",
+        ),
+        ({"teacher": {"seed": 1}}, "teacher: seed is set by the sweep itself: set the grid's seeds"),
+        ({"options": {"out": "x"}}, "out is set by the sweep itself: remove it"),
         ({"options": {"a..b": 1}}, "a key must be one of a recipe"),
         ({"options": {"data.views": 1, "data.init_args.views": 1}}, "given twice"),
         ({"cells": {"a b": {}, "a?b": {}}}, "two cells have the folder 'a_b'"),
@@ -149,6 +156,33 @@ def test_impossible_files(tmp_path):
     for setting in ("x", "=1", "a=["):
         with pytest.raises(GridError, match="--set"):
             build_grid("mine", BASE, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed=3", "--set: seed is set by the sweep itself: set the grid's seeds, a number or a list of them"),
+        (
+            "model.seed=3",
+            "--set: model.seed is set by the sweep itself: set the grid's seeds, a number or a list of them",
+        ),
+        ("sedes=3", "--set sedes=3: there is no key 'sedes'; did you mean 'seeds'?"),
+        ("teacher_seeds=0", "--set teacher_seeds=0: there is no key 'teacher_seeds'; did you mean 'teacher_seed'?"),
+        ("metrics=val/kl", "--set metrics=val/kl: there is no key 'metrics'; did you mean 'metric'?"),
+        ("cells={}", "--set cells={}: cells stands in a grid's file: set the keys of a recipe one by one"),
+    ],
+)
+def test_a_setting_that_is_nearly_one_of_the_grid_names_the_grids_key(setting, message):
+    with pytest.raises(GridError) as caught:
+        build_grid("mine", BASE, [setting])
+    assert str(caught.value) == message
+
+
+def test_options_at_the_top_of_a_recipe_can_be_set():
+    assert build_grid("mine", BASE, ["save_every_n_steps=50"]).cells[0].recipe["save_every_n_steps"] == 50
+    trainer = build_grid("mine", BASE, ["trainer={max_epochs: 2}"]).cells[0].recipe["trainer"]
+    assert trainer["max_epochs"] == 2
+    assert "accelerator" in trainer
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ KEYS = (
     "teacher_seed",
 )
 SETTINGS = ("recipe", "seeds", "baseline", "metric", "teacher", "teacher_seed")  # of KEYS, what `--set` replaces
+SEED = ("seed", "seed_everything", "model.seed", "data.init_args.seed")  # of a run
 OWN = ("teachers", "slurm", "table.csv", "table.md", "runs.csv", "bars.png", "line.png", "heatmap.png")  # in the folder
 CELL = "cell"  # the dimension of the named cells
 
@@ -158,8 +159,13 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
             raise GridError(f"--set {setting}: the value is no YAML") from error
         if key in SETTINGS:
             content[key] = value
-        else:
-            common |= _options("--set", {key: value})
+            continue
+        if key in KEYS:
+            raise GridError(f"--set {setting}: {key} stands in a grid's file: set the keys of a recipe one by one")
+        option = _options("--set", {key: value})
+        if near := difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.75):
+            raise GridError(f"--set {setting}: there is no key {key!r}; did you mean {near[0]!r}?")
+        common |= option
     if common:
         content["options"] = common
     recipe = _recipe(content.get("recipe"))
@@ -224,11 +230,15 @@ def _options(where: str, value: Any) -> dict[str, Any]:
     for key, option in value.items():
         if not isinstance(key, str) or not all(key.split(".")):
             raise GridError(f"{where}: a key must be one of a recipe, e.g. model.optimizer.lr, got {_kind(key)}")
-        if key in ("seed_everything", "out", "ckpt_path"):
+        if key in ("out", "ckpt_path"):
             raise GridError(f"{where}: {key} is set by the sweep itself: remove it")
         parts = key.split(".")
         if parts[0] == "data" and len(parts) > 1 and parts[1] not in ("class_path", "init_args"):
             key = ".".join(["data", "init_args", *parts[1:]])  # as on the command line
+        if key in SEED:  # a typing error of the grid's own key, or one that the run's seed would replace
+            raise GridError(
+                f"{where}: {key} is set by the sweep itself: set the grid's seeds, a number or a list of them"
+            )
         if key in made:
             raise GridError(f"{where}: {key} is given twice: remove one of them")
         made[key] = option
