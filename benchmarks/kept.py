@@ -115,7 +115,7 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
         kept.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(part / "table.csv", kept / "table.csv")
         for row in runs:
-            row["folder"] = "/".join(Path(row["folder"]).parts[-2:])  # CELL/seedK, in the sweep's
+            row["folder"] = _folder(row["folder"])
         text = io.StringIO()
         writer = csv.DictWriter(text, runs[0], lineterminator="\n")
         writer.writeheader()
@@ -126,6 +126,13 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
         made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
         write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
         print(kept)
+
+
+def _folder(written: str) -> str:
+    """Of a run, in that of its sweep: CELL/seedK, or ../GRID/CELL/seedK where it is another grid's. Older versions
+    wrote whole paths, and shared no runs."""
+    parts = Path(written).parts
+    return "/".join(["..", *parts[-3:]] if parts[0] == ".." else parts[-2:])
 
 
 def _made_with(part: Path, processor: str | None) -> dict[str, Any]:
