@@ -17,6 +17,7 @@ from claims import CLAIMS, Claim, Comparison
 from ckdsnn import cli
 from ckdsnn.sweep.grid import GRIDS, load_grid
 from ckdsnn.sweep.plan import make_plan
+from ckdsnn.sweep.shared import share_runs
 from ckdsnn.sweep.table import csv_runs, csv_table, summarise
 
 KEPT = sorted(path.parent for path in kept.RESULTS.parent.glob("*/*/runs.csv"))
@@ -262,6 +263,39 @@ def test_what_is_taken_names_no_path_and_no_machine(tmp_path):
     table.write_text(table.read_text().replace("test/accuracy", "test/kl"))
     with pytest.raises(SystemExit, match=r"table\.csv is not of test/accuracy: make it again with the command"):
         kept.take([here / "cam"], tmp_path / "kept")
+
+
+def test_a_run_that_is_another_grids_is_kept_with_the_name_of_that_grid(tmp_path):
+    """As of one command: CAM-SAM of `cam` is softmax of `scaling`."""
+    runs = tmp_path / "runs"
+    shared = share_runs([make_plan(load_grid(grid, ["seeds=2"]), runs / grid) for grid in ("scaling", "cam")])
+    for grid in ("scaling", "cam"):
+        finished(grid, runs, lambda s: 0.5)
+    (runs / "cam" / "runs.csv").write_text(csv_runs(shared[1].grid, shared[1].students))
+    kept.take([runs], tmp_path / "kept")
+    folders = {row["label"]: row["folder"] for row in kept.read_csv(tmp_path / "kept" / "cam" / "runs.csv")}
+    assert folders["CE"] == "../scaling/CE/seed1"
+    assert folders["CAM-SAM"] == "../scaling/softmax/seed1"
+    assert folders["CAM-CAM"] == "CAM-CAM/seed1"
+    for row in kept.read_csv(tmp_path / "kept" / "scaling" / "runs.csv"):
+        assert row["folder"] == f"{row['label']}/seed{row['seed']}"
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_kept_runs_say_of_which_cell_of_which_grid_they_are(folder):
+    """And, where that is another grid's which is kept, too, they are the same run there."""
+    cells = {cell.label: cell.folder for cell in load_grid(folder.name).cells}
+    for row in kept.read_csv(folder / "runs.csv"):
+        *grid, cell, seed = row["folder"].split("/")
+        assert seed == f"seed{row['seed']}"
+        if not grid:
+            assert cell == cells[row["label"]]
+            continue
+        up, other = grid
+        assert up == ".."
+        names = {cell.folder: cell.label for cell in load_grid(other).cells}
+        values = kept.read_runs(other, results=folder.parent)[names[cell]]
+        assert values[int(row["seed"])] == 100 * float(row["test/accuracy"])
 
 
 def test_the_grids_about_noise_have_the_divergence_beside_the_accuracy(tmp_path):
