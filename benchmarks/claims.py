@@ -62,6 +62,7 @@ def _along(grid: str, cell: str, baseline: str, key: str, values: tuple[object, 
 BOTH = "SAMD + NLD"
 OTHERS = ("KD", "DKD", "CAT-KD", "e2KD", "KDSNN", "BKDSNN", "TSER", "HTA-KL", "SEAL", "decoupled")
 STEPS, EPOCHS, ERRORS = (1, 2, 4, 8), (1, 3, 10, 40), (0.25, 0.5, 0.75, 1.0)
+WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 IOU, KL = "test/mean_iou", "test/kl"
 
 
@@ -88,6 +89,16 @@ def _learned_over_fixed(metric: str = "test/accuracy") -> tuple[Comparison, ...]
     )
 
 
+def _weights(beta: float, gamma: float, of_beta: float, of_gamma: float, condition: str) -> Comparison:
+    cells = [f"beta={b}, gamma={g}" for b, g in ((beta, gamma), (of_beta, of_gamma))]
+    return Comparison("beta_gamma", *cells, condition)
+
+
+def _of_epochs(*methods: str) -> tuple[Comparison, ...]:
+    """Teachers of 40 epochs against those of one."""
+    return tuple(Comparison("teacher_quality", f"{m}, epochs=40", f"{m}, epochs=1", m) for m in methods)
+
+
 CLAIMS = (
     Claim("SAMD + NLD beats training without a teacher", _of_teachers("CE")),
     Claim("SAMD + NLD beats plain distillation (KD)", _of_teachers("KD")),
@@ -97,8 +108,28 @@ CLAIMS = (
     Claim("SAMD adds to plain distillation of the logits", _over("components", "SAMD + KD", ("KD",))),
     Claim("NLD beats the same distillation without noise", _over("noise", "adaptive", ("none",))),
     Claim("CKDSNN beats the other methods", _over("baselines", "CKDSNN", OTHERS)),
+    Claim(
+        "the released code's gain is not that of its network (a ReLU at the end, a head of two layers) alone",
+        (Comparison("baselines", "CKDSNN, released code", "CE, released code's network"),),
+    ),
+    Claim(
+        "the released code's losses beat training without a teacher in a network that spikes throughout",
+        (Comparison("baselines", "CKDSNN, released code, own network", "CE"),),
+    ),
     Claim("with the same number of time steps it beats CE at every T", _along("time_steps", BOTH, "CE", "T", STEPS)),
     Claim("with the same number of time steps it beats KD at every T", _along("time_steps", BOTH, "KD", "T", STEPS)),
+    Claim(
+        "SAMD + NLD beats training without a teacher with other weights, too (open: beta and gamma alike)",
+        tuple(_weights(v, v, 0.0, 0.0, f"weights {v}") for v in WEIGHTS),
+    ),
+    Claim(
+        "half or twice the weight of a term makes little difference (less than 2 points; open)",
+        tuple(
+            _weights(beta, gamma, 1.0, 1.0, f"beta {beta}, gamma {gamma}")
+            for beta, gamma in ((0.5, 1.0), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0))
+        ),
+        within=2.0,
+    ),
     Claim(
         "softmax is the best scaling of the maps (then z-score, none, L2)",
         _over("scaling", "softmax", ("z-score", "none", "l2")),
@@ -159,6 +190,16 @@ CLAIMS = (
     Claim(
         "SAMD + NLD beats KD from a teacher of any quality (open)",
         _along("teacher_quality", BOTH, "KD", "epochs", EPOCHS),
+    ),
+    Claim(
+        "a better teacher makes a better student (open): 40 epochs against 1, by its logits",
+        _of_epochs("KD", "NLD", BOTH),
+    ),
+    Claim("a better teacher makes a better student (open): 40 epochs against 1, by its maps alone", _of_epochs("SAMD")),
+    Claim(
+        "wrong maps do harm (open): SAMD where a share of the maps is wrong",
+        tuple(Comparison("cam_error", f"SAMD, cam_error={v}", "SAMD, cam_error=0.0", f"share {v}") for v in ERRORS),
+        sign=-1,
     ),
     Claim(
         "the noise of NLD makes up for wrong maps (open): SAMD + NLD beats SAMD where a share of the maps is wrong",
