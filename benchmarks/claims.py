@@ -60,6 +60,7 @@ def _along(grid: str, cell: str, baseline: str, key: str, values: tuple[object, 
 
 
 BOTH = "SAMD + NLD"
+SMOOTHED = ("CE, smoothing 0.1", "CE, smoothing 0.3", "CE, smoothing 0.6")
 OTHERS = ("KD", "DKD", "CAT-KD", "e2KD", "KDSNN", "BKDSNN", "TSER", "HTA-KL", "SEAL", "decoupled")
 STEPS, EPOCHS, ERRORS = (1, 2, 4, 8), (1, 3, 10, 40), (0.25, 0.5, 0.75, 1.0)
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
@@ -196,6 +197,14 @@ CLAIMS = (
         _of_epochs("KD", "NLD", BOTH),
     ),
     Claim("a better teacher makes a better student (open): 40 epochs against 1, by its maps alone", _of_epochs("SAMD")),
+    Claim(
+        "a teacher at chance is more than a smoothing of labels (open): KD from it beats CE with smoothed labels",
+        _over("label_smoothing", "KD, teacher of 1 epoch", SMOOTHED),
+    ),
+    Claim(
+        "a trained teacher is more than a smoothing of labels (open): KD from it beats CE with smoothed labels",
+        _over("label_smoothing", "KD, teacher of 40 epochs", SMOOTHED),
+    ),
     Claim(
         "wrong maps do harm (open): SAMD where a share of the maps is wrong",
         tuple(Comparison("cam_error", f"SAMD, cam_error={v}", "SAMD, cam_error=0.0", f"share {v}") for v in ERRORS),
