@@ -236,7 +236,16 @@ NAMES = sorted(path.stem for path in GRIDS.glob("*.yaml"))
 def test_all_grids_are_there():
     assert set(NAMES) == {
         *("components", "scaling", "normalisation", "noise", "distribution", "stage", "time_steps", "lambda"),
-        *("beta_gamma", "cam", "baselines", "teacher_quality", "cross_architecture", "learned_strength", "demo"),
+        *(
+            "beta_gamma",
+            "cam",
+            "baselines",
+            "teacher_quality",
+            "cross_architecture",
+            "learned_strength",
+            "demo",
+            "label_smoothing",
+        ),
         *("demo_settings", "cam_error", "dense", "headline", "recipe_selection"),
     }
 

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kUsualForwardThreads, kResidual               
         return packets;
       },
       [&](const Packets& packets) {
-        with_dynamics<true>(rule, [&](auto dynamics) {
+        with_dynamics<CompiledIn::kUsual>(rule, [&](auto dynamics) {
           using D = decltype(dynamics);
           float v[W];
           fill(rule.k.rest, v);

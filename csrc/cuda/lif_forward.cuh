@@ -83,8 +83,12 @@ CKD_DEVICE void fire_all_steps(const ForwardCall<Current>& call, const Place& pl
   } else {
     fill(call.rule.k.rest, v);
   }
-  with_dynamics<(W > 1)>(
-      call.rule, [&](auto dynamics) { fire<kSteps, decltype(dynamics)>(call, place, current, leak, v, count); });
+  // More of them where that is cheap: without a normalisation and a map.
+  constexpr bool kPlain =
+      std::is_same_v<Current, StoredCurrent<typename Current::Storage>> && std::is_same_v<std::decay_t<Count>, NoCount>;
+  constexpr CompiledIn kWhich = W == 1 ? CompiledIn::kNone : kPlain ? CompiledIn::kMore : CompiledIn::kUsual;
+  with_dynamics<kWhich>(call.rule,
+                        [&](auto dynamics) { fire<kSteps, decltype(dynamics)>(call, place, current, leak, v, count); });
   if (call.v_last) store_floats(call.v_last + place.state, v);
 }
 

@@ -170,20 +170,23 @@ CKD_DEVICE float leak_gradient(float gh, float v, float x, float leak, const Rul
   }
 }
 
-// Calls f with the dynamics of a forward kernel: those of the usual neurons are compiled in, the others looked up. In
-// kernels that few calls take, all are looked up.
-template <bool kUsual, class F>
+// Calls f with the dynamics of a forward kernel: those of the usual neurons are compiled in, or of more, or none; the
+// others are looked up.
+enum class CompiledIn { kNone, kUsual, kMore };
+template <CompiledIn kWhich, class F>
 CKD_DEVICE void with_dynamics(const Rule& rule, F&& f) {
-  if constexpr (kUsual) {
+  if constexpr (kWhich != CompiledIn::kNone) {
     using PaperDynamics = Dynamics<Charge::kDecay, Reset::kHard, false>;
     using SpikingJellyDynamics = Dynamics<Charge::kLeakInput, Reset::kHard, true>;
     using SnnTorchDynamics = Dynamics<Charge::kDecay, Reset::kSubtract, false>;
-    using SoftDynamics = Dynamics<Charge::kLeakInput, Reset::kSubtract, true>;
-    using UndecayedDynamics = Dynamics<Charge::kLeak, Reset::kHard, true>;
-    using SoftUndecayedDynamics = Dynamics<Charge::kLeak, Reset::kSubtract, true>;
     if (PaperDynamics::is(rule)) return f(PaperDynamics());
     if (SpikingJellyDynamics::is(rule)) return f(SpikingJellyDynamics());
     if (SnnTorchDynamics::is(rule)) return f(SnnTorchDynamics());
+  }
+  if constexpr (kWhich == CompiledIn::kMore) {
+    using SoftDynamics = Dynamics<Charge::kLeakInput, Reset::kSubtract, true>;
+    using UndecayedDynamics = Dynamics<Charge::kLeak, Reset::kHard, true>;
+    using SoftUndecayedDynamics = Dynamics<Charge::kLeak, Reset::kSubtract, true>;
     if (SoftDynamics::is(rule)) return f(SoftDynamics());
     if (UndecayedDynamics::is(rule)) return f(UndecayedDynamics());
     if (SoftUndecayedDynamics::is(rule)) return f(SoftUndecayedDynamics());
