@@ -222,9 +222,21 @@ struct AnyNeuron {
   }
 };
 
+template <Reset R, class SurrogateOf>
+struct CompiledFiring {
+  template <class F>
+  static CKD_DEVICE void surrogate(const Rule&, F&& f) {
+    f(SurrogateOf());
+  }
+  template <class F>
+  static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
+    f(ResetGradient<R>());
+  }
+};
+
 // A reset and a surrogate that a kernel was compiled for, with any charge: that is looked up once for all steps.
 template <Reset R, class SurrogateOf, SurrogateKind kKind>
-struct AnyCharge {
+struct AnyCharge : CompiledFiring<R, SurrogateOf> {
   static bool is(const Rule& rule) {
     const bool divides = rule.charge != Charge::kDecay && !rule.power_of_two;
     return rule.reset == R && rule.surrogate == kKind && !divides;
@@ -234,14 +246,6 @@ struct AnyCharge {
     if (rule.charge == Charge::kDecay) return f(Dynamics<Charge::kDecay, R, false>());
     if (rule.charge == Charge::kLeak) return f(Dynamics<Charge::kLeak, R, true>());
     f(Dynamics<Charge::kLeakInput, R, true>());
-  }
-  template <class F>
-  static CKD_DEVICE void surrogate(const Rule&, F&& f) {
-    f(SurrogateOf());
-  }
-  template <class F>
-  static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
-    f(ResetGradient<R>());
   }
   // Multiplied with 1, a gradient stays as it is.
   template <int W, class LeakOf>
@@ -253,20 +257,12 @@ struct AnyCharge {
 
 // A neuron that a kernel was compiled for, with a detached reset or without.
 template <Charge C, Reset R, class Surrogate, SurrogateKind kKind, bool kPowerOfTwo>
-struct OneNeuron {
+struct OneNeuron : CompiledFiring<R, Surrogate> {
   using Moves = Dynamics<C, R, kPowerOfTwo>;
   static bool is(const Rule& rule) { return Moves::is(rule) && rule.surrogate == kKind; }
   template <class F>
   static CKD_DEVICE void dynamics(const Rule&, F&& f) {
     f(Moves());
-  }
-  template <class F>
-  static CKD_DEVICE void surrogate(const Rule&, F&& f) {
-    f(Surrogate());
-  }
-  template <class F>
-  static CKD_DEVICE void reset_gradient(const Rule&, F&& f) {
-    f(ResetGradient<R>());
   }
   template <int W, class LeakOf>
   static CKD_DEVICE void input_gradient(float (&g)[W], const LeakOf& leak, const Rule& rule) {
