@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from typing import Any, NamedTuple
 
 import cuda_timing as timing
@@ -194,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     timing.run_cases(cases, kept, options)
     if options.warm_up is None:
         print(table(measured))
+        if failed := sum("failed" in row for row in measured):
+            sys.exit(f"{failed} of {len(measured)} kernels failed")
 
 
 if __name__ == "__main__":

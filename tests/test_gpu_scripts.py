@@ -142,6 +142,17 @@ def test_neurons_that_a_kernel_serves_alike_are_measured_once():
     assert len(set(key.values())) == 5
 
 
+def test_kernels_that_fail_are_told_by_the_status(monkeypatch, tmp_path):
+    def broken(*_):
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(cuda_neurons, "forward", broken)
+    monkeypatch.setattr(cuda_neurons, "STEPS", [1])
+    monkeypatch.setattr(cuda_neurons, "DTYPES", [torch.float32])
+    with pytest.raises(SystemExit, match=r"\d+ of \d+ kernels failed"):
+        cuda_neurons.main([str(tmp_path / "r.json"), "--device", "cpu"])
+
+
 def test_table_of_neurons_says_what_failed_and_what_is_missing():
     head = {"neuron": "IF", "dtype": "float32", "backend": "cuda"}
     rows = [
