@@ -200,8 +200,14 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
-    taking = parts.add_parser("take", help="keep the tables of sweeps, of all below a folder")
-    taking.add_argument("folders", nargs="+", type=Path)
+    taking = parts.add_parser("take", help="keep the tables of sweeps")
+    taking.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        help="of a sweep: that one alone, also where other sweeps' folders lie in it; "
+        "a folder that is no sweep's but holds some (--out of several grids): all of them",
+    )
     taking.add_argument("--processor", help="that the runs were made on (default: this one's, if they were made here)")
     making = parts.add_parser("tables", help="rewrite the tables of the documents")
     making.add_argument("--check", action="store_true", help="write nothing; status 1 where a document differs")
