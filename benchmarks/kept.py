@@ -29,6 +29,7 @@ CANVAS = ("digits", "digits_dense")  # recipes whose grids are kept there
 PLACES = {"data.root": "DATA", "model.teacher.checkpoint": "TEACHER"}
 
 NOT_RUN = "not run"
+SHARED = "runs at a time on a GPU"  # in environment.json, where there were several
 
 Values = Mapping[str, Mapping[int, float]]  # by cell and seed
 
@@ -53,11 +54,17 @@ def place(recipe: str, results: Path = RESULTS) -> Path:
     return results if recipe in CANVAS else results.parent / recipe
 
 
+def environment(grid: str, results: Path) -> dict[str, Any]:
+    """What a kept grid was made with; {}: nobody has said it."""
+    path = results / grid / "environment.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return known
+
+
 def settings(grid: str, results: Path) -> list[str]:
     """What `--set` says where the grid is run as the kept one was, but for the seeds; of one that is not kept, what it
     takes for the recipe of that folder."""
-    made = results / grid / "environment.json"
-    if made.exists() and "settings" in (known := json.loads(made.read_text())):
+    if "settings" in (known := environment(grid, results)):
         return [str(setting) for setting in known["settings"]]
     if results.name in CANVAS:
         return []
@@ -82,7 +89,9 @@ def _inline(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def take(folders: list[Path], results: Path = RESULTS, processor: str | None = None) -> None:
+def take(
+    folders: list[Path], results: Path = RESULTS, processor: str | None = None, per_gpu: int | None = None
+) -> None:
     """Keeps the tables of sweeps, by recipe and grid, without the names of paths and machines. Which they are, the grid
     beside the table says; where none is, the folder is named as its grid. Nothing is kept where one of them is refused.
 
@@ -91,6 +100,7 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
             no sweep's but holds some, which is all of them.
         results: where they are kept.
         processor: that the runs were made on; None: this one's, if they were made here.
+        per_gpu: runs that shared a GPU; None: each had one of its own, or none.
 
     Raises:
         SystemExit: a folder holds no sweep; it is no packaged grid's, or several grids'; its table is of another metric
@@ -104,7 +114,7 @@ def take(folders: list[Path], results: Path = RESULTS, processor: str | None = N
             raise SystemExit(f"{sweeps[kept][0]} and {part} are both {grid} with {content['recipe']}: take one of them")
         sweeps[kept] = part, grid, content
     for kept, (part, grid, content) in sweeps.items():
-        _keep(part, kept, processor, _changed(grid, content))
+        _keep(part, kept, processor, {"settings": _changed(grid, content)} | ({SHARED: per_gpu} if per_gpu else {}))
         print(kept)
 
 
@@ -133,7 +143,7 @@ def _grid(part: Path) -> tuple[str, dict[str, Any]]:
     return grid, yaml.safe_load(files[0].read_text()) if files else load_grid(grid).content
 
 
-def _keep(part: Path, kept: Path, processor: str | None, changed: list[str]) -> None:
+def _keep(part: Path, kept: Path, processor: str | None, run_with: dict[str, Any]) -> None:
     runs = read_csv(part / "runs.csv")
     unfinished = [row for row in runs if row["finished"] != "True"]
     if unfinished:
@@ -149,7 +159,7 @@ def _keep(part: Path, kept: Path, processor: str | None, changed: list[str]) -> 
     write_text_atomically(text.getvalue(), kept / "runs.csv")
     seconds = [float(row["seconds"]) for row in runs if row["finished"] == "True"]
     tests = [part / row["folder"] / "test.json" for row in runs]
-    made_with = {**_made_with(part, tests, processor), "settings": changed}
+    made_with = {**_made_with(part, tests, processor), **run_with}
     made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
     write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
 

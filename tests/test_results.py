@@ -208,8 +208,9 @@ def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
     ]
     finished("headline", tmp_path / "runs", lambda s: 0.5, settings=settings)
     (tmp_path / "runs" / "headline").rename(tmp_path / "runs" / "c10")
-    kept.take([tmp_path / "runs"], tmp_path / "digits")
+    kept.take([tmp_path / "runs"], tmp_path / "digits", per_gpu=2)
     folder = tmp_path / "cifar10_resnet19_t4_fast"
+    assert kept.environment("headline", folder)["runs at a time on a GPU"] == 2
     assert not (tmp_path / "digits").exists()
     text = accuracy.rewritten("<!-- cifar -->\n<!-- end -->", tmp_path / "digits")
     lines = text.splitlines()[2:]
@@ -221,7 +222,7 @@ def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
     assert (
         "| SAMD + NLD, as printed | 50.00 ± 0.00 | 2 | +0.00 [+0.00, +0.00] | 0 of 2 | 0.250 | 0.0 | 97.81 |" in lines
     )
-    assert lines[6].endswith("| firing rate | minutes | paper's |")
+    assert lines[6].endswith("| firing rate | minutes, 2 runs on a GPU | paper's |")
     assert "/home/me" not in "".join(path.read_text() for path in folder.rglob("*.*"))
     (tmp_path / "runs" / "c10" / "noise.yaml").touch()
     with pytest.raises(SystemExit, match=r"c10 is of several grids, headline\.yaml, noise\.yaml"):
