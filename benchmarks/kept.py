@@ -104,7 +104,7 @@ def take(
 
     Raises:
         SystemExit: a folder holds no sweep; it is no packaged grid's, or several grids'; its table is of another metric
-            than the grid's; two would be kept in the same place.
+            than the grid's; it has a cell that the packaged grid has not; two would be kept in the same place.
     """
     sweeps: dict[Path, tuple[Path, str, dict[str, Any]]] = {}
     for part in dict.fromkeys(part for folder in folders for part in _sweeps(folder)):
@@ -137,10 +137,15 @@ def _grid(part: Path) -> tuple[str, dict[str, Any]]:
     grid = files[0].stem if files else part.name
     if not (GRIDS / f"{grid}.yaml").exists():
         raise SystemExit(f"{part}: there is no packaged grid {grid}: name the folder as its grid")
-    metric = load_grid(grid).metric.key
+    packaged = load_grid(grid)
+    metric = packaged.metric.key
     if any(row.get("metric") != metric for row in read_csv(part / "table.csv")):
         raise SystemExit(f"{part}/table.csv is not of {metric}: make it again with the command of the sweep")
-    return grid, yaml.safe_load(files[0].read_text()) if files else load_grid(grid).content
+    other = {row["label"] for row in read_csv(part / "runs.csv")} - {cell.label for cell in packaged.cells}
+    if other:
+        names = ", ".join(map(repr, sorted(other)))
+        raise SystemExit(f"{part}: the packaged grid {grid} has no cell {names}: add it there")
+    return grid, yaml.safe_load(files[0].read_text()) if files else packaged.content
 
 
 def _keep(part: Path, kept: Path, processor: str | None, run_with: dict[str, Any]) -> None:

@@ -295,6 +295,10 @@ def test_nothing_is_kept_where_one_of_the_folders_is_refused(tmp_path):
     for name in ("none", "nowhere"):
         with pytest.raises(SystemExit, match=rf"{name} holds no sweep: there is no table\.csv in it; give the --out"):
             kept.take([tmp_path / "a", tmp_path / name], tmp_path / "digits")
+    runs = tmp_path / "b" / "scaling" / "runs.csv"
+    runs.write_text(runs.read_text().replace("softmax,softmax", "sigmoid,sigmoid"))
+    with pytest.raises(SystemExit, match="b/scaling: the packaged grid scaling has no cell 'sigmoid': add it there"):
+        kept.take([tmp_path / "b"], tmp_path / "digits")
     assert not (tmp_path / "digits").exists()
 
 
