@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py take runs/components                # keeps its tables, and what they were made with
     python benchmarks/accuracy.py tables                              # rewrites the tables of the documents
     python benchmarks/accuracy.py tables --check                      # status 1 where they are not those of the CSVs
+    python benchmarks/accuracy.py figure                              # draws accuracy against minutes on CIFAR
 
 A table stands between `<!-- RECIPE: GRID -->` and `<!-- end -->`, the verdicts between `<!-- verdicts -->` and
 `<!-- end -->`, the paper's tables on CIFAR after `<!-- cifar -->`; a grid without results is "not run".
@@ -19,16 +20,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from kept import CANVAS, NOT_RUN, RESULTS, ROOT, Values, place, read_csv, read_runs, settings, take
+import accuracy_figure
+from kept import CANVAS, NOT_RUN, RESULTS, ROOT, SHARED, Values, environment, place, read_csv, read_runs, settings, take
+from matplotlib.figure import Figure
 from verdicts import verdicts
 
+from ckdsnn.analysis.style import write_figure
 from ckdsnn.checkpoint import write_text_atomically
+from ckdsnn.cli.arguments import positive
 from ckdsnn.demo.report import gain, seeds_to_show
 from ckdsnn.sweep.grid import load_grid
 from ckdsnn.sweep.metrics import METRICS, teacher_column
 from ckdsnn.sweep.table import spread
 
 DOCUMENTS = (ROOT / "docs" / "results.md", ROOT / "docs" / "verdicts.md")
+IMAGE = ROOT / "docs" / "images" / "accuracy_minutes.png"
 # What the paper prints for the same cells: CIFAR-100, ResNet-19, T = 1, the best epoch on the test set, one seed.
 PUBLISHED = {
     "scaling": {"softmax": "79.11", "z-score": "76.48", "none": "75.56", "l2": "74.78"},
@@ -123,7 +129,7 @@ def _rows(grid: str, rows: list[dict[str, str]], results: Path) -> list[list[str
     metric = load_grid(grid).metric
     form = metric.form
     heads = ["cell", metric.heading, "n", f"{to}, 95 % CI", metric.count]
-    heads += [f"teacher {metric.of_teacher.heading}", "firing rate", "minutes"]
+    heads += [f"teacher {metric.of_teacher.heading}", "firing rate", _minutes(grid, results)]
     beside = [(METRICS[key], read_runs(grid, key, results)) for key in BESIDE.get(grid, ())]
     heads += [other.heading for other, _ in beside]
     heads += ["paper's" if results.name.startswith("cifar") else "paper's (CIFAR-100)"] if published else []
@@ -146,6 +152,11 @@ def _rows(grid: str, rows: list[dict[str, str]], results: Path) -> list[list[str
         lines.append(line + ([published.get(row["label"].rpartition("=")[2], "")] if published else []))
     kept = [i for i in range(len(heads)) if any(line[i] for line in lines)]
     return [[line[i] for i in kept] for line in [heads, *lines]]
+
+
+def _minutes(grid: str, results: Path) -> str:
+    together = environment(grid, results).get(SHARED, 1)
+    return f"minutes, {together} runs on a GPU" if together > 1 else "minutes"
 
 
 def _spread(values: list[float], form: str) -> str:
@@ -197,17 +208,43 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
     return text
 
 
+def figure(results: Path = RESULTS) -> Figure:
+    """Accuracy against minutes, of the tables of `CIFAR` that were run, beside the published numbers.
+
+    Raises:
+        SystemExit: none was.
+    """
+    found = accuracy_figure.methods([(recipe, grid) for _, recipe, grid in CIFAR], results)
+    if not found:
+        raise SystemExit(f"nothing to draw: no run of {' or '.join(accuracy_figure.GRIDS)} on CIFAR is kept")
+    return accuracy_figure.draw(found, HEADLINE)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
-    taking = parts.add_parser("take", help="keep the tables of sweeps, of all below a folder")
-    taking.add_argument("folders", nargs="+", type=Path)
+    taking = parts.add_parser("take", help="keep the tables of sweeps")
+    taking.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        help="of a sweep: that one alone, also where other sweeps' folders lie in it; "
+        "a folder that is no sweep's but holds some (--out of several grids): all of them",
+    )
     taking.add_argument("--processor", help="that the runs were made on (default: this one's, if they were made here)")
+    taking.add_argument(
+        "--per_gpu", type=positive, help="runs that shared a GPU, as in the sweep's command (default: 1)"
+    )
     making = parts.add_parser("tables", help="rewrite the tables of the documents")
     making.add_argument("--check", action="store_true", help="write nothing; status 1 where a document differs")
+    drawing = parts.add_parser("figure", help="draw accuracy against minutes of the kept runs on CIFAR")
+    drawing.add_argument("--out", type=Path, default=IMAGE, help="PNG file (default: the documents' one)")
     options = parser.parse_args()
     if options.what == "take":
-        take(options.folders, processor=options.processor)
+        take(options.folders, processor=options.processor, per_gpu=options.per_gpu)
+        return 0
+    if options.what == "figure":
+        write_figure(figure(), options.out)
         return 0
     status = 0
     for path in DOCUMENTS:

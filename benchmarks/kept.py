@@ -29,6 +29,7 @@ CANVAS = ("digits", "digits_dense")  # recipes whose grids are kept there
 PLACES = {"data.root": "DATA", "model.teacher.checkpoint": "TEACHER"}
 
 NOT_RUN = "not run"
+SHARED = "runs at a time on a GPU"  # in environment.json, where there were several
 
 Values = Mapping[str, Mapping[int, float]]  # by cell and seed
 
@@ -53,11 +54,17 @@ def place(recipe: str, results: Path = RESULTS) -> Path:
     return results if recipe in CANVAS else results.parent / recipe
 
 
+def environment(grid: str, results: Path) -> dict[str, Any]:
+    """What a kept grid was made with; {}: nobody has said it."""
+    path = results / grid / "environment.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return known
+
+
 def settings(grid: str, results: Path) -> list[str]:
     """What `--set` says where the grid is run as the kept one was, but for the seeds; of one that is not kept, what it
     takes for the recipe of that folder."""
-    made = results / grid / "environment.json"
-    if made.exists() and "settings" in (known := json.loads(made.read_text())):
+    if "settings" in (known := environment(grid, results)):
         return [str(setting) for setting in known["settings"]]
     if results.name in CANVAS:
         return []
@@ -82,50 +89,84 @@ def _inline(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def take(folders: list[Path], results: Path = RESULTS, processor: str | None = None) -> None:
+def take(
+    folders: list[Path], results: Path = RESULTS, processor: str | None = None, per_gpu: int | None = None
+) -> None:
     """Keeps the tables of sweeps, by recipe and grid, without the names of paths and machines. Which they are, the grid
-    beside the table says; where none is, the folder is named as its grid.
+    beside the table says; where none is, the folder is named as its grid. Nothing is kept where one of them is refused.
 
     Args:
-        folders: of sweeps, or that hold some.
+        folders: of a sweep, which is that sweep alone, also where other sweeps' folders lie in it; or a folder that is
+            no sweep's but holds some, which is all of them.
         results: where they are kept.
         processor: that the runs were made on; None: this one's, if they were made here.
+        per_gpu: runs that shared a GPU; None: each had one of its own, or none.
 
     Raises:
-        SystemExit: a folder is no packaged grid's, or several grids'; its table is of another metric than the grid's.
+        SystemExit: a folder holds no sweep; it is no packaged grid's, or several grids'; its table is of another metric
+            than the grid's; it has a cell that the packaged grid has not; two would be kept in the same place.
     """
-    for part in [path.parent for folder in folders for path in sorted(folder.rglob("table.csv"))]:
-        files = sorted(part.glob("*.yaml"))
-        if len(files) > 1:
-            raise SystemExit(
-                f"{part} is of several grids, {', '.join(f.name for f in files)}: remove those of the others"
-            )
-        grid = files[0].stem if files else part.name
-        if not (GRIDS / f"{grid}.yaml").exists():
-            raise SystemExit(f"{part}: there is no packaged grid {grid}: name the folder as its grid")
-        content = yaml.safe_load(files[0].read_text()) if files else load_grid(grid).content
-        runs = read_csv(part / "runs.csv")
-        metric = load_grid(grid).metric.key
-        if any(row.get("metric") != metric for row in read_csv(part / "table.csv")):
-            raise SystemExit(f"{part}/table.csv is not of {metric}: make it again with the command of the sweep")
-        unfinished = [row for row in runs if row["finished"] != "True"]
-        if unfinished:
-            print(f"{part}: {len(unfinished)} runs are not finished", file=sys.stderr)
+    sweeps: dict[Path, tuple[Path, str, dict[str, Any]]] = {}
+    for part in dict.fromkeys(part for folder in folders for part in _sweeps(folder)):
+        grid, content = _grid(part)
         kept = place(Path(content["recipe"]).stem, results) / grid
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(part / "table.csv", kept / "table.csv")
-        for row in runs:
-            row["folder"] = _folder(row["folder"])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, runs[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(runs)
-        write_text_atomically(text.getvalue(), kept / "runs.csv")
-        seconds = [float(row["seconds"]) for row in runs if row["finished"] == "True"]
-        made_with = {**_made_with(part, processor), "settings": _changed(grid, content)}
-        made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
-        write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
+        if kept in sweeps:
+            raise SystemExit(f"{sweeps[kept][0]} and {part} are both {grid} with {content['recipe']}: take one of them")
+        sweeps[kept] = part, grid, content
+    for kept, (part, grid, content) in sweeps.items():
+        _keep(part, kept, processor, {"settings": _changed(grid, content)} | ({SHARED: per_gpu} if per_gpu else {}))
         print(kept)
+
+
+def _sweeps(folder: Path) -> list[Path]:
+    """The folder, if it is a sweep's; else the sweeps' folders in it."""
+    found = [path.parent for path in sorted(folder.rglob("table.csv"))]
+    taken = [part for part in found if not any(parent in found for parent in part.parents)]
+    if not taken:
+        raise SystemExit(f"{folder} holds no sweep: there is no table.csv in it; give the --out of one that was run")
+    for part in (part for part in found if part not in taken):
+        print(f"{part} lies in another sweep's folder and is not taken: name it, too, if it is meant", file=sys.stderr)
+    return taken
+
+
+def _grid(part: Path) -> tuple[str, dict[str, Any]]:
+    """Of a sweep's folder: the packaged grid's name, and the content that it was run with."""
+    files = sorted(part.glob("*.yaml"))
+    if len(files) > 1:
+        raise SystemExit(f"{part} is of several grids, {', '.join(f.name for f in files)}: remove those of the others")
+    grid = files[0].stem if files else part.name
+    if not (GRIDS / f"{grid}.yaml").exists():
+        raise SystemExit(f"{part}: there is no packaged grid {grid}: name the folder as its grid")
+    packaged = load_grid(grid)
+    metric = packaged.metric.key
+    if any(row.get("metric") != metric for row in read_csv(part / "table.csv")):
+        raise SystemExit(f"{part}/table.csv is not of {metric}: make it again with the command of the sweep")
+    other = {row["label"] for row in read_csv(part / "runs.csv")} - {cell.label for cell in packaged.cells}
+    if other:
+        names = ", ".join(map(repr, sorted(other)))
+        raise SystemExit(f"{part}: the packaged grid {grid} has no cell {names}: add it there")
+    return grid, yaml.safe_load(files[0].read_text()) if files else packaged.content
+
+
+def _keep(part: Path, kept: Path, processor: str | None, run_with: dict[str, Any]) -> None:
+    runs = read_csv(part / "runs.csv")
+    unfinished = [row for row in runs if row["finished"] != "True"]
+    if unfinished:
+        print(f"{part}: {len(unfinished)} runs are not finished", file=sys.stderr)
+    kept.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(part / "table.csv", kept / "table.csv")
+    for row in runs:
+        row["folder"] = _folder(row["folder"])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, runs[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(runs)
+    write_text_atomically(text.getvalue(), kept / "runs.csv")
+    seconds = [float(row["seconds"]) for row in runs if row["finished"] == "True"]
+    tests = [part / row["folder"] / "test.json" for row in runs]
+    made_with = {**_made_with(part, tests, processor), **run_with}
+    made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
+    write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
 
 
 def _folder(written: str) -> str:
@@ -135,10 +176,10 @@ def _folder(written: str) -> str:
     return "/".join(["..", *parts[-3:]] if parts[0] == ".." else parts[-2:])
 
 
-def _made_with(part: Path, processor: str | None) -> dict[str, Any]:
-    """Versions and machine of the runs; {}: none has been tested."""
-    tests = [json.loads(path.read_text()) for path in sorted(part.rglob("test.json"))]
-    found = [{key: test.get(key) for key in ("versions", "platform")} for test in tests]
+def _made_with(part: Path, tests: list[Path], processor: str | None) -> dict[str, Any]:
+    """Versions and machine of the runs with these results; {}: none is there."""
+    known = [json.loads(path.read_text()) for path in tests if path.exists()]
+    found = [{key: test.get(key) for key in ("versions", "platform")} for test in known]
     if not found:
         return {}
     if any(other != found[0] for other in found):

@@ -208,8 +208,9 @@ def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
     ]
     finished("headline", tmp_path / "runs", lambda s: 0.5, settings=settings)
     (tmp_path / "runs" / "headline").rename(tmp_path / "runs" / "c10")
-    kept.take([tmp_path / "runs"], tmp_path / "digits")
+    kept.take([tmp_path / "runs"], tmp_path / "digits", per_gpu=2)
     folder = tmp_path / "cifar10_resnet19_t4_fast"
+    assert kept.environment("headline", folder)["runs at a time on a GPU"] == 2
     assert not (tmp_path / "digits").exists()
     text = accuracy.rewritten("<!-- cifar -->\n<!-- end -->", tmp_path / "digits")
     lines = text.splitlines()[2:]
@@ -221,7 +222,7 @@ def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
     assert (
         "| SAMD + NLD, as printed | 50.00 ± 0.00 | 2 | +0.00 [+0.00, +0.00] | 0 of 2 | 0.250 | 0.0 | 97.81 |" in lines
     )
-    assert lines[6].endswith("| firing rate | minutes | paper's |")
+    assert lines[6].endswith("| firing rate | minutes, 2 runs on a GPU | paper's |")
     assert "/home/me" not in "".join(path.read_text() for path in folder.rglob("*.*"))
     (tmp_path / "runs" / "c10" / "noise.yaml").touch()
     with pytest.raises(SystemExit, match=r"c10 is of several grids, headline\.yaml, noise\.yaml"):
@@ -263,6 +264,42 @@ def test_what_is_taken_names_no_path_and_no_machine(tmp_path):
     table.write_text(table.read_text().replace("test/accuracy", "test/kl"))
     with pytest.raises(SystemExit, match=r"table\.csv is not of test/accuracy: make it again with the command"):
         kept.take([here / "cam"], tmp_path / "kept")
+
+
+def test_a_sweeps_folder_is_that_sweep_alone_and_another_one_all_sweeps_in_it(tmp_path, capsys):
+    """`--out OUT` of one grid, and then of several, which makes folders of their own in it."""
+    out, results = tmp_path / "out", tmp_path / "digits"
+    finished("scaling", tmp_path, lambda s: 0.5, settings=["trainer.max_epochs=60"])
+    (tmp_path / "scaling").rename(out)
+    for grid in ("cam", "components"):
+        finished(grid, out, lambda s: 0.5, where="another machine")
+    kept.take([out], results)
+    assert [path.name for path in results.iterdir()] == ["scaling"]
+    said = capsys.readouterr().err
+    assert f"{out / 'cam'} lies in another sweep's folder and is not taken" in said
+    assert "several versions or machines" not in said  # none of the other sweeps' results is looked at
+    assert json.loads((results / "scaling" / "environment.json").read_text())["platform"] == "x"
+    kept.take([out / "cam", out / "cam"], results)
+    assert {path.name for path in results.iterdir()} == {"scaling", "cam"}
+    (out / "table.csv").unlink()
+    kept.take([out], results)
+    assert {path.name for path in results.iterdir()} == {"scaling", "cam", "components"}
+
+
+def test_nothing_is_kept_where_one_of_the_folders_is_refused(tmp_path):
+    for name in ("a", "b"):
+        finished("scaling", tmp_path / name, lambda s: 0.5)
+    with pytest.raises(SystemExit, match=r"a/scaling and .*b/scaling are both scaling with digits: take one of them"):
+        kept.take([tmp_path / "a", tmp_path / "b"], tmp_path / "digits")
+    (tmp_path / "none").mkdir()
+    for name in ("none", "nowhere"):
+        with pytest.raises(SystemExit, match=rf"{name} holds no sweep: there is no table\.csv in it; give the --out"):
+            kept.take([tmp_path / "a", tmp_path / name], tmp_path / "digits")
+    runs = tmp_path / "b" / "scaling" / "runs.csv"
+    runs.write_text(runs.read_text().replace("softmax,softmax", "sigmoid,sigmoid"))
+    with pytest.raises(SystemExit, match="b/scaling: the packaged grid scaling has no cell 'sigmoid': add it there"):
+        kept.take([tmp_path / "b"], tmp_path / "digits")
+    assert not (tmp_path / "digits").exists()
 
 
 def test_a_run_that_is_another_grids_is_kept_with_the_name_of_that_grid(tmp_path):
