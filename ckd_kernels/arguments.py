@@ -101,7 +101,7 @@ def _call(
     way, needs_grad, watched = way_of(x, weight, bias, residual, v_init, leak)
     steps = sizes[time_dim]
     save_checkpoints = needs_grad and checkpoint_count(steps) > 0
-    plan = Plan(neuron, requested(), time_dim, steps, channel_dim, *returned, save_checkpoints, way)
+    plan = Plan(neuron.spec, requested(), time_dim, steps, channel_dim, *returned, save_checkpoints, way)
     layout = None
     if way is not COMPOSED:
         x, layout = dense(x, sizes, time_dim, channel_dim)

@@ -99,7 +99,9 @@ class Fold(NamedTuple):
 class Plan(NamedTuple):
     """All of a call but its tensors."""
 
-    neuron: Neuron
+    # The neuron's text, and not the neuron: torch.compile takes text for a constant, and numbers in what an autograd
+    # function is given for inputs of the graph, until it finds no use for them there and starts all over.
+    spec: str
     backend: str  # as asked for: "auto", or one of them
     time_dim: int
     time_steps: int
@@ -108,6 +110,10 @@ class Plan(NamedTuple):
     return_sam: bool
     save_checkpoints: bool
     way: str  # who computes it, see ops/library.py
+
+    @property
+    def neuron(self) -> Neuron:
+        return Neuron.from_spec(self.spec)
 
 
 class Norm(NamedTuple):
@@ -175,13 +181,12 @@ class GradientCall(NamedTuple):
     needs: Needs
     layout: Layout | None  # of x; None where the op finds it
 
-    @property
+    # Methods: PyTorch 2.10's torch.compile has no properties of a named tuple that is made in the graph.
     def makes_coefficients(self) -> bool:
         """Whether a first pass sums what weight, bias and, through its statistics, y need."""
         needed = self.needs.affine or (self.by_batch and self.needs.x)
         return self.affine is not None and self.coefficients is None and needed
 
-    @property
     def writes_gradients(self) -> bool:
         """Whether there is anything for the pass that writes gradients."""
         needs = self.needs

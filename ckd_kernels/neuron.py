@@ -23,6 +23,10 @@ RESETS = ("hard", "soft", "soft_delayed", "none")
 _PLAIN = ("charge", "decay", "tau", "threshold", "v_reset", "reset", "strict", "detach_reset")
 
 
+def _derived() -> Any:
+    return dataclasses.field(init=False, repr=False, compare=False)
+
+
 @dataclass(frozen=True)
 class Neuron:
     """A multi-step spiking neuron.  With membrane potential ``v`` and input ``x[t]``:
@@ -59,6 +63,9 @@ class Neuron:
         detach_reset: no gradient through the reset; refused with ``reset="none"``.
         surrogate: surrogate derivative, see :mod:`ckd_kernels.surrogate`.
 
+    Made inside of what `torch.compile` compiles, a neuron ends the graph, unless one of the methods `paper` to
+    `snntorch_leaky` makes it: make it once, outside.
+
     Raises:
         TypeError, ValueError: a value out of its range, or one that the charge or the reset does not use.
 
@@ -77,7 +84,13 @@ class Neuron:
     strict: bool = False
     detach_reset: bool = False
     surrogate: Surrogate = Triangle()
-    spec: str = dataclasses.field(init=False, repr=False, compare=False)
+    # What follows from them.  No properties, which torch.compile does not read from a constant of the graph.
+    #: The parameter of the charge that may be learnt: ``"decay"``, ``"tau"`` or None.
+    leak_name: str | None = _derived()
+    #: Membrane potential before the first step, and what stands for v_reset in the charge.
+    rest: float = _derived()
+    #: Text that determines the neuron: how it travels through torch.library's schemas.
+    spec: str = _derived()
 
     def __post_init__(self) -> None:
         if self.charge not in CHARGES:
@@ -101,7 +114,9 @@ class Neuron:
             raise ValueError(f"tau must be >= 1 for charge='leak_input', got {self.tau!r}")
         if self.detach_reset and self.reset == "none":
             raise ValueError("detach_reset is not used with reset='none'; leave it False")
-        # Text that determines the neuron: how it travels through torch.library's schemas.
+        leak = {"decay": "decay", "leak": "tau", "leak_input": "tau"}.get(self.charge)
+        object.__setattr__(self, "leak_name", leak)
+        object.__setattr__(self, "rest", 0.0 if self.v_reset is None else self.v_reset)
         values = [repr(getattr(self, name)) for name in _PLAIN]
         object.__setattr__(self, "spec", "|".join([*values, self.surrogate.name, repr(self.surrogate.alpha)]))
 
@@ -131,16 +146,6 @@ class Neuron:
         """
         return _of_spec(spec)
 
-    @property
-    def leak_name(self) -> str | None:
-        """The parameter of the charge that may be learnt: ``"decay"``, ``"tau"`` or None."""
-        return {"decay": "decay", "leak": "tau", "leak_input": "tau"}.get(self.charge)
-
-    @property
-    def rest(self) -> float:
-        """Membrane potential before the first step, and what stands for v_reset in the charge."""
-        return 0.0 if self.v_reset is None else self.v_reset
-
     def fire_level(self, dtype: torch.dtype) -> float:
         """The least ``h`` of ``dtype`` that fires, so that ``h >= fire_level`` is the only comparison."""
         real = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
@@ -148,23 +153,23 @@ class Neuron:
             threshold = real(self.threshold)
         return float(np.nextafter(threshold, real(math.inf)) if self.strict else threshold)
 
-    @classmethod
-    def paper(cls) -> Neuron:
+    @staticmethod
+    def paper() -> Neuron:
         """The CKDSNN paper's LIFSpike: decay 0.5, strict threshold 1, hard reset to 0, triangle."""
-        return cls(charge="decay", decay=0.5, strict=True, surrogate=Triangle(1.0))
+        return cached_neuron(Triangle, 1.0, charge="decay", decay=0.5, strict=True)
 
-    @classmethod
-    def spikingjelly_lif(cls) -> Neuron:
+    @staticmethod
+    def spikingjelly_lif() -> Neuron:
         """SpikingJelly's ``LIFNode()`` with its defaults."""
-        return cls(charge="leak_input", tau=2.0, surrogate=Sigmoid(4.0))
+        return cached_neuron(Sigmoid, 4.0, charge="leak_input", tau=2.0)
 
-    @classmethod
-    def spikingjelly_if(cls) -> Neuron:
+    @staticmethod
+    def spikingjelly_if() -> Neuron:
         """SpikingJelly's ``IFNode()`` with its defaults."""
-        return cls(charge="integrate", surrogate=Sigmoid(4.0))
+        return cached_neuron(Sigmoid, 4.0, charge="integrate")
 
-    @classmethod
-    def snntorch_leaky(cls, beta: float) -> Neuron:
+    @staticmethod
+    def snntorch_leaky(beta: float) -> Neuron:
         """snnTorch's ``Leaky(beta)`` with its defaults: the subtraction is delayed by a step and detached.
 
         Raises:
@@ -174,8 +179,8 @@ class Neuron:
             raise TypeError(f"beta must be a number in [0, 1], got {beta!r}")
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta must be a number in [0, 1], got {beta!r}")
-        return cls(
-            charge="decay", decay=beta, strict=True, reset="soft_delayed", detach_reset=True, surrogate=ATan(2.0)
+        return cached_neuron(
+            *(ATan, 2.0), charge="decay", decay=beta, strict=True, reset="soft_delayed", detach_reset=True
         )
 
 
@@ -198,11 +203,37 @@ def _value(text: str) -> Any:
     return {"None": None, "True": True, "False": False}[text] if text[:1] in "NTF" else float(text)
 
 
-def cached_neuron(**options: Any) -> Neuron:
-    """``Neuron(**options)``, checked once: for modules that take their options anew at every call."""
-    return Neuron(**options) if torch.compiler.is_compiling() else _remembered(**options)
+def cached_neuron(surrogate: type[Surrogate], alpha: float, **options: Any) -> Neuron:
+    """``Neuron(surrogate=surrogate(alpha), **options)``, checked once: for who takes the options anew at every call."""
+    if not torch.compiler.is_compiling():
+        return _remembered(surrogate, alpha, **options)  # type: ignore[arg-type]  # a class has a hash
+    found = _constant(surrogate, _specialised(alpha), **{name: _specialised(v) for name, v in options.items()})
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
 @functools.lru_cache(maxsize=256)
-def _remembered(**options: Any) -> Neuron:
-    return Neuron(**options)
+def _remembered(surrogate: type[Surrogate], alpha: float, **options: Any) -> Neuron:
+    return Neuron(surrogate=surrogate(alpha), **options)
+
+
+def _constant(*given: Any, **options: Any) -> Neuron | str:
+    """The neuron, or what is wrong with it; a constant of the graph, whose guards are those of the arguments."""
+    try:
+        return _remembered(*given, **options)
+    except (TypeError, ValueError) as error:
+        return str(error)
+
+
+# What torch.compiler.assume_constant_result sets, and would import torch._dynamo for.
+_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _specialised(value: Any) -> Any:
+    """A number, where torch.compile traces with a symbol for it."""
+    if type(value) is not float:
+        return value
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+    return guard_scalar(value)

@@ -14,6 +14,7 @@ import ckd_kernels
 from ckd_kernels import Neuron, bn_lif, lif, use_backend
 from ckd_kernels.arguments import bn_lif_call, lif_call
 from ckd_kernels.backend import _REGISTRY, Backend, build_info
+from ckd_kernels.call import Call, GradientCall, Gradients, Needs, Norm, Outputs
 from ckd_kernels.ops import flat
 
 ROOT = Path(ckd_kernels.__file__).parent
@@ -73,6 +74,19 @@ def test_the_flat_form_is_the_whole_call():
     assert again == call
     assert again.norm.by_batch
     assert again.norm.moves
+
+
+def test_what_a_graph_is_given_is_plain():
+    """Every torch.compile since PyTorch 2.10 takes it as it is.
+
+    In what an autograd function is given, up to 2.11 a neuron's numbers become inputs of the graph, which has no use
+    for them: it is traced twice.  2.10 has no properties of the named tuples that are made in a graph.
+    """
+    plan = lif_call(torch.randn(18, 2, 3), NEURON, 0, None, (None, None), (True, True), 2).plan
+    assert {type(value) for value in plan} == {str, int, bool}
+    assert plan.neuron == NEURON
+    for cls in (Call, GradientCall, Gradients, Needs, Norm, Outputs):
+        assert not [name for name, value in vars(cls).items() if isinstance(value, property)], cls
 
 
 @pytest.mark.parametrize("name", _REGISTRY)

@@ -31,6 +31,9 @@ def channels_last(*shape: int) -> torch.Tensor:
     return torch.randn(shape).flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 11), reason="PyTorch 2.10's Inductor writes what convolutions give once more, as it is"
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_nothing_is_copied_around_the_ops(fresh_dynamo):  # noqa: F811
     """Nor is anything else done between ops and convolutions: neither direction has a kernel of Inductor's own."""

@@ -255,11 +255,13 @@ def test_compile_once_for_every_shape(target, fresh_dynamo):
     """A new batch size, resolution or T compiles nothing."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     step = torch.compile(lambda x: lif(x, COMPILED), fullgraph=True, dynamic=True, backend=counter)
+    graphs = []
     with use_backend(target.backend):
         for shape in ((4, 2, 3, 5, 6), (4, 7, 3, 5, 6), (4, 7, 3, 9, 11), (9, 7, 3, 9, 11), (33, 2, 3, 5, 6)):
             x = leaf(shape, target)
             spikes = step(x)
             spikes.sum().backward()
             assert_same("spikes", spikes, lif(x, COMPILED))
-    # Beyond 16 steps the potential is checkpointed: that is another graph.
-    assert counter.frame_count <= 2
+            graphs.append(counter.frame_count)
+    # Beyond 16 steps the potential is checkpointed: that is another graph.  None is made twice, either.
+    assert graphs == [1, 1, 1, 1, 2]

@@ -25,12 +25,12 @@ def _neuron_of(module: Any, strict: bool, detach_reset: bool) -> Neuron:
     width = next((getattr(module, name) for name in _WIDTHS if hasattr(module, name)), 1.0)
     try:
         return cached_neuron(
+            *(Triangle, 1.0 / width),
             charge="decay",
             decay=module.tau,
             threshold=module.thresh,
             strict=strict,
             detach_reset=detach_reset,
-            surrogate=Triangle(1.0 / width),
         )
     except (TypeError, ValueError) as error:
         raise Unsupported(str(error)) from None

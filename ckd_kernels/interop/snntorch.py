@@ -26,12 +26,13 @@ def is_snntorch_neuron(module: nn.Module) -> bool:
     return any(cls.__module__.startswith("snntorch._neurons.") for cls in type(module).__mro__)
 
 
-def _surrogate_of(function: Any) -> surrogate.Surrogate:
+def _surrogate_of(function: Any) -> tuple[type[surrogate.Surrogate], float]:
+    """A surrogate's class and sharpness; or Unsupported."""
     maker = getattr(function, "__qualname__", type(function).__name__).partition(".")[0]
     if getattr(function, "__module__", "") != "snntorch.surrogate" or maker not in _SURROGATES:
         raise Unsupported(f"spike_grad {maker} has no counterpart in ckd_kernels.surrogate")
     ours, variable = _SURROGATES[maker]
-    return ours(inspect.getclosurevars(function).nonlocals[variable])
+    return ours, inspect.getclosurevars(function).nonlocals[variable]
 
 
 def _neuron_of(leaky: Any) -> Neuron:
@@ -54,12 +55,12 @@ def _neuron_of(leaky: Any) -> Neuron:
         )
     try:
         return cached_neuron(
+            *_surrogate_of(leaky.spike_grad),
             charge="decay",
             threshold=leaky.threshold.item(),
             strict=True,
             reset=reset,
             detach_reset=reset != "none" and leaky.reset_delay,
-            surrogate=_surrogate_of(leaky.spike_grad),
         )
     except (TypeError, ValueError) as error:
         raise Unsupported(str(error)) from None

@@ -49,14 +49,15 @@ def is_spikingjelly_neuron(module: nn.Module) -> bool:
     return any(_belongs(cls, "neuron") for cls in type(module).__mro__)
 
 
-def _surrogate_of(function: Any) -> surrogate.Surrogate:
+def _surrogate_of(function: Any) -> tuple[type[surrogate.Surrogate], float]:
+    """A surrogate's class and sharpness; or Unsupported."""
     cls = type(function)
     ours = _SURROGATES.get(cls.__name__) if _belongs(cls, "surrogate") else None
     if ours is None:
         raise Unsupported(f"surrogate_function {cls.__name__} has no counterpart in ckd_kernels.surrogate")
     if not function.spiking:
         raise Unsupported("surrogate_function has spiking=False, which outputs no spikes")
-    return ours(function.alpha)
+    return ours, function.alpha
 
 
 def _leak_of(node: Any, own: type) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
@@ -91,12 +92,12 @@ def neuron_of(node: Any, own: type) -> tuple[Neuron, dict[str, Tensor]]:
     charge, constant, learnable = _leak_of(node, own)
     try:
         neuron = cached_neuron(
+            *_surrogate_of(node.surrogate_function),
             charge=charge,
             threshold=node.v_threshold,
             v_reset=node.v_reset,
             reset="soft" if node.v_reset is None else "hard",
             detach_reset=node.detach_reset,
-            surrogate=_surrogate_of(node.surrogate_function),
             **constant,
         )
     except (TypeError, ValueError) as error:

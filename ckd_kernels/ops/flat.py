@@ -114,7 +114,7 @@ def gradients_of(call: GradientCall, results: Sequence[Tensor]) -> Gradients:
     """What `flatten` made a list of."""
     needs = call.needs
     return Gradients(
-        *_spread(results, call.makes_coefficients, call.writes_gradients, needs.residual, needs.v_init, needs.leak)
+        *_spread(results, call.makes_coefficients(), call.writes_gradients(), needs.residual, needs.v_init, needs.leak)
     )
 
 
@@ -124,7 +124,7 @@ def _spread(results: Sequence[Tensor], *there: bool) -> list[Tensor | None]:
 
 
 def _pack_plan(plan: Plan) -> tuple[str, str, int, int, int]:
-    return plan.neuron.spec, plan.backend, plan.time_dim, plan.time_steps, plan.channel_dim
+    return plan.spec, plan.backend, plan.time_dim, plan.time_steps, plan.channel_dim
 
 
 def _decoded(name: str, x: Tensor, *plan: Any) -> tuple[Plan, Layout]:
@@ -140,7 +140,7 @@ def _decoded(name: str, x: Tensor, *plan: Any) -> tuple[Plan, Layout]:
 def _decode(
     sizes: Sequence[int],
     strides: Sequence[int],
-    neuron: str,
+    spec: str,
     backend: str,
     time_dim: int,
     time_steps: int,
@@ -150,7 +150,8 @@ def _decode(
     save_checkpoints: bool = False,
 ) -> tuple[Plan, Layout | None]:
     dims, returned = (time_dim, time_steps, channel_dim), (return_v, return_sam, save_checkpoints)
-    return Plan(Neuron.from_spec(neuron), backend, *dims, *returned, OP), layout_from(sizes, strides, *dims)
+    Neuron.from_spec(spec)  # raises where it is none
+    return Plan(spec, backend, *dims, *returned, OP), layout_from(sizes, strides, *dims)
 
 
 _cached_decode = functools.lru_cache(maxsize=4096)(_decode)

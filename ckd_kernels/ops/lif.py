@@ -104,7 +104,7 @@ def _fold_own(call: Call, norm: Norm, layout: Layout) -> Tensor:
 
 
 def _backend(x: Tensor, leak: Tensor | None, affine: Affine | None, plan: Plan) -> Backend:
-    spec = plan.neuron.spec if leak is None else LEARNT
+    spec = plan.spec if leak is None else LEARNT
     return resolve(plan.backend, "lif" if affine is None else "bn_lif", x.device, x.dtype, spec)
 
 
@@ -148,10 +148,10 @@ def _compute_gradients(call: GradientCall) -> Gradients:
     x, affine, plan, through, made = call.x, call.affine, call.plan, call.coefficients, None
     given, layout = _aligned(call)
     if affine is not None:
-        if call.makes_coefficients:
+        if call.makes_coefficients():
             sums, values = _sums(call, given, layout), max(x.numel() // max(layout.channels, 1), 1)
             through = made = coefficients(sums, affine.folded[1], None, values, plan.backend)
-        if not call.writes_gradients:
+        if not call.writes_gradients():
             return Gradients(made, None, None, None, None)
         through = through if call.by_batch else None
     out = _allocate_gradients(call, layout, made)
@@ -222,8 +222,8 @@ def _allocate_gradients(call: GradientCall, layout: Layout, made: Tensor | None)
 def _allocate_gradients_fake(call: GradientCall) -> Gradients:
     layout = call.layout
     assert layout is not None
-    made = empty_folded(call.x, layout, 4) if call.makes_coefficients else None
-    return _allocate_gradients(call, layout, made) if call.writes_gradients else Gradients(made, *(None,) * 4)
+    made = empty_folded(call.x, layout, 4) if call.makes_coefficients() else None
+    return _allocate_gradients(call, layout, made) if call.writes_gradients() else Gradients(made, *(None,) * 4)
 
 
 # --- both
@@ -317,7 +317,7 @@ def _gradients(
     given = x, v_init, leak, checkpoints, grad_spikes, grad_v, grad_sam, None
     call = GradientCall(*given, affine, by_batch, plan, wanted, None)
     own = None
-    if group is not None and call.makes_coefficients:
+    if group is not None and call.makes_coefficients():
         # Each process has its own part of dL/dweight and dL/dbias; dL/dy takes the sums of all.
         sums = bn_lif_reduce(*flat.pack_gradient(call, reduce=True))
         own = bn_coefficients(sums, folded[1], None, 1, plan.backend)
