@@ -180,7 +180,7 @@ def draw(found: list[Method], published: Mapping[str, str]) -> Figure:
         kinds = [
             Line2D([], [], marker="o", linestyle="", color=BLACK, markersize=5, alpha=0.55, label="a seed"),
             Line2D(
-                [], [], marker="D", linestyle="", color=BLACK, markersize=6.5, label="mean; bar: standard deviation"
+                [], [], marker="D", linestyle="", color=BLACK, markersize=6.5, label="mean, at the median time; bar: standard deviation"
             ),
         ]
         figure.legend(handles=kinds, loc="outside lower center", ncols=2, frameon=False)
@@ -254,4 +254,4 @@ def _label(axis: Axes, here: list[Method], lines: Mapping[str, float]) -> None:
 def _middle(method: Method) -> tuple[float, float, float]:
     """Mean minutes, mean accuracy and its deviation, 0 of one run."""
     mean, deviation = spread([accuracy for _, accuracy in method.points])
-    return statistics.fmean(minutes for minutes, _ in method.points), mean, deviation or 0.0
+    return statistics.median(minutes for minutes, _ in method.points), mean, deviation or 0.0
