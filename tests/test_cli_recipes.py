@@ -59,3 +59,47 @@ def test_no_teacher_is_trained_beside_a_given_one(finished, tmp_path, capsys):
     command[-1] = str(tmp_path / "run" / "teacher" / "last.ckpt")
     assert cli.main(command) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "CIFER"], "unknown data set 'CIFER'; did you mean 'CIFAR'?"),
+        (["--data", "CIFAR"], "the following arguments are required: --data.root; give these, or a recipe"),
+        (["--data", "{class_path: Foo}"], "unknown data set 'Foo'; known:"),
+        (["--trainer.logger", "CSV"], "trainer.logger: there is no class CSV: `ckdsnn fit --help` lists"),
+        (["--trainer.callbacks+=Foo"], "trainer.callbacks: there is no class Foo"),
+        (["--foo", "1"], "unknown option 'foo'\n"),  # which is like no other
+    ],
+)
+def test_a_class_that_is_not_there_is_told_of_its_own_option(capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        cli.main(["test", "--config", "digits", *arguments])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "a recipe is a mapping of trainer, model, data ...; got nothing"),
+        (b"digits", "got str 'digits'"),
+        (b"\xf7\x00", "is no YAML: 'utf-8' codec can't decode"),
+        (b"{a: [1", "is no YAML: while parsing"),
+        (b"model: !!python/object/apply:os.abort []", "is no YAML: could not determine a constructor"),
+        (b"out: a\nmodel: {compile: true}\nout: b\n", "line 3: 'out' is given twice"),
+        (b"model:\n  optimizer: {lr: 0.1, lr: 0.2}\n", "line 2: 'lr' is given twice"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path, capsys, content, words):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    assert cli.main(["fit", "--config", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "run")]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"ckdsnn: error: --config {tmp_path}/mine.yaml")
+    assert words in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_training_on_nothing(tmp_path, capsys):
+    method = ["--model.method.name", "ce", "--trainer.limit_train_batches", "0"]
+    assert cli.main(["fit", "--config", "digits", *method, "--out", str(tmp_path / "run")]) == 1
+    assert "trainer.limit_train_batches must leave batches to train on, got 0" in capsys.readouterr().err

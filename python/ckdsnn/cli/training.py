@@ -136,6 +136,8 @@ class CLI(LightningCLI):
         training = self.subcommand == "fit"
         if config.trainer.default_root_dir is not None:
             raise RunError("trainer.default_root_dir: the folder of a run is --out, and all that it writes lies there")
+        if training and config.trainer.limit_train_batches == 0:
+            raise RunError("trainer.limit_train_batches must leave batches to train on, got 0")
         self.out = Path(config.out) / "teacher" if self.for_teacher else Path(config.out)
         self.run.out, self.run.trains = self.out, training
         if self.subcommand != "validate":
