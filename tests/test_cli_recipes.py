@@ -103,3 +103,20 @@ def test_a_training_on_nothing(tmp_path, capsys):
     method = ["--model.method.name", "ce", "--trainer.limit_train_batches", "0"]
     assert cli.main(["fit", "--config", "digits", *method, "--out", str(tmp_path / "run")]) == 1
     assert "trainer.limit_train_batches must leave batches to train on, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["fit", "teacher", "test", "predict"])
+def test_help_says_what_the_command_does_here(capsys, verb):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    names = "fit|teacher|distill" if verb in ("fit", "teacher") else verb
+    assert shown.startswith(f"usage: ckdsnn {names} --config RECIPE [--KEY VALUE ...] ")
+    assert "or the name of a packaged recipe: cifar100_resnet19_t1, " in shown
+    assert "(default: OUT/last.ckpt" in shown
+    assert "Lightning Model Registry" not in shown
+
+
+def test_code_in_a_checkpoint_cannot_be_asked_for(tmp_path, capsys):
+    assert cli.main(["test", "--config", "digits", "--weights_only", "false", "--out", str(tmp_path / "run")]) == 1
+    assert "weights_only must be true or null: no checkpoint runs code" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ckdsnn.cli.options_help import listing
+from ckdsnn.cli.recipes import recipes
 from ckdsnn.data import DATA
 from ckdsnn.losses import METHODS
 from ckdsnn.models import MODELS
@@ -39,11 +40,29 @@ class Parser(LightningArgumentParser):
                 self._option_string_actions.pop(name)
 
     def format_help(self, formatter: Any = None) -> str:
+        of_a_verb = any(action.dest == "model.method.options" for action in self._actions)
+        if of_a_verb:
+            self._teach(self.prog.split()[-1])
         text: str = super().format_help(formatter)
-        if any(action.dest == "model.method.options" for action in self._actions):
+        if of_a_verb:
             text += "\n" + listing("model.method.options, by model.method.name", "model.method", METHODS)
             text += "\n" + listing("model.network.options, model.teacher.options, by name", "model.network", MODELS)
         return text
+
+    def _teach(self, verb: str) -> None:
+        """Says what the command does here, in place of what Lightning says of its trainer's method."""
+        names = "fit|teacher|distill" if verb == "fit" else verb
+        self.usage = f"ckdsnn {names} --config RECIPE [--KEY VALUE ...]"
+        self.description = DOES[verb]
+        replaced = {
+            "config": f"a YAML file, or the name of a packaged recipe: {', '.join(recipes())}",
+            "ckpt_path": "the checkpoint to go on from" if verb == "fit" else "the checkpoint whose weights are meant",
+            "weights_only": "true, as null is: no checkpoint runs code",
+            "trainer.default_root_dir": "not used here: all that a run writes lies in --out",
+        }
+        replaced["ckpt_path"] += " (default: OUT/last.ckpt" + (", where it is there)" if verb == "fit" else ")")
+        for action in self._actions:
+            action.help = replaced.get(action.dest, action.help)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = _option_names(self)
@@ -70,6 +89,14 @@ class Parser(LightningArgumentParser):
         print(f"ckdsnn: error: {message}", file=sys.stderr)
         sys.exit(2)
 
+
+DOES = {
+    "fit": "fit trains the student, from the teacher where the method wants one; teacher trains the recipe's teacher, "
+    "in OUT/teacher; distill does both, and tests. The same command goes on with what is unfinished.",
+    "validate": "Prints the metrics of the validation part.",
+    "test": "Prints the metrics of the test part, and writes them to OUT/test.json.",
+    "predict": "Writes what the network says of each test sample to OUT/predictions.csv (of pixels: predictions.npz).",
+}
 
 # The ways in which jsonargparse says that it does not know an option.
 UNKNOWN_OPTION = r"(?:unrecognized arguments: --|does not accept option '|[Oo]ption '|Key ')([\w.]+)"

@@ -136,6 +136,8 @@ class CLI(LightningCLI):
         training = self.subcommand == "fit"
         if config.trainer.default_root_dir is not None:
             raise RunError("trainer.default_root_dir: the folder of a run is --out, and all that it writes lies there")
+        if config.weights_only is False:
+            raise RunError("weights_only must be true or null: no checkpoint runs code")
         if training and config.trainer.limit_train_batches == 0:
             raise RunError("trainer.limit_train_batches must leave batches to train on, got 0")
         self.out = Path(config.out) / "teacher" if self.for_teacher else Path(config.out)
@@ -338,8 +340,8 @@ def run(verb: str, rest: list[str]) -> int:
         try:
             trainer_verb = "fit" if verb in ("teacher", "distill") else verb
             CLI([trainer_verb, *with_fresh_options(rest)], run, teacher=verb == "teacher")
-        except NothingToTrain as words:
-            print(words, flush=True)
+        except NothingToTrain as already:
+            print(already, flush=True)
         except SIGTERMException:
             return _stopped("terminated", run, TERMINATED)
         except KeyboardInterrupt:
