@@ -120,3 +120,8 @@ def test_help_says_what_the_command_does_here(capsys, verb):
 def test_code_in_a_checkpoint_cannot_be_asked_for(tmp_path, capsys):
     assert cli.main(["test", "--config", "digits", "--weights_only", "false", "--out", str(tmp_path / "run")]) == 1
     assert "weights_only must be true or null: no checkpoint runs code" in capsys.readouterr().err
+
+
+def test_the_first_help_fits_a_terminal(capsys):
+    assert cli.main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
