@@ -1,6 +1,6 @@
 """A spiking ResNet on CIFAR-10 in one file, with PyTorch and `ckd_kernels` alone.
 
-python examples/cifar_single_file.py --root DATA --graph   # DATA/cifar-10-batches-py; an NVIDIA GPU
+python examples/cifar_single_file.py --root DATA --graph  # https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz
 python examples/cifar_single_file.py --fake --device cpu --samples 100 --batch 20 --width 8
 """
 
@@ -25,6 +25,7 @@ class Stored:  # an array as a pickle holds it: bytes, which nothing interprets
 
 class Reader(pickle.Unpickler):  # whatever but arrays a file asks to be imported and called is refused
     def find_class(self, module: str, name: str) -> type:
+        module = module.replace("numpy._core", "numpy.core")  # as NumPy 2 writes it
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct")}:
             return Stored
         raise ValueError(f"it asks for {module}.{name}")
@@ -39,7 +40,7 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
         labels = F.one_hot(torch.tensor(content[b"labels"]), 10).argmax(1)  # refuses what is no class
         return images[: len(labels)], labels[: len(images)]
     except Exception as error:
-        raise SystemExit(f"{path} is no file of CIFAR-10 for Python ({error}): mend --root, or give --fake") from None
+        raise SystemExit(f"{path} is no file of CIFAR-10 ({error}): mend --root (see --help), or give --fake") from None
 
 
 def load(args: argparse.Namespace) -> tuple[Tensor, ...]:

@@ -282,7 +282,9 @@ def test_distill_trains_teacher_and_student_and_tests(distilled):
     assert {"train/samd", "train/nld", "train/ce", "val/accuracy"} <= rows[0].keys()
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["trainer"]["max_epochs"] == 2
-    assert saved["model"]["teacher"]["checkpoint"].endswith("teacher/last.ckpt")
+    assert (saved["out"], saved["model"]["teacher"]["checkpoint"]) == (str(out), None)
+    teacher = yaml.safe_load((out / "teacher" / "config.yaml").read_text())
+    assert (teacher["out"], teacher["model"]["network"]["name"]) == (str(out / "teacher"), "ann_resnet_small")
 
 
 def test_again_it_is_finished(distilled, capfd):

@@ -65,7 +65,7 @@ def test_a_later_file(recipe):
     assert with_fresh_options(again)[-3:] == ["--model.method.options={}", "--model.method.name", "ckd"]
 
 
-@pytest.mark.parametrize("content", ["a: [", "model", "model: 3", "model: {method: kd}", "- 1", ""])
+@pytest.mark.parametrize("content", ["model: 3", "model: {method: kd}", "{}"])
 def test_files_that_say_nothing(tmp_path, content):
     file = tmp_path / "odd.yaml"
     file.write_text(content)

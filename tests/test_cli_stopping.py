@@ -189,6 +189,16 @@ def test_a_stopped_distill_starts_no_further_stage(tmp_path, number, whole_group
     assert running.wait(60) == 128 + number
     assert (tmp_path / "stopped").read_text() == str(int(number))
     assert not (tmp_path / "fit").exists()
+    word = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}[number]
+    assert running.stderr.read() == f"\n{word}: give the same command again\n"  # of the stages that were not begun
+
+
+def test_a_signal_that_is_ignored_stops_nothing(tmp_path):
+    """As interrupts are in the background of a script: the stages ignore it, and their parent does, too."""
+    ignored = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    stage = f"{ignored}; import os; os.kill(os.getppid(), signal.SIGINT)"
+    command = json.dumps([sys.executable, "-c", stage])
+    assert subprocess.run([sys.executable, "-c", ignored + PARENT, command], cwd=tmp_path, timeout=60).returncode == 0
 
 
 def test_a_killed_stage(tmp_path):

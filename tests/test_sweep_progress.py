@@ -32,3 +32,19 @@ def test_how_far_it_is_on_a_pipe(tmp_path, monkeypatch, capsys):
         "[0/2] a: epoch 8/10; left 04:00",
         "[1/2] a: finished, 0 s; left 03:20",
     ]
+
+
+def test_the_end_of_a_run_is_no_rate(tmp_path, monkeypatch, capsys):
+    """Of one that an earlier sweep had trained up to its last epoch: 0.01 runs in 10 seconds tell nothing of one."""
+    now = [1000.0]
+    monkeypatch.setattr("ckdsnn.sweep.progress.time.monotonic", lambda: now[0])
+    jobs = [Job(name, tmp_path / name, (), {}, tmp_path / name / "test.json", epochs=2) for name in "abc"]
+    log = tmp_path / "a" / "logs" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch,train/loss\n0,1.0\n1,1.0\n")
+    with Progress("x", jobs, 1) as progress:
+        for job in jobs[:2]:
+            progress.watch([Running(job, None, 0, 0.0, 0.0)])
+            now[0] += 10
+            progress.end(job, None)
+    assert [line.rpartition("; ")[2] for line in capsys.readouterr().err.splitlines()[1:]] == ["left ?", "left 00:20"]

@@ -1,18 +1,24 @@
 """usage: ckdsnn COMMAND [--config RECIPE] [--KEY VALUE ...]
 
-    ckdsnn teacher --config RECIPE     train the recipe's teacher
-    ckdsnn fit --config RECIPE         train the student, from the teacher if the method wants one
-    ckdsnn distill --config RECIPE     teacher, student and test in one command
-    ckdsnn validate | test | predict --config RECIPE
-    ckdsnn energy RUN                  firing rates, operations and energy of a trained run, layer by layer
-    ckdsnn maps RUN                    where student and teacher look, how well they agree, what the noise does
-    ckdsnn gradient RUN                how wrong Grad-CAM through surrogate gradients is
-    ckdsnn sweep GRID                  every cell of a grid with every seed, and one table of it
-    ckdsnn demo                        the whole story on scikit-learn's digits
+  ckdsnn teacher --config RECIPE   train the recipe's teacher
+  ckdsnn fit --config RECIPE       train the student, from the teacher if the
+                                   method wants one
+  ckdsnn distill --config RECIPE   teacher, student and test in one command
+  ckdsnn validate | test | predict --config RECIPE
+  ckdsnn energy RUN                firing rates, operations and energy of a
+                                   trained run, layer by layer
+  ckdsnn maps RUN                  where student and teacher look, how well they
+                                   agree, what the noise does
+  ckdsnn gradient RUN              how wrong Grad-CAM through surrogates is
+  ckdsnn sweep GRID                every cell of a grid with every seed, and one
+                                   table of it
+  ckdsnn demo                      the whole story on scikit-learn's digits
 
-RECIPE is a file, or the name of a packaged recipe such as cifar100_resnet19_t4. Every option of a recipe can be given
-on the command line too: `ckdsnn fit --help` lists them, `--print_config` shows what they come to. The same command on
-an unfinished run goes on with it. `ckdsnn --version` says what is installed.
+RECIPE is a file, or the name of a packaged recipe such as digits or
+cifar100_resnet19_t4. Every option of a recipe can be given on the command line
+too: `ckdsnn fit --help` lists them and the recipes, `--print_config` shows what
+they come to. The same command on an unfinished run goes on with it.
+`ckdsnn --version` says what is installed.
 """
 
 # This module and what it imports at once need the standard library only: PyTorch and Lightning take seconds to import,

@@ -16,12 +16,20 @@ from ckdsnn.checkpoint import write_text_atomically
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration of a training to `config.yaml` in its folder."""
+    """Writes the whole configuration of a training to `config.yaml` in its folder, to be a recipe like any other.
+
+    What the folder itself says is not in it, the checkpoint to go on from and a teacher that lies inside: a training of
+    that recipe in another folder would silently go on with this one's weights, and learn from this one's teacher.
+    """
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            text = self.parser.dump(self.config, skip_none=False)
-            write_text_atomically(text, Path(trainer.default_root_dir) / self.config_filename)
+            config, folder = self.config.clone(), Path(trainer.default_root_dir)
+            config.out, config.ckpt_path = str(folder), None
+            teacher = config.model.get("teacher")
+            if teacher is not None and teacher.checkpoint == str(folder / "teacher" / "last.ckpt"):
+                teacher.checkpoint = None
+            write_text_atomically(self.parser.dump(config, skip_none=False), folder / self.config_filename)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ckdsnn.checkpoint import RunError
 from ckdsnn.cli.recipes import config_places
+from ckdsnn.sweep.loader import GridError, Loader
 
 # What belongs to the thing of that name, and what it is when nothing is said.
 OPTIONS = {
@@ -59,7 +61,7 @@ def _sources(arguments: list[str]) -> Iterator[list[str]]:
 def _model_of(source: list[str]) -> dict[str, Any]:
     """What a group of arguments says of `model`: {"method": {"name": ...}, ...}."""
     for _, _, file in config_places(source):
-        content = _yaml(file)
+        content = _recipe(file) if _is_file(file) else _yaml(file)  # sweeps give theirs as text
         return content["model"] if isinstance(content, dict) and isinstance(content.get("model"), dict) else {}
     model: dict[str, Any] = {}
     for place, argument in enumerate(source):
@@ -77,6 +79,24 @@ def _model_of(source: list[str]) -> dict[str, Any]:
         if isinstance(said, dict):
             model |= said
     return model
+
+
+def _recipe(file: str) -> dict[Any, Any]:
+    """What a recipe says, read as grids are: the parser takes the last of two equal keys, and names no file.
+
+    Raises:
+        RunError: it is no recipe; the words name the file, and the line where there is one.
+    """
+    try:
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
+    except GridError as error:
+        raise RunError(f"--config {file}: {error}") from error
+    if not isinstance(content, dict):
+        said = "nothing" if content is None else f"{type(content).__name__} {content!r:.60}"
+        raise RunError(f"--config {file}: a recipe is a mapping of trainer, model, data ...; got {said}")
+    return content
 
 
 def _yaml(text: str) -> Any:

@@ -13,6 +13,11 @@ class UnknownRecipe(ValueError):
     """There is no such file or recipe, or it is not on this machine."""
 
 
+def recipes() -> dict[str, str]:
+    """The files of the packaged recipes, by their names in order."""
+    return {path.stem: str(path) for path in sorted(RECIPES.glob("*.yaml"))}
+
+
 def config_places(arguments: list[str]) -> Iterator[tuple[int, int, str]]:
     """Every `--config VALUE` or `--config=VALUE`: its place, the number of arguments that it takes, the value."""
     place = 0
@@ -32,7 +37,7 @@ def with_recipes(arguments: list[str]) -> list[str]:
     Raises:
         UnknownRecipe: neither a file of this machine nor a recipe of this package.
     """
-    recipes = {path.stem: str(path) for path in RECIPES.glob("*.yaml")}
+    known = recipes()
     found = list(arguments)
     for place, count, name in config_places(arguments):
         if "://" in name:
@@ -44,9 +49,9 @@ def with_recipes(arguments: list[str]) -> list[str]:
             continue
         if name.endswith((".yaml", ".yml", ".json")) or "/" in name:
             raise UnknownRecipe(f"--config {name}: there is no such file")
-        if name not in recipes:
-            near = difflib.get_close_matches(name, recipes, n=1)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UnknownRecipe(f"--config {name}: no such file or recipe; {hint}recipes: {', '.join(sorted(recipes))}")
-        found[place + count - 1] = recipes[name] if count == 2 else f"--config={recipes[name]}"
+            raise UnknownRecipe(f"--config {name}: no such file or recipe; {hint}recipes: {', '.join(known)}")
+        found[place + count - 1] = known[name] if count == 2 else f"--config={known[name]}"
     return found

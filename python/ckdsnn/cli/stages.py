@@ -42,7 +42,10 @@ def distill(options: list[str], command: list[str] | None = None) -> int:
 
 def _run(command: list[str]) -> int:
     """The exit status of a process that gets the signals that are meant for this one."""
-    watched = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+    # A signal that whoever started this ignores, as shells do with the interrupts of background jobs, is the child's to
+    # ignore, too.
+    stops = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN}
+    watched = {*stops, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
         # Without the mask, which it would inherit.
@@ -67,5 +70,7 @@ def _run(command: list[str]) -> int:
         killer = signal.Signals(-child.returncode)
         say_how_to_go_on("terminated" if killer == signal.SIGTERM else f"the process was ended by {killer.name}")
     if stopped_by:
+        if child.returncode == 0:  # the stage was done by then, and has said nothing of the rest
+            say_how_to_go_on("terminated" if stopped_by == signal.SIGTERM else "interrupted")
         return 128 + stopped_by
     return child.returncode if child.returncode >= 0 else 128 - child.returncode

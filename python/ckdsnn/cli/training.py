@@ -51,6 +51,10 @@ class Run:
     trains: bool = False
 
 
+class NothingToTrain(Exception):
+    """What a command is to train is there already; the words say where."""
+
+
 _parsers: dict[str, Any] = {}  # what Lightning's command line keeps of its parser and those of its commands
 
 
@@ -132,6 +136,10 @@ class CLI(LightningCLI):
         training = self.subcommand == "fit"
         if config.trainer.default_root_dir is not None:
             raise RunError("trainer.default_root_dir: the folder of a run is --out, and all that it writes lies there")
+        if config.weights_only is False:
+            raise RunError("weights_only must be true or null: no checkpoint runs code")
+        if training and config.trainer.limit_train_batches == 0:
+            raise RunError("trainer.limit_train_batches must leave batches to train on, got 0")
         self.out = Path(config.out) / "teacher" if self.for_teacher else Path(config.out)
         self.run.out, self.run.trains = self.out, training
         if self.subcommand != "validate":
@@ -150,6 +158,10 @@ class CLI(LightningCLI):
 
     def _train_the_teacher(self, config: Namespace) -> None:
         teacher = config.model.get("teacher")
+        given = teacher.checkpoint if teacher is not None else None
+        if given not in (None, str(self.out / "last.ckpt")):
+            load_run(given)
+            raise NothingToTrain(f"the teacher is {given} (model.teacher.checkpoint): none is trained")
         if teacher is None or teacher.name is None:
             raise RunError("the configuration names no teacher to train: set model.teacher.name")
         config.model.network = Namespace(name=teacher.name, options=teacher.options, weights=None)
@@ -328,6 +340,8 @@ def run(verb: str, rest: list[str]) -> int:
         try:
             trainer_verb = "fit" if verb in ("teacher", "distill") else verb
             CLI([trainer_verb, *with_fresh_options(rest)], run, teacher=verb == "teacher")
+        except NothingToTrain as already:
+            print(already, flush=True)
         except SIGTERMException:
             return _stopped("terminated", run, TERMINATED)
         except KeyboardInterrupt:

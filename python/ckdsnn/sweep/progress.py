@@ -15,6 +15,7 @@ from ckdsnn.sweep.run import Running
 
 BARS = 8  # runs at a time that are shown each
 SAY_EVERY = 60.0  # seconds between two lines on a pipe or file where no run ends
+LITTLE = 0.05  # of a run
 SHOWN = ("test/accuracy", "val/accuracy")  # of a run that ends, the first that it has
 
 
@@ -77,7 +78,8 @@ class Progress:
         """The time left at the rate so far, in runs; that of earlier sweeps does not count."""
         going = sum(self._parts.values())
         made = self._ended + going - self._before
-        if made <= 0:
+        # The end of a run that an earlier sweep had nearly finished is a start and a test, which tell no rate.
+        if made <= (LITTLE if self._before else 0):
             return "?"
         seconds = (time.monotonic() - self._started) / made * (self._total - self._done - going)
         return str(tqdm.format_interval(round(seconds)))
