@@ -180,7 +180,13 @@ def draw(found: list[Method], published: Mapping[str, str]) -> Figure:
         kinds = [
             Line2D([], [], marker="o", linestyle="", color=BLACK, markersize=5, alpha=0.55, label="a seed"),
             Line2D(
-                [], [], marker="D", linestyle="", color=BLACK, markersize=6.5, label="mean, at the median time; bar: standard deviation"
+                [],
+                [],
+                marker="D",
+                linestyle="",
+                color=BLACK,
+                markersize=6.5,
+                label="mean at median time; bar: deviation",
             ),
         ]
         figure.legend(handles=kinds, loc="outside lower center", ncols=2, frameon=False)

@@ -17,6 +17,7 @@ from typing import Any
 
 import cpuinfo
 import yaml  # type: ignore[import-untyped]
+from kept_runs import keep_run
 
 from ckdsnn.checkpoint import write_text_atomically
 from ckdsnn.sweep.grid import GRIDS, SETTINGS, load_grid
@@ -92,8 +93,9 @@ def _inline(value: Any) -> str:
 def take(
     folders: list[Path], results: Path = RESULTS, processor: str | None = None, per_gpu: int | None = None
 ) -> None:
-    """Keeps the tables of sweeps, by recipe and grid, without the names of paths and machines. Which they are, the grid
-    beside the table says; where none is, the folder is named as its grid. Nothing is kept where one of them is refused.
+    """Keeps the tables of sweeps, by recipe and grid, and of CIFAR every run, too, without the names of paths and
+    machines. Which they are, the grid beside the table says; where none is, the folder is named as its grid. Nothing is
+    kept where one of them is refused.
 
     Args:
         folders: of a sweep, which is that sweep alone, also where other sweeps' folders lie in it; or a folder that is
@@ -114,7 +116,10 @@ def take(
             raise SystemExit(f"{sweeps[kept][0]} and {part} are both {grid} with {content['recipe']}: take one of them")
         sweeps[kept] = part, grid, content
     for kept, (part, grid, content) in sweeps.items():
-        _keep(part, kept, processor, {"settings": _changed(grid, content)} | ({SHARED: per_gpu} if per_gpu else {}))
+        # The canvas has hundreds of runs of a minute, which the command beside their table makes again.
+        singly = Path(content["recipe"]).stem not in CANVAS
+        run_with = {"settings": _changed(grid, content)} | ({SHARED: per_gpu} if per_gpu else {})
+        _keep(part, kept, processor, run_with, singly)
         print(kept)
 
 
@@ -148,7 +153,7 @@ def _grid(part: Path) -> tuple[str, dict[str, Any]]:
     return grid, yaml.safe_load(files[0].read_text()) if files else packaged.content
 
 
-def _keep(part: Path, kept: Path, processor: str | None, run_with: dict[str, Any]) -> None:
+def _keep(part: Path, kept: Path, processor: str | None, run_with: dict[str, Any], singly: bool) -> None:
     runs = read_csv(part / "runs.csv")
     unfinished = [row for row in runs if row["finished"] != "True"]
     if unfinished:
@@ -167,6 +172,9 @@ def _keep(part: Path, kept: Path, processor: str | None, run_with: dict[str, Any
     made_with = {**_made_with(part, tests, processor), **run_with}
     made_with["seconds a run"] = round(statistics.fmean(seconds), 1) if seconds else None
     write_text_atomically(json.dumps(made_with, indent=1) + "\n", kept / "environment.json")
+    for row in runs if singly else []:
+        if row["finished"] == "True" and not row["folder"].startswith(".."):
+            keep_run(part / row["folder"], row["folder"], kept / row["folder"], made_with.get("platform"))
 
 
 def _folder(written: str) -> str:

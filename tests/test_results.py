@@ -12,6 +12,7 @@ import cpuinfo
 import kept
 import pytest
 import verdicts
+import yaml
 from claims import CLAIMS, Claim, Comparison
 
 from ckdsnn import cli
@@ -231,6 +232,49 @@ def test_results_of_another_recipe_say_how_they_were_made(tmp_path):
     scaling = "`ckdsnn sweep scaling --set recipe=cifar100_resnet19_t1_fast --set data.root=DATA`"
     assert f"| CIFAR-100, T = 1: scaling of the maps | {scaling} |" in lines
     assert not any(line.startswith("| CIFAR-10, T = 4 |") for line in lines)
+
+
+def test_of_long_runs_each_is_kept_and_of_the_canvas_none(tmp_path):
+    home = tmp_path / "somebody"
+    finished(
+        "headline", home, lambda s: 0.5, settings=["data.root=/home/somebody/cifar"], where="Linux-5-secret-x86_64"
+    )
+    finished("scaling", home, lambda s: 0.5)
+    for run in home.glob("*/*/seed1"):
+        (run / "config.yaml").write_text(
+            f"out: {run}\nckpt_path: {run}/last.ckpt\nseed_everything: 1\n"
+            f"model:\n  teacher: {{checkpoint: {home}/t.ckpt}}\n"
+            f"data:\n  init_args: {{root: {home}/cifar, name: cifar100}}\n"
+        )
+        for version, text in ((2, "epoch,step\n0,9\n"), (10, "epoch,step,val/accuracy\n1,19,0.5\n")):
+            (run / "logs" / f"version_{version}").mkdir(parents=True)
+            (run / "logs" / f"version_{version}" / "metrics.csv").write_text(text)
+    kept.take([home], tmp_path / "digits", processor="a GPU")
+    runs = tmp_path / "cifar100_resnet19_t1_fast" / "headline"
+    assert sorted(path.name for path in (runs / "KD" / "seed1").iterdir()) == [
+        "config.yaml",
+        "metrics.csv",
+        "test.json",
+    ]
+    assert yaml.safe_load((runs / "KD" / "seed1" / "config.yaml").read_text()) == {
+        "out": "KD/seed1",
+        "ckpt_path": None,
+        "seed_everything": 1,
+        "model": {"teacher": {"checkpoint": "TEACHER"}},
+        "data": {"init_args": {"root": "DATA", "name": "cifar100"}},
+    }
+    assert (runs / "KD" / "seed1" / "metrics.csv").read_text() == "epoch,step,val/accuracy\n0,9,\n1,19,0.5\n"
+    said = json.loads((runs / "KD" / "seed1" / "test.json").read_text())
+    assert said["checkpoint"] == "KD/seed1/last.ckpt"
+    assert said["metrics"]["test/accuracy"] == 0.5
+    assert said["platform"].endswith("a GPU")
+    for path in runs.rglob("*.*"):
+        assert not any(word in path.read_text() for word in ("somebody", "secret")), path
+    assert [path.name for path in sorted((tmp_path / "digits" / "scaling").iterdir())] == [
+        "environment.json",
+        "runs.csv",
+        "table.csv",
+    ]
 
 
 def test_what_is_taken_names_no_path_and_no_machine(tmp_path):
