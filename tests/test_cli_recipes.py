@@ -72,6 +72,7 @@ def test_distill_trains_no_teacher_that_the_method_does_not_need(tmp_path, capsy
     assert cli.main(["teacher", *command]) == 0  # who asks for it gets it, as sweeps do for other cells
     assert (tmp_path / "run" / "teacher" / "last.ckpt").exists()
 
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
