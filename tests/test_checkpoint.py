@@ -2,9 +2,11 @@
 
 import copy
 import os
+import pickle
 import resource
 import signal
 import stat
+import warnings
 import zipfile
 
 import pytest
@@ -84,6 +86,17 @@ def test_objects_in_a_checkpoint_are_neither_built_nor_recommended(path):
     torch.save([1, 2], path)
     with pytest.raises(RunError, match="it holds list, not a dictionary"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickle_that_torch_save_has_not_written(path, protocol):
+    path.write_bytes(pickle.dumps({"step": 1}, protocol))
+    why = "Invalid magic number" if protocol == 2 else "it is no file of torch.save"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(RunError, match=why):
+            load_checkpoint(path)
+    assert said == []
 
 
 def test_a_file_that_would_grow_in_memory_is_refused(path):

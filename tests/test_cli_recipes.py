@@ -7,6 +7,7 @@ import torch
 
 from ckdsnn import cli
 from ckdsnn.checkpoint import load_checkpoint
+from ckdsnn.cli.stages import STAGES
 
 TINY = ["--trainer.max_epochs", "1", "--data.train_samples", "60", "--data.batch_size", "12", "--data.views", "1",
         "--model.network.options", '{"widths": [4, 6, 8], "time_steps": 2}', "--trainer.enable_progress_bar", "false",
@@ -59,6 +60,17 @@ def test_no_teacher_is_trained_beside_a_given_one(finished, tmp_path, capsys):
     command[-1] = str(tmp_path / "run" / "teacher" / "last.ckpt")
     assert cli.main(command) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_distill_trains_no_teacher_that_the_method_does_not_need(tmp_path, capsys):
+    (tmp_path / "none.yaml").write_text("model: {teacher: null}\n")  # nor does one have to be named
+    command = ["--config", "digits", *TINY, "--model.method.name", "ce", "--out", str(tmp_path / "run")]
+    for options in (command, [*command, "--config", str(tmp_path / "none.yaml")]):
+        assert cli.main([STAGES[0], *options]) == 0
+        assert capsys.readouterr().out == "the method ce needs no teacher: none is trained\n"
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["teacher", *command]) == 0  # who asks for it gets it, as sweeps do for other cells
+    assert (tmp_path / "run" / "teacher" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ckdsnn import cli
 from ckdsnn.checkpoint import load_checkpoint
 from ckdsnn.cli.output import Termination
+from ckdsnn.cli.stages import TEACHER
 from ckdsnn.cli.stopping import until_stopped
 
 # A training of 2 epochs of 5 steps, that sends itself a signal in step 7.
@@ -174,7 +175,7 @@ def wait_for(path):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("what", "status", "stages"), [("0", 0, ["fit", "teacher", "test"]), ("3", 3, ["teacher"])])
+@pytest.mark.parametrize(("what", "status", "stages"), [("0", 0, ["fit", TEACHER, "test"]), ("3", 3, [TEACHER])])
 def test_a_failed_stage_is_the_last(tmp_path, what, status, stages):
     assert distill(tmp_path, what).wait(60) == status
     assert sorted(path.name for path in tmp_path.iterdir()) == stages
@@ -184,7 +185,7 @@ def test_a_failed_stage_is_the_last(tmp_path, what, status, stages):
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_a_stopped_distill_starts_no_further_stage(tmp_path, number, whole_group):
     running = distill(tmp_path, "wait")
-    wait_for(tmp_path / "teacher")
+    wait_for(tmp_path / TEACHER)
     (os.killpg if whole_group else os.kill)(running.pid, number)
     assert running.wait(60) == 128 + number
     assert (tmp_path / "stopped").read_text() == str(int(number))
@@ -203,7 +204,7 @@ def test_a_signal_that_is_ignored_stops_nothing(tmp_path):
 
 def test_a_killed_stage(tmp_path):
     running = distill(tmp_path, "wait")
-    wait_for(tmp_path / "teacher")
+    wait_for(tmp_path / TEACHER)
     (stage,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     os.kill(int(stage), signal.SIGKILL)
     _, messages = running.communicate(timeout=60)

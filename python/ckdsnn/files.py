@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import secrets
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,13 +56,16 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any
             if file.read(2) == b"PK":
                 _verify(file)
             file.seek(0)
-            return torch.load(file, map_location=map_location, weights_only=True)
+            with warnings.catch_warnings():
+                # What it says of a pickle that torch.save has not written, before it refuses it.
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                return torch.load(file, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:  # whose text is advice on how to run the code in the file
             named = re.search(r"GLOBAL (\S{1,100})", str(error))
             raise ValueError(
                 f"it holds {named[1]!r}, and only tensors and plain values are read"
                 if named
-                else "it is no pickled data"
+                else "it is no file of torch.save"
             ) from error
         except Exception as error:
             raise ValueError((str(error).strip() or type(error).__name__).splitlines()[0]) from error

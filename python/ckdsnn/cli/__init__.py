@@ -34,7 +34,7 @@ from importlib.util import find_spec
 
 from ckdsnn import deferred
 from ckdsnn.cli.recipes import UnknownRecipe, with_recipes
-from ckdsnn.cli.stages import distill
+from ckdsnn.cli.stages import TEACHER, distill
 from ckdsnn.cli.stopping import INTERRUPTED, say_how_to_go_on
 from ckdsnn.versions import versions
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _show(__doc__ or "")
     if verb == "--version":
         return _show(", ".join(f"{name} {version}" for name, version in versions().items()))
-    if verb not in VERBS:
+    if verb not in (*VERBS, TEACHER):
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return _fail(f"unknown command {verb!r}; {hint}commands: {', '.join(VERBS)}", status=2)

@@ -26,6 +26,7 @@ from ckdsnn.cli.options_help import OptionsHelp
 from ckdsnn.cli.output import BestCheckpoint, SaveConfig, TensorBoard, Termination
 from ckdsnn.cli.overrides import with_fresh_options
 from ckdsnn.cli.parser import Parser
+from ckdsnn.cli.stages import TEACHER
 from ckdsnn.cli.stopping import INTERRUPTED, TERMINATED, say_how_to_go_on
 from ckdsnn.configuration import TeacherConfig
 from ckdsnn.data import DataModule
@@ -52,7 +53,7 @@ class Run:
 
 
 class NothingToTrain(Exception):
-    """What a command is to train is there already; the words say where."""
+    """What a command is to train is there already, or nobody needs it; the words say which."""
 
 
 _parsers: dict[str, Any] = {}  # what Lightning's command line keeps of its parser and those of its commands
@@ -65,10 +66,11 @@ class CLI(LightningCLI):
         arguments: of the command line, starting with a verb of Lightning's Trainer.
         run: told where the run is, and ends what it holds.
         teacher: train the recipe's teacher in place of its student.
+        if_needed: unless the method has no use for a teacher.
     """
 
-    def __init__(self, arguments: list[str], run: Run, *, teacher: bool = False) -> None:
-        self.for_teacher, self.run = teacher, run
+    def __init__(self, arguments: list[str], run: Run, *, teacher: bool = False, if_needed: bool = False) -> None:
+        self.for_teacher, self.if_needed, self.run = teacher, if_needed, run
         self.out = Path()
         super().__init__(
             Distillation,
@@ -140,6 +142,8 @@ class CLI(LightningCLI):
             raise RunError("weights_only must be true or null: no checkpoint runs code")
         if training and config.trainer.limit_train_batches == 0:
             raise RunError("trainer.limit_train_batches must leave batches to train on, got 0")
+        if self.if_needed and not METHODS.find(config.model.method.name).needs_teacher:
+            raise NothingToTrain(f"the method {config.model.method.name} needs no teacher: none is trained")
         self.out = Path(config.out) / "teacher" if self.for_teacher else Path(config.out)
         self.run.out, self.run.trains = self.out, training
         if self.subcommand != "validate":
@@ -331,17 +335,18 @@ def run(verb: str, rest: list[str]) -> int:
     """Runs a command of the trainer; returns the exit status, see `ckdsnn.cli.main`.
 
     Args:
-        verb: a verb of Lightning's trainer, "teacher", or "distill" for what its options come to.
+        verb: a verb of Lightning's trainer, "teacher", `TEACHER`, or "distill" for what its options come to.
         rest: the options.
     """
     quiet()
     with ExitStack() as held:
         run = Run(held)
         try:
-            trainer_verb = "fit" if verb in ("teacher", "distill") else verb
-            CLI([trainer_verb, *with_fresh_options(rest)], run, teacher=verb == "teacher")
-        except NothingToTrain as already:
-            print(already, flush=True)
+            trainer_verb = "fit" if verb in ("teacher", TEACHER, "distill") else verb
+            arguments = [trainer_verb, *with_fresh_options(rest)]
+            CLI(arguments, run, teacher=verb in ("teacher", TEACHER), if_needed=verb == TEACHER)
+        except NothingToTrain as reason:
+            print(reason, flush=True)
         except SIGTERMException:
             return _stopped("terminated", run, TERMINATED)
         except KeyboardInterrupt:
