@@ -213,6 +213,19 @@ def test_a_killed_stage(tmp_path):
     assert not (tmp_path / "fit").exists()
 
 
+def test_a_stage_that_an_interrupt_kills_is_interrupted(tmp_path):
+    """As one that gets it twice, by the terminal and by its parent, and is past its handlers by then."""
+    itself = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGINT)"
+    running = subprocess.run(
+        [sys.executable, "-c", PARENT, json.dumps([sys.executable, "-c", itself])],
+        cwd=tmp_path,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert (running.returncode, running.stderr) == (130, "\ninterrupted: give the same command again\n")
+
+
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )

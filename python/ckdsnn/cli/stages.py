@@ -13,6 +13,7 @@ from ckdsnn.cli.stopping import say_how_to_go_on
 # `teacher`, but where the method needs none, none is trained: somebody who gives that command itself wants one.
 TEACHER = "teacher_if_needed"
 STAGES = (TEACHER, "fit", "test")
+WORDS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 
 
 def own_command() -> list[str]:
@@ -70,9 +71,9 @@ def _run(command: list[str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if child.returncode < 0:  # without a word
         killer = signal.Signals(-child.returncode)
-        say_how_to_go_on("terminated" if killer == signal.SIGTERM else f"the process was ended by {killer.name}")
+        say_how_to_go_on(WORDS.get(killer, f"the process was ended by {killer.name}"))
     if stopped_by:
         if child.returncode == 0:  # the stage was done by then, and has said nothing of the rest
-            say_how_to_go_on("terminated" if stopped_by == signal.SIGTERM else "interrupted")
+            say_how_to_go_on(WORDS[signal.Signals(stopped_by)])
         return 128 + stopped_by
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
