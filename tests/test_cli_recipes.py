@@ -82,6 +82,7 @@ def test_distill_trains_no_teacher_that_the_method_does_not_need(tmp_path, capsy
         (["--trainer.logger", "CSV"], "trainer.logger: there is no class CSV: `ckdsnn fit --help` lists"),
         (["--trainer.callbacks+=Foo"], "trainer.callbacks: there is no class Foo"),
         (["--foo", "1"], "unknown option 'foo'\n"),  # which is like no other
+        (["--data.foo", "1"], "ckdsnn: error: unknown option 'foo'\n"),
     ],
 )
 def test_a_class_that_is_not_there_is_told_of_its_own_option(capsys, arguments, words):
@@ -137,3 +138,10 @@ def test_code_in_a_checkpoint_cannot_be_asked_for(tmp_path, capsys):
 def test_the_first_help_fits_a_terminal(capsys):
     assert cli.main(["--help"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("word", "file"), [("best", "best.ckpt"), ("last", "last.ckpt"), ("hpc", "last.ckpt")])
+def test_a_word_of_lightnings_for_a_checkpoint(tmp_path, capsys, word, file):
+    assert cli.main(["test", "--config", "digits", "--ckpt_path", word, "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown == f"ckdsnn: error: ckpt_path must be a file, got Lightning's word '{word}': write {tmp_path}/{file}\n"

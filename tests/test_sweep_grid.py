@@ -188,6 +188,7 @@ def test_options_at_the_top_of_a_recipe_can_be_set():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"foo": 1}, "cell 'x': unknown option 'foo'$"),
         ({"model.optimizer.lrr": 1}, "cell 'x': .*did you mean 'model.optimizer.lr'"),
         ({"model.optimizer.lr": "fast"}, "cell 'x': .*lr"),
         ({"model.optimizer.lr": -0.1}, "cell 'x': optimizer.lr must be positive, got -0.1"),

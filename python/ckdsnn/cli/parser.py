@@ -67,10 +67,14 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = _option_names(self)
         last_parts = {name.rsplit(".", 1)[-1] for name in known}
+        separator = "\n  "
         for key in dict.fromkeys(re.findall(UNKNOWN_OPTION, message)):
             near = difflib.get_close_matches(key, sorted((known | last_parts) - {key}), n=1, cutoff=0.6)
-            message += f"\n  unknown option {key!r}"
-            if key in last_parts and "is not accepted" in message:  # of another data set
+            of_another = key in last_parts and "is not accepted" in message  # data set
+            if re.fullmatch(UNKNOWN_ALONE, message):
+                message, separator = "", ""
+            message += f"{separator}unknown option {key!r}"
+            if of_another:
                 message += "; --data.help NAME lists those that the data set of that name has"
             elif near:
                 message += f"; did you mean {near[0]!r}?"
@@ -100,6 +104,9 @@ DOES = {
 
 # The ways in which jsonargparse says that it does not know an option.
 UNKNOWN_OPTION = r"(?:unrecognized arguments: --|does not accept option '|[Oo]ption '|Key ')([\w.]+)"
+
+# What says nothing else.
+UNKNOWN_ALONE = r"Subcommand '\w+' does not accept option '[\w.]+'|Option '[\w.]+' is not accepted"
 
 # The way in which it says that a class is not there, between the types of which none fits.
 NOT_IMPORTED = r"Problem with given class_path '([\w.]+)':\s+(No module named .*|module .* has no attribute .*)"

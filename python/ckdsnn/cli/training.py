@@ -151,6 +151,9 @@ class CLI(LightningCLI):
         last = self.out / "last.ckpt"
         if config.ckpt_path is None and (not training or last.exists()):
             config.ckpt_path = str(last)
+        if config.ckpt_path in ("best", "last", "hpc") and not Path(config.ckpt_path).exists():
+            file = self.out / ("best.ckpt" if config.ckpt_path == "best" else "last.ckpt")
+            raise RunError(f"ckpt_path must be a file, got Lightning's word {config.ckpt_path!r}: write {file}")
         if config.ckpt_path is not None:
             load_run(config.ckpt_path)  # fails before anything else is done
         if self.for_teacher:

@@ -56,8 +56,8 @@ def configuration(label: str, recipe: dict[str, Any], seed: int = 0) -> tuple[Na
             config = _ParserAlone().parser.parse_args(with_fresh_options(arguments)).fit
         return config, tuple(_build(config))
     except SystemExit:
-        said = " ".join(messages.getvalue().removeprefix("ckdsnn: error: ").split())
-        raise GridError(f"cell {label!r}: {said}") from None
+        said = messages.getvalue().removeprefix("ckdsnn: error: ").replace("\n  unknown option", "; unknown option")
+        raise GridError(f"cell {label!r}: {' '.join(said.split())}") from None
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise GridError(f"cell {label!r}: {' '.join(str(error).split())}") from error
 
