@@ -43,8 +43,7 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
         raise SystemExit(f"{path} is no file of CIFAR-10 ({error}): mend --root (see --help), or give --fake") from None
 
 
-def load(args: argparse.Namespace) -> tuple[Tensor, ...]:
-    """Images and labels for training, images and labels for the test."""
+def load(args: argparse.Namespace) -> tuple[Tensor, ...]:  # images and labels, test images and test labels
     if args.fake:
         labels = torch.arange(args.samples) % 10
         noise, colours = torch.rand(args.samples, 3, 32, 32), torch.rand(10, 3, 1, 1)
@@ -93,11 +92,13 @@ def main(argv: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fake", action="store_true", help="noise on a colour for each class, not ROOT's images")
     parser.add_argument("--graph", action="store_true", help="replay the step as a CUDA graph")
-    defaults = {"root": Path("data"), "device": "cuda" if torch.cuda.is_available() else "cpu", "lr": 0.1}
-    defaults |= {"samples": 50_000, "epochs": 30, "batch": 128, "width": 64, "steps": 4, "seed": 0}
-    for name, default in defaults.items():
+    others = {"root": Path("data"), "device": "cuda" if torch.cuda.is_available() else "cpu", "seed": 0}
+    above_0 = {"lr": 0.1, "samples": 50_000, "epochs": 30, "batch": 128, "width": 64, "steps": 4}
+    for name, default in (others | above_0).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"({default})")
     args = parser.parse_args(argv)
+    if wrong := [name for name in above_0 if not 0 < vars(args)[name] < math.inf]:
+        parser.error(f"--{(n := wrong[0])} {vars(args)[n]} must be above 0 and finite; the default is {above_0[n]}")
     kind = args.device.partition(":")[0]
     if args.graph and kind != "cuda":
         parser.error(f"--graph needs an NVIDIA GPU, and --device is {args.device}")
@@ -122,12 +123,12 @@ def main(argv: list[str] | None = None) -> float:
         optimizer.step()
         told.add_(torch.stack([loss.detach(), (logits.argmax(1) == labels[chosen]).float().mean()]))
 
-    run, done, an_epoch = step, 0, len(images) // args.batch
+    run, an_epoch = step, len(images) // args.batch
     for epoch in range(args.epochs):
         began, order = time.perf_counter(), torch.randperm(len(images), device=args.device)
         told.zero_()
-        for number in range(an_epoch):
-            chosen.copy_(order[number * args.batch : (number + 1) * args.batch])
+        for done, batch in enumerate(order.split(args.batch)[:an_epoch], epoch * an_epoch):
+            chosen.copy_(batch)
             share = done / (args.epochs * an_epoch)  # a linear warm-up over a tenth, then a cosine
             rate.fill_(args.lr * min(10 * share + 1e-3, (1 + math.cos(math.pi * share)) / 2))
             if args.graph and done == 3:  # the libraries have chosen their algorithms by now
@@ -135,7 +136,6 @@ def main(argv: list[str] | None = None) -> float:
                     step()
                 run = graph.replay
             run()
-            done += 1
         (loss, accuracy), seconds = (told / an_epoch).tolist(), time.perf_counter() - began
         print(f"epoch {epoch + 1}/{args.epochs}  loss {loss:.3f}  accuracy {accuracy:.4f}  {seconds:.1f} s", flush=True)
     model.eval()

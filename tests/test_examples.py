@@ -166,6 +166,13 @@ def test_cifar_refuses_other_files(cifar, tmp_path, capsys, content, message):
     ("options", "message"),
     [
         (["--graph"], "--graph needs an NVIDIA GPU, and --device is cpu"),
+        (["--samples", "0"], "--samples 0 must be above 0 and finite; the default is 50000"),
+        (["--steps", "0"], "--steps 0 must be above 0 and finite; the default is 4"),
+        (["--width", "-1"], "--width -1 must be above 0"),
+        (["--epochs", "0"], "--epochs 0 must be above 0"),
+        (["--batch", "0"], "--batch 0 must be above 0"),
+        (["--lr", "nan"], "--lr nan must be above 0 and finite; the default is 0.1"),
+        (["--lr", "inf"], "--lr inf must be above 0"),
         (["--samples", "19"], "--batch 20 must lie in [1, 19], the number of training images"),
     ],
 )
