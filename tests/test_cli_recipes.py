@@ -135,6 +135,16 @@ def test_code_in_a_checkpoint_cannot_be_asked_for(tmp_path, capsys):
     assert "weights_only must be true or null: no checkpoint runs code" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["energy", "maps", "gradient"])
+def test_the_help_of_what_looks_at_a_run_fits_a_terminal(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    assert f"\n  ckdsnn {verb} runs/c100\n" in said  # commands are not wrapped
+
+
 def test_the_first_help_fits_a_terminal(capsys):
     assert cli.main(["--help"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

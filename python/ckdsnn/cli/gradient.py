@@ -20,7 +20,8 @@ last one that has neurons behind it. Beside it: how well SAM and each Grad-CAM a
 
   ckdsnn gradient runs/c100
   ckdsnn gradient runs/c100 --stage 1 --time_steps 4
-  ckdsnn gradient runs/c100 --surrogates sigmoid triangle --alphas 1 4 16 --noise 0.1 0.3 --draws 8192
+  ckdsnn gradient runs/c100 --surrogates sigmoid triangle --alphas 1 4 16
+  ckdsnn gradient runs/c100 --noise 0.1 0.3 --draws 8192
 
 writes to RUN/gradient: gradient.csv (a line a number of time steps, surrogate and reference), references.csv (how far
 those can be trusted), samples.csv and gradient.png. What they mean: docs/analysis.md. Like a recipe, the run's

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 from ckdsnn.cli.arguments import positive
+
+
+class _Paragraphs(argparse.HelpFormatter):
+    """Wraps the paragraphs of a description to the terminal; those with commands, which are indented, stay."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(part if "\n  " in f"\n{part}" else textwrap.fill(part, width) for part in parts)
 
 
 def parser_of(verb: str, description: str, *, samples: int, batch_size: int) -> argparse.ArgumentParser:
@@ -15,7 +24,7 @@ def parser_of(verb: str, description: str, *, samples: int, batch_size: int) -> 
     parser = argparse.ArgumentParser(
         prog=f"ckdsnn {verb}",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Paragraphs,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -18,7 +18,7 @@ agree on the first N test samples, and shows what the noise of NLD does to the l
   ckdsnn maps runs/c100
   ckdsnn maps runs/c100 --indices 3 17 42
   ckdsnn maps runs/c100 --checkpoints runs/c100/epochs/*.ckpt     over training
-  ckdsnn maps runs/c100-ce --teacher runs/c100/teacher/last.ckpt  a student that had no teacher
+  ckdsnn maps runs/c100-ce --teacher runs/c100/teacher/last.ckpt
 
 To keep the checkpoints of every 50th epoch, train with
   --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.every_n_epochs=50
