@@ -1,17 +1,31 @@
 """How far a sweep is, in words."""
 
+import pytest
+
 from ckdsnn.sweep.plan import Job
 from ckdsnn.sweep.progress import Progress
 from ckdsnn.sweep.run import Running
 
 
-def test_how_far_it_is_on_a_pipe(tmp_path, monkeypatch, capsys):
-    """A line a minute, and the time left at this sweep's own rate: what earlier ones have done does not count."""
-    now = [1000.0]
-    monkeypatch.setattr("ckdsnn.sweep.progress.time.monotonic", lambda: now[0])
-    jobs = [Job(name, tmp_path / name, (), {}, tmp_path / name / "test.json", epochs=10) for name in "ab"]
-    log = tmp_path / "a" / "logs" / "version_0" / "metrics.csv"
+@pytest.fixture
+def now(monkeypatch):
+    """The clock, in seconds."""
+    clock = [1000.0]
+    monkeypatch.setattr("ckdsnn.sweep.progress.time.monotonic", lambda: clock[0])
+    return clock
+
+
+def jobs_and_log(folder, names, epochs):
+    """A job a name, and where the first one writes how far it is."""
+    jobs = [Job(name, folder / name, (), {}, folder / name / "test.json", epochs=epochs) for name in names]
+    log = jobs[0].folder / "logs" / "version_0" / "metrics.csv"
     log.parent.mkdir(parents=True)
+    return jobs, log
+
+
+def test_how_far_it_is_on_a_pipe(tmp_path, now, capsys):
+    """A line a minute, and the time left at this sweep's own rate: what earlier ones have done does not count."""
+    jobs, log = jobs_and_log(tmp_path, "ab", epochs=10)
 
     def epochs(count):
         log.write_text("epoch,train/loss,train/accuracy\n" + "".join(f"{e},1.0,0.5\n" for e in range(count)))
@@ -34,13 +48,9 @@ def test_how_far_it_is_on_a_pipe(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_the_end_of_a_run_is_no_rate(tmp_path, monkeypatch, capsys):
+def test_the_end_of_a_run_is_no_rate(tmp_path, now, capsys):
     """Of one that an earlier sweep had trained up to its last epoch: 0.01 runs in 10 seconds tell nothing of one."""
-    now = [1000.0]
-    monkeypatch.setattr("ckdsnn.sweep.progress.time.monotonic", lambda: now[0])
-    jobs = [Job(name, tmp_path / name, (), {}, tmp_path / name / "test.json", epochs=2) for name in "abc"]
-    log = tmp_path / "a" / "logs" / "version_0" / "metrics.csv"
-    log.parent.mkdir(parents=True)
+    jobs, log = jobs_and_log(tmp_path, "abc", epochs=2)
     log.write_text("epoch,train/loss\n0,1.0\n1,1.0\n")
     with Progress("x", jobs, 1) as progress:
         for job in jobs[:2]:
