@@ -101,6 +101,7 @@ def test_a_class_that_is_not_there_is_told_of_its_own_option(capsys, arguments, 
         (b"model: !!python/object/apply:os.abort []", "is no YAML: could not determine a constructor"),
         (b"out: a\nmodel: {compile: true}\nout: b\n", "line 3: 'out' is given twice"),
         (b"model:\n  optimizer: {lr: 0.1, lr: 0.2}\n", "line 2: 'lr' is given twice"),
+        (b"[" * 5000 + b"]" * 5000, "is no YAML"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_named(tmp_path, capsys, content, words):

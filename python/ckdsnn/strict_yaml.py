@@ -8,8 +8,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 
-class GridError(ValueError):
-    """A grid that cannot be run; the words name the key, its value and what to do."""
+class KeyFault(ValueError):
+    """A key that is given twice or is no name; the words name its line and what to do."""
 
 
 class Loader(yaml.SafeLoader):
@@ -24,9 +24,9 @@ def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         try:
             twice = key in made
         except TypeError:
-            raise GridError(f"line {key_node.start_mark.line + 1}: a key must be a name, got {key!r:.60}") from None
+            raise KeyFault(f"line {key_node.start_mark.line + 1}: a key must be a name, got {key!r:.60}") from None
         if twice:
-            raise GridError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice: remove one of them")
+            raise KeyFault(f"line {key_node.start_mark.line + 1}: {key!r} is given twice: remove one of them")
         made[key] = loader.construct_object(value_node, deep=True)
     return made
 

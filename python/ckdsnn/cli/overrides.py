@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ckdsnn.checkpoint import RunError
 from ckdsnn.cli.recipes import config_places
-from ckdsnn.sweep.loader import GridError, Loader
+from ckdsnn.strict_yaml import KeyFault, Loader
 
 # What belongs to the thing of that name, and what it is when nothing is said.
 OPTIONS = {
@@ -89,9 +89,9 @@ def _recipe(file: str) -> dict[Any, Any]:
     """
     try:
         content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
-    except GridError as error:
+    except KeyFault as error:
         raise RunError(f"--config {file}: {error}") from error
     if not isinstance(content, dict):
         said = "nothing" if content is None else f"{type(content).__name__} {content!r:.60}"

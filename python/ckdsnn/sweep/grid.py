@@ -13,7 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ckdsnn.cli.recipes import with_recipes
-from ckdsnn.sweep.loader import GridError, Loader
+from ckdsnn.strict_yaml import KeyFault, Loader
 from ckdsnn.sweep.merge import with_options
 from ckdsnn.sweep.metrics import METRICS, Metric
 
@@ -34,6 +34,10 @@ SETTINGS = ("recipe", "seeds", "baseline", "metric", "teacher", "teacher_seed") 
 SEED = ("seed", "seed_everything", "model.seed", "data.init_args.seed")  # of a run
 OWN = ("teachers", "slurm", "table.csv", "table.md", "runs.csv", "bars.png", "line.png", "heatmap.png")  # in the folder
 CELL = "cell"  # the dimension of the named cells
+
+
+class GridError(ValueError):
+    """A grid that cannot be run; the words name the key, its value and what to do."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def load_grid(name: str, settings: list[str] | None = None) -> Grid:
     path = _find(name)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except GridError as error:
+    except KeyFault as error:
         raise GridError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise GridError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
@@ -157,6 +161,8 @@ def build_grid(name: str, content: Any, settings: list[str] | None = None) -> Gr
             value = yaml.load(text, Loader)
         except yaml.YAMLError as error:
             raise GridError(f"--set {setting}: the value is no YAML") from error
+        except KeyFault as error:
+            raise GridError(f"--set {setting}: {error}") from None
         if key in SETTINGS:
             content[key] = value
             continue
